@@ -1,0 +1,106 @@
+"""Every error this package raises of its own accord.
+
+Three families, by whose mistake it is:
+
+- **yours** (`UsageError`): a graph, an option or a node that cannot work. Raised before anything
+  starts wherever that is possible.
+- **the world's** (`WorldError`): a locked directory, a damaged file, a worker that keeps dying.
+- **ours** (`ProtocolError`): a rule of the protocol was broken; please report it.
+
+Each message names the object, what was expected, what was found and the next step.
+"""
+
+from __future__ import annotations
+
+
+class ConsecutionError(Exception):
+    """The root of all errors of this package."""
+
+
+class UsageError(ConsecutionError, ValueError):
+    """Your mistake: a graph, option, node or source that cannot work."""
+
+
+class GraphError(UsageError):
+    """Nodes were joined in a way that makes no pipeline."""
+
+
+class OptionError(UsageError):
+    """An option has an unknown name or an impossible value."""
+
+
+class ShippingError(UsageError):
+    """A node cannot be sent to a worker process (or copied for a replica).
+
+    ``node`` names the node, ``attribute`` the attribute at fault ('' when it is the node as a whole).
+    """
+
+    def __init__(self, message: str, *, node: str = "", attribute: str = "") -> None:
+        super().__init__(message)
+        self.node = node
+        self.attribute = attribute
+
+
+class KeyEncodingError(UsageError, TypeError):
+    """A key function returned something that has no stable encoding."""
+
+
+class ReadOnlyError(UsageError, AttributeError):
+    """A worker process wrote to its read-only copy of the global state."""
+
+
+class MissingExtraError(ConsecutionError, ImportError):
+    """A library of an extra is not installed; ``extra`` says which extra brings it."""
+
+    def __init__(self, message: str, *, extra: str) -> None:
+        super().__init__(message)
+        self.extra = extra
+
+
+class WorldError(ConsecutionError):
+    """The world's mistake: files, processes, limits."""
+
+
+class StateDirError(WorldError):
+    """A state directory is locked, foreign, or does not fit the pipeline."""
+
+
+class DamagedStoreError(WorldError):
+    """A record on disk fails its checksum or cannot be read; ``path`` and ``record`` say which."""
+
+    def __init__(self, message: str, *, path: str = "", record: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.record = record
+
+
+class SourceError(WorldError):
+    """A source could not be opened or raised while it was read."""
+
+
+class BackPressureError(WorldError, TimeoutError):
+    """`Running.push` waited for room and its timeout ran out."""
+
+
+class WorkerError(WorldError):
+    """A worker could not start, or died more often than its restart limit allows.
+
+    ``task`` names the task, ``cause_text`` holds the worker's traceback where there is one.
+    """
+
+    def __init__(self, message: str, *, task: str = "", cause_text: str = "") -> None:
+        super().__init__(message)
+        self.task = task
+        self.cause_text = cause_text
+
+
+class FrameError(WorldError):
+    """Bytes that claim to be a frame are not one. The only error the frame decoder raises."""
+
+
+class NotRunningError(UsageError, RuntimeError):
+    """A run has ended or was stopped, and can no longer do what was asked."""
+
+
+class ProtocolError(ConsecutionError, AssertionError):
+    """Ours: a rule of the protocol was broken. Please report it with the log."""
