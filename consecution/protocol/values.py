@@ -1,0 +1,93 @@
+"""The values of the protocol: what a batch, a frame and an acknowledgement are.
+
+A *batch* is a numbered slice of one origin's stream, a *frame* the part of a batch that travels over
+one edge between two tasks, a *tree* every frame that descends from one execution of a batch.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NewType
+
+TaskIndex = NewType("TaskIndex", int)
+"""Position of a task in ``Plan.tasks``; the same in every process of a run."""
+
+FrameId = NewType("FrameId", int)
+"""64 random bits, never 0, that stand for one frame in its tree's checksum."""
+
+
+class BatchId(NamedTuple):
+    """One execution of a batch as a sink sees it: the highest generation of a (origin, seq, path) counts."""
+
+    origin: str
+    seq: int
+    generation: int
+    path: tuple[int, ...]
+
+
+class Stage(enum.IntEnum):
+    """Where in a task an item failed, and so where its retry goes in again."""
+
+    PROCESS = 0
+    """The node's own code raised; the item is an input of the node."""
+    ROUTE = 1
+    """The node was done; choosing the way on (router, key) raised. The item is an output of the node."""
+
+
+class Entry(NamedTuple):
+    """The point at which a retried item enters the graph again."""
+
+    task: TaskIndex
+    stage: Stage
+
+
+@dataclass(slots=True)
+class Frame:
+    """A part of one execution of a batch on its way to one task.
+
+    ``payload`` is a list of live items (threads, inline) or their encoding (processes); ``sender`` is
+    the task that sent it, ``credited`` whether the receiver owes the sender a credit for it.
+    Not frozen, for speed alone: nobody changes a frame after it was made.
+    """
+
+    origin: TaskIndex
+    seq: int
+    generation: int
+    path: tuple[int, ...]
+    frame_id: FrameId
+    low: int
+    sender: TaskIndex
+    stage: Stage
+    credited: bool
+    payload: Any
+
+
+class FailedItem(NamedTuple):
+    """An item that raised: where, what it was (encoded like a payload, as a one-item list), and why.
+
+    ``retryable`` is False where trying again cannot help (the item could not even be encoded).
+    """
+
+    task: TaskIndex
+    stage: Stage
+    payload: Any
+    error: str
+    traceback: str
+    retryable: bool
+    shown: str
+    """``repr`` of the item, shortened; for people."""
+
+
+@dataclass(slots=True)
+class Ack:
+    """What one task has done with one frame: ``xor`` is id_in ^ id_out1 ^ id_out2 ...
+
+    ``produced_bytes`` is the size of what went out (0 where payloads are live objects).
+    """
+
+    seq: int
+    generation: int
+    xor: int
+    produced_bytes: int
+    failed: tuple[FailedItem, ...]
