@@ -1,0 +1,265 @@
+"""Where the items that a task pushed go: over its outlets, as frames to the tasks behind them.
+
+An outlet is an edge or a route between edges. Each edge groups: to the one task behind it, to the
+replica with the fewest unanswered frames (shuffle), or to the replica that owns the item's key.
+Routing is settled for all outlets before anything is encoded, so that an item which one of them
+refuses reaches none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
+
+
+class Partition(Protocol):
+    """Splits items over ``n`` ways, order kept within each; both raise if an item has no way."""
+
+    ways: int
+
+    def split(self, items: list[Any]) -> list[list[Any]]: ...
+
+    def check(self, item: Any) -> None: ...
+
+
+class Encoder(Protocol):
+    def encode(self, items: list[Any]) -> Any: ...
+
+
+class Sent(NamedTuple):
+    """A frame and the task it goes to."""
+
+    target: TaskIndex
+    frame: Frame
+
+
+class Unsent(NamedTuple):
+    """An item that could not be routed or encoded, and why."""
+
+    item: Any
+    error: BaseException
+
+
+class Credits:
+    """Unanswered frames per replica of one shuffle edge; the freest replica gets the next frame."""
+
+    def __init__(self, targets: tuple[TaskIndex, ...]) -> None:
+        self._open = dict.fromkeys(targets, 0)
+        self._turn = 0
+
+    def spend(self) -> TaskIndex:
+        """The replica that gets the next frame; ties go round."""
+        targets = list(self._open)
+        self._turn += 1
+        at = self._turn % len(targets)
+        chosen = min(targets[at:] + targets[:at], key=self._open.__getitem__)
+        self._open[chosen] += 1
+        return chosen
+
+    def give_back(self, target: TaskIndex, count: int) -> None:
+        if target in self._open:
+            self._open[target] = max(0, self._open[target] - count)
+
+    def reset(self, target: TaskIndex) -> None:
+        """A new incarnation owes nothing."""
+        if target in self._open:
+            self._open[target] = 0
+
+
+class SingleEdge:
+    """An edge to a node with one task."""
+
+    def __init__(self, index: int, target: TaskIndex) -> None:
+        self.index = index
+        self.target = target
+
+    def check(self, item: Any) -> None:
+        pass
+
+    def plan(self, items: list[Any], parts: list[Part]) -> None:
+        parts.append(Part(self.index, items, self.target, None))
+
+
+class ShuffleEdge:
+    """An edge to a node with several tasks, any of which will do."""
+
+    def __init__(self, index: int, targets: tuple[TaskIndex, ...]) -> None:
+        self.index = index
+        self.credits = Credits(targets)
+
+    def check(self, item: Any) -> None:
+        pass
+
+    def plan(self, items: list[Any], parts: list[Part]) -> None:
+        parts.append(Part(self.index, items, None, self.credits))
+
+
+class KeyedEdge:
+    """An edge to a node grouped by key: the same key, the same task."""
+
+    def __init__(self, index: int, targets: tuple[TaskIndex, ...], partition: Partition) -> None:
+        self.index = index
+        self._targets = targets
+        self._partition = partition
+
+    def check(self, item: Any) -> None:
+        self._partition.check(item)
+
+    def plan(self, items: list[Any], parts: list[Part]) -> None:
+        for target, part in zip(self._targets, self._partition.split(items), strict=True):
+            if part:
+                parts.append(Part(self.index, part, target, None))
+
+
+class RouteOutlet:
+    """A choice, item by item, between outlets."""
+
+    def __init__(self, partition: Partition, outlets: tuple[tuple[Outlet, ...], ...]) -> None:
+        self._partition = partition
+        self._outlets = outlets
+
+    def check(self, item: Any) -> None:
+        for part, outlets in zip(self._partition.split([item]), self._outlets, strict=True):
+            for outlet in outlets if part else ():
+                outlet.check(item)
+
+    def plan(self, items: list[Any], parts: list[Part]) -> None:
+        for part, outlets in zip(self._partition.split(items), self._outlets, strict=True):
+            for outlet in outlets if part else ():
+                outlet.plan(part, parts)
+
+
+Outlet = SingleEdge | ShuffleEdge | KeyedEdge | RouteOutlet
+
+
+class Part(NamedTuple):
+    """Items bound for one edge: for ``target``, or for whichever replica has the most credit."""
+
+    edge: int
+    items: list[Any]
+    target: TaskIndex | None
+    credits: Credits | None
+
+
+class Dispatch:
+    """Turns what one task pushed into frames.
+
+    ``max_frame_items`` bounds a frame: what a flat-map makes of one item may fill many.
+    ``edge_count`` is the plan's, so that a path element names both the edge and the place of a frame
+    among those that one frame became on that edge.
+    """
+
+    def __init__(
+        self,
+        task: TaskIndex,
+        outlets: tuple[Outlet, ...],
+        codec: Encoder,
+        make_id: Callable[[], FrameId],
+        *,
+        edge_count: int,
+        max_frame_items: int,
+    ) -> None:
+        self._task = task
+        self._outlets = outlets
+        self._codec = codec
+        self._make_id = make_id
+        self._edge_count = edge_count
+        self._max_frame_items = max_frame_items
+        self.credits = tuple(_credits_of(outlets))
+
+    def send(self, items: list[Any], cause: Frame) -> tuple[list[Sent], list[Unsent]]:
+        """Frames for ``items``, which descend from ``cause``, and the items that cannot be sent."""
+        if not items or not self._outlets:
+            return [], []
+        unsent: list[Unsent] = []
+        try:
+            parts = self._plan(items)
+        except Exception:
+            items = self._sift(items, unsent)
+            parts = self._plan(items)
+        sent: list[Sent] = []
+        for part in parts:
+            self._pack(part, cause, sent, unsent)
+        return sent, unsent
+
+    def _plan(self, items: list[Any]) -> list[Part]:
+        parts: list[Part] = []
+        if items:
+            for outlet in self._outlets:
+                outlet.plan(items, parts)
+        return parts
+
+    def _sift(self, items: list[Any], unsent: list[Unsent]) -> list[Any]:
+        """The items that every outlet takes; the others go to ``unsent``."""
+        good = []
+        for item in items:
+            try:
+                for outlet in self._outlets:
+                    outlet.check(item)
+            except Exception as error:
+                unsent.append(Unsent(item, error))
+            else:
+                good.append(item)
+        return good
+
+    def _pack(self, part: Part, cause: Frame, sent: list[Sent], unsent: list[Unsent]) -> None:
+        size = self._max_frame_items
+        items = part.items
+        if len(items) <= size:
+            self._pack_frame(part, items, part.edge, cause, sent, unsent)
+            return
+        for place, start in enumerate(range(0, len(items), size)):
+            element = part.edge + place * self._edge_count
+            self._pack_frame(part, items[start : start + size], element, cause, sent, unsent)
+
+    def _pack_frame(
+        self, part: Part, items: list[Any], element: int, cause: Frame, sent: list[Sent], unsent: list[Unsent]
+    ) -> None:
+        try:
+            payload = self._codec.encode(items)
+        except Exception:
+            items = self._encodable(items, unsent)
+            if not items:
+                return
+            payload = self._codec.encode(items)
+        target = part.credits.spend() if part.credits is not None else part.target
+        assert target is not None
+        frame = Frame(
+            cause.origin,
+            cause.seq,
+            cause.generation,
+            (*cause.path, element),
+            self._make_id(),
+            cause.low,
+            self._task,
+            Stage.PROCESS,
+            part.credits is not None,
+            payload,
+        )
+        sent.append(Sent(target, frame))
+
+    def _encodable(self, items: list[Any], unsent: list[Unsent]) -> list[Any]:
+        good = []
+        known = {id(u.item) for u in unsent}
+        for item in items:
+            try:
+                self._codec.encode([item])
+            except Exception as error:
+                if id(item) not in known:
+                    unsent.append(Unsent(item, error))
+            else:
+                good.append(item)
+        return good
+
+
+def _credits_of(outlets: tuple[Outlet, ...]) -> list[Credits]:
+    found: list[Credits] = []
+    for outlet in outlets:
+        if isinstance(outlet, ShuffleEdge):
+            found.append(outlet.credits)
+        elif isinstance(outlet, RouteOutlet):
+            for branch in outlet._outlets:
+                found.extend(_credits_of(branch))
+    return found

@@ -1,0 +1,556 @@
+"""The origin: cuts batches, answers for their trees, decides them once, in order, and replays them.
+
+The rules this file keeps:
+
+1. A batch is born into the journal before any of its frames leaves (`Turn.changes`, then `Turn.launches`).
+2. An acknowledgement counts only for the current execution of its batch: (seq, generation).
+3. Batches are decided in ``seq`` order, each once; from then on a batch is never executed again, and
+   only the failures of the execution that was decided are kept.
+4. A retry is a one-item batch of its own. Its birth and the removal of its failure entry are one commit;
+   if it fails again the entry comes back, with one more attempt, in the commit of its decision.
+5. Before every replay the generation rises, in the journal.
+
+The origin neither sends nor commits. It collects what has to be done in a `Turn`; the shell around it
+first commits ``changes`` as one transaction, and only then launches and tells.
+
+Source: the XOR acker is Storm's; ordered transactions are Trident's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from consecution.protocol.values import Ack, Entry, FailedItem, TaskIndex
+
+SLOW_S = 1.0
+"""A batch that took longer than this from birth to completion halves the size of the next ones."""
+QUICK_S = 0.25
+"""A full batch that took less than this doubles it."""
+FIRST_BATCH_SIZE = 16
+LONGEST_RETRY_DELAY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class OriginLimits:
+    """What an origin may have open, and how often it tries. Sizes in items, batches and bytes."""
+
+    batch_size: int = 1000
+    max_pending: int = 64
+    max_pending_bytes: int = 64 * 1024 * 1024
+    retries: int = 3
+    retry_delay_s: float = 0.05
+    tree_timeout_s: float = 120.0
+    replays: bool = True
+    """False without a journal: payloads are forgotten at launch, and a death abandons what is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryMark:
+    """What a batch that is a retry carries on behalf of the failed item.
+
+    ``root`` is the batch of the source stream the item descends from; ``held`` how many of that batch's
+    items are counted as pending until all of its retries are settled.
+    """
+
+    root: int
+    held: int
+    attempts: int
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """A batch as the journal holds it until its decision."""
+
+    seq: int
+    count: int
+    payload: Any
+    retry: RetryMark | None = None
+    born_failed: tuple[FailedItem, ...] = ()
+    """Items that could not be encoded: they fail with the batch, whatever its execution."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailureEntry:
+    """A failed item in the failure store. ``due_s`` is wall-clock seconds; None: given up, for a person."""
+
+    key: int
+    failed: FailedItem
+    attempts: int
+    root: int
+    held: int
+    due_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """An origin's counters and its place in the source; one small record, rewritten with every commit."""
+
+    next_seq: int = 0
+    next_key: int = 0
+    generation: int = 0
+    position: Any = None
+    emitted: int = 0
+    failed: int = 0
+    exhausted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BatchBorn:
+    record: BatchRecord
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDecided:
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailureKept:
+    entry: FailureEntry
+
+
+@dataclass(frozen=True, slots=True)
+class FailureTaken:
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeadMoved:
+    head: Head
+
+
+Change = BatchBorn | BatchDecided | FailureKept | FailureTaken | HeadMoved
+"""What a journal is asked to apply; the changes of one turn are one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Send this execution of a batch on its way; ``entry`` None: through the origin's own outlets."""
+
+    seq: int
+    generation: int
+    payload: Any
+    entry: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A batch of the source stream is completely processed, its retries included."""
+
+    seq: int
+    failed: int
+    confirmed: bool
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one turn of the loop has to do, in this order: commit, then launch, then tell."""
+
+    changes: list[Change] = field(default_factory=list)
+    launches: list[Launch] = field(default_factory=list)
+    settled: list[Settled] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.changes or self.launches or self.settled)
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a journal held when it was opened. Entries that were given up are not among ``waiting``."""
+
+    head: Head = Head()
+    batches: tuple[BatchRecord, ...] = ()
+    waiting: tuple[FailureEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OriginCounts:
+    """``emitted == completed + pending`` always; ``failed`` counts items given up at some node."""
+
+    emitted: int
+    completed: int
+    failed: int
+    pending: int
+    replayed: int
+    abandoned: int
+
+
+@dataclass(slots=True)
+class _Batch:
+    record: BatchRecord
+    generation: int
+    born_s: float
+    progress_s: float
+    size_bytes: int
+    xor: int = 0
+    launched: bool = False
+    complete: bool = False
+    replays: int = 0
+    failed: list[FailedItem] = field(default_factory=list)
+    produced_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Root:
+    """A decided batch some of whose items wait for another try."""
+
+    held: int
+    open: int = 0
+    failed: int = 0
+
+
+class Origin:
+    """The state machine of one origin. Called by one thread; times are handed in.
+
+    ``now_s`` is wall-clock seconds (due times outlive the process). A new origin holds everything
+    back until the first `replay`, which the supervisor orders once all tasks are wired.
+    """
+
+    def __init__(self, limits: OriginLimits, restored: Restored = Restored(), now_s: float = 0.0) -> None:
+        self.limits = limits
+        head = restored.head
+        self.generation = head.generation
+        self.position = head.position
+        self.exhausted = head.exhausted
+        self.stopped = False
+        self._next_seq = head.next_seq
+        self._next_key = head.next_key
+        self._emitted = head.emitted
+        self._failed = head.failed
+        self._replayed = 0
+        self._abandoned = 0
+        self._pending = 0
+        self._pending_bytes = 0
+        self._batches: dict[int, _Batch] = {}
+        self._waiting: dict[int, FailureEntry] = {}
+        self._roots: dict[int, _Root] = {}
+        self._head_moved = False
+        self._turn = Turn()
+        self._running = False
+        self._target = min(FIRST_BATCH_SIZE, limits.batch_size)
+        self._restore(restored, now_s)
+
+    def _restore(self, restored: Restored, now_s: float) -> None:
+        for record in sorted(restored.batches, key=lambda r: r.seq):
+            self._open(record, _size_of(record.payload), now_s)
+            if record.retry is not None:
+                self._hold(record.retry.root, record.retry.held)
+        for entry in restored.waiting:
+            self._waiting[entry.key] = entry
+            self._hold(entry.root, entry.held)
+
+    # -- what others may ask ---------------------------------------------------------------------
+
+    @property
+    def low(self) -> int:
+        """The lowest batch that is not yet decided; everything below it is forgotten."""
+        return next(iter(self._batches), self._next_seq)
+
+    @property
+    def open_count(self) -> int:
+        return len(self._batches)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is open, nothing waits for a retry and no commit is owed."""
+        return not (self._batches or self._waiting or self._turn or self._head_moved)
+
+    @property
+    def finished(self) -> bool:
+        """The stream has ended and all of it is completely processed."""
+        return self.exhausted and self.settled
+
+    def counts(self) -> OriginCounts:
+        return OriginCounts(
+            emitted=self._emitted,
+            completed=self._emitted - self._pending - self._abandoned,
+            failed=self._failed,
+            pending=self._pending + self._abandoned,
+            replayed=self._replayed,
+            abandoned=self._abandoned,
+        )
+
+    def room(self) -> int:
+        """How many items the next batch may have now; 0 while nothing may be taken."""
+        if not self._running or self.stopped or self.exhausted or not self._has_room():
+            return 0
+        return self._target
+
+    def next_due_s(self) -> float | None:
+        """When `start_retries` or `expire` next has something to do; None: not before an event."""
+        times = [entry.due_s for entry in self._waiting.values() if entry.due_s is not None]
+        if self.limits.replays and self._batches:
+            times.append(min(self._expiry_s(batch) for batch in self._batches.values()))
+        return min(times, default=None)
+
+    # -- birth -----------------------------------------------------------------------------------
+
+    def born(
+        self,
+        count: int,
+        payload: Any,
+        position: Any,
+        now_s: float,
+        *,
+        size_bytes: int | None = None,
+        born_failed: tuple[FailedItem, ...] = (),
+    ) -> int:
+        """Cut the next batch: ``count`` items, ``position`` of the source after them. Returns its seq."""
+        record = BatchRecord(self._next_seq, count, payload, None, born_failed)
+        self.position = position
+        self._emitted += count
+        self._birth(record, _size_of(payload) if size_bytes is None else size_bytes, now_s)
+        return record.seq
+
+    def exhaust(self, position: Any) -> None:
+        """The source has ended for good."""
+        self.exhausted = True
+        self.position = position
+        self._head_moved = True
+
+    def start_retries(self, now_s: float) -> None:
+        """Give birth to the retries that are due, the longest waiting first, as far as there is room."""
+        if not self._running or not self._waiting:
+            return
+        due = [entry for entry in self._waiting.values() if entry.due_s is not None and entry.due_s <= now_s]
+        for entry in sorted(due, key=lambda e: (e.due_s, e.key)):
+            if not self._has_room():
+                return
+            self._retry(entry, now_s)
+
+    def _retry(self, entry: FailureEntry, now_s: float) -> None:
+        del self._waiting[entry.key]
+        self._turn.changes.append(FailureTaken(entry.key))
+        failed = entry.failed
+        mark = RetryMark(entry.root, entry.held, entry.attempts, Entry(failed.task, failed.stage))
+        record = BatchRecord(self._next_seq, 1, failed.payload, mark)
+        self._birth(record, _size_of(failed.payload), now_s)
+
+    def _birth(self, record: BatchRecord, size_bytes: int, now_s: float) -> None:
+        self._next_seq = record.seq + 1
+        batch = self._open(record, size_bytes, now_s)
+        self._turn.changes.append(BatchBorn(record))
+        self._head_moved = True
+        self._launch(batch, now_s)
+
+    def _open(self, record: BatchRecord, size_bytes: int, now_s: float) -> _Batch:
+        batch = _Batch(record, self.generation, now_s, now_s, size_bytes)
+        self._batches[record.seq] = batch
+        self._pending_bytes += size_bytes
+        if record.retry is None:
+            self._pending += record.count
+        return batch
+
+    def _launch(self, batch: _Batch, now_s: float) -> None:
+        record = batch.record
+        batch.generation = self.generation
+        batch.xor = 0
+        batch.failed = []
+        batch.launched = False
+        batch.progress_s = now_s
+        entry = record.retry.entry if record.retry is not None else None
+        self._turn.launches.append(Launch(record.seq, batch.generation, record.payload, entry))
+        if not self.limits.replays:
+            batch.record = BatchRecord(record.seq, record.count, None, record.retry, record.born_failed)
+
+    def _has_room(self) -> bool:
+        if not self._batches:
+            return True
+        limits = self.limits
+        return len(self._batches) < limits.max_pending and self._pending_bytes < limits.max_pending_bytes
+
+    # -- travel ----------------------------------------------------------------------------------
+
+    def launched(
+        self,
+        seq: int,
+        generation: int,
+        xor: int,
+        now_s: float,
+        failed: Iterable[FailedItem] = (),
+        produced_bytes: int = 0,
+    ) -> None:
+        """The origin's own step is done: ``xor`` folds the ids of all frames it sent.
+
+        Only now may the tree be found complete; an earlier zero would mean nothing.
+        """
+        batch = self._batches.get(seq)
+        if batch is None or batch.generation != generation:
+            return
+        batch.launched = True
+        self._fold(batch, xor, failed, produced_bytes, now_s)
+
+    def acked(self, ack: Ack, now_s: float) -> None:
+        """A task is done with one frame. Acks of other executions, and of decided batches, are ignored."""
+        batch = self._batches.get(ack.seq)
+        if batch is None or batch.generation != ack.generation or batch.complete:
+            return
+        self._fold(batch, ack.xor, ack.failed, ack.produced_bytes, now_s)
+
+    def _fold(
+        self, batch: _Batch, xor: int, failed: Iterable[FailedItem], produced_bytes: int, now_s: float
+    ) -> None:
+        batch.xor ^= xor
+        batch.progress_s = now_s
+        batch.failed.extend(failed)
+        batch.produced_bytes += produced_bytes
+        self._pending_bytes += produced_bytes
+        if batch.launched and not batch.xor:
+            batch.complete = True
+            self._adapt(batch, now_s)
+            self._decide(now_s)
+
+    def _adapt(self, batch: _Batch, now_s: float) -> None:
+        took_s = now_s - batch.born_s
+        if took_s > SLOW_S and batch.record.retry is None and not batch.replays:
+            self._target = max(1, min(self._target, batch.record.count) // 2)
+        elif took_s < QUICK_S and batch.record.count >= self._target:
+            self._target = min(self.limits.batch_size, self._target * 2)
+
+    # -- decision --------------------------------------------------------------------------------
+
+    def _decide(self, now_s: float) -> None:
+        while self._batches:
+            seq, batch = next(iter(self._batches.items()))
+            if not batch.complete:
+                return
+            del self._batches[seq]
+            self._forget_bytes(batch)
+            self._turn.changes.append(BatchDecided(seq))
+            self._settle(batch, now_s)
+
+    def _settle(self, batch: _Batch, now_s: float) -> None:
+        record = batch.record
+        failed = [*record.born_failed, *batch.failed]
+        if record.retry is not None:
+            root, held = record.retry.root, record.retry.held
+        else:
+            root, held = record.seq, min(record.count, sum(1 for item in failed if self._may_retry(item, 1)))
+            self._pending -= record.count
+        kept = [self._keep(item, record.retry, root, held, now_s) for item in failed]
+        given_up = sum(1 for entry in kept if entry.due_s is None)
+        self._failed += given_up
+        if kept:
+            self._head_moved = True
+        self._release(record.retry is not None, root, held, len(kept) - given_up, given_up)
+
+    def _keep(
+        self, failed: FailedItem, retry: RetryMark | None, root: int, held: int, now_s: float
+    ) -> FailureEntry:
+        again = retry is not None and retry.entry == (failed.task, failed.stage)
+        attempts = retry.attempts + 1 if retry is not None and again else 1
+        due_s = now_s + self._delay_s(attempts) if self._may_retry(failed, attempts) else None
+        entry = FailureEntry(self._next_key, failed, attempts, root, held, due_s)
+        self._next_key += 1
+        self._turn.changes.append(FailureKept(entry))
+        if due_s is not None:
+            self._waiting[entry.key] = entry
+        return entry
+
+    def _may_retry(self, failed: FailedItem, attempts: int) -> bool:
+        return failed.retryable and attempts <= self.limits.retries
+
+    def _delay_s(self, attempts: int) -> float:
+        return min(LONGEST_RETRY_DELAY_S, self.limits.retry_delay_s * 2.0 ** min(attempts - 1, 40))
+
+    def _hold(self, root: int, held: int) -> None:
+        found = self._roots.get(root)
+        if found is None:
+            found = self._roots[root] = _Root(held)
+            self._pending += held
+        found.open += 1
+
+    def _release(self, was_retry: bool, root: int, held: int, waiting: int, given_up: int) -> None:
+        """Count what a decided batch leaves waiting; tell when its root has nothing open any more."""
+        for _ in range(waiting):
+            self._hold(root, held)
+        found = self._roots.get(root)
+        if found is None:
+            self._turn.settled.append(Settled(root, given_up, confirmed=True))
+            return
+        found.failed += given_up
+        found.open -= was_retry
+        if not found.open:
+            del self._roots[root]
+            self._pending -= found.held
+            self._turn.settled.append(Settled(root, found.failed, confirmed=True))
+
+    def _forget_bytes(self, batch: _Batch) -> None:
+        self._pending_bytes -= batch.size_bytes + batch.produced_bytes
+
+    # -- death and replay ------------------------------------------------------------------------
+
+    def replay(self, now_s: float) -> int:
+        """All undecided batches run again, under a new generation. Returns how many had run before.
+
+        The first call sets the origin going. Only after every task has switched to the new wiring.
+        """
+        self._running = True
+        return self._run_again(list(self._batches.values()), now_s)
+
+    def expire(self, now_s: float) -> int:
+        """Replay the trees that made no progress for too long; returns how many. Times double each time."""
+        if not self._running or not self.limits.replays:
+            return 0
+        late = [b for b in self._batches.values() if not b.complete and self._expiry_s(b) <= now_s]
+        return self._run_again(late, now_s) if late else 0
+
+    def _expiry_s(self, batch: _Batch) -> float:
+        if batch.complete:
+            return float("inf")
+        return batch.progress_s + self.limits.tree_timeout_s * 2.0 ** min(batch.replays, 10)
+
+    def _run_again(self, batches: list[_Batch], now_s: float) -> int:
+        self.generation += 1
+        self._head_moved = True
+        again = {batch.record.seq for batch in batches}
+        self._turn.launches = [launch for launch in self._turn.launches if launch.seq not in again]
+        for batch in batches:
+            batch.complete = False
+            batch.replays += 1
+            self._pending_bytes -= batch.produced_bytes
+            batch.produced_bytes = 0
+            self._launch(batch, now_s)
+        self._replayed += len(batches)
+        return len(batches)
+
+    def abandon(self) -> int:
+        """Without a journal a death closes all open trees as not confirmed. Returns how many items."""
+        lost = sum(batch.record.count for batch in self._batches.values())
+        for batch in self._batches.values():
+            self._forget_bytes(batch)
+            self._turn.settled.append(Settled(batch.record.seq, 0, confirmed=False))
+        self._batches.clear()
+        self._turn.launches.clear()
+        self._pending -= lost
+        self._abandoned += lost
+        self._running = True
+        return lost
+
+    # -- the shell's side ------------------------------------------------------------------------
+
+    def take_turn(self) -> Turn:
+        """Everything to be done since the last call: commit, launch, tell, in this order."""
+        turn, self._turn = self._turn, Turn()
+        if self._head_moved:
+            self._head_moved = False
+            turn.changes.append(HeadMoved(self._head()))
+        return turn
+
+    def _head(self) -> Head:
+        return Head(
+            self._next_seq,
+            self._next_key,
+            self.generation,
+            self.position,
+            self._emitted,
+            self._failed,
+            self.exhausted,
+        )
+
+
+def _size_of(payload: Any) -> int:
+    return len(payload) if isinstance(payload, (bytes, bytearray, memoryview)) else 0

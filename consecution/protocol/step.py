@@ -1,0 +1,227 @@
+"""The life of one frame in one task: the same for every engine.
+
+A frame comes in; the node runs over its items; what it pushed is sent on; one acknowledgement sums it
+up. An item that raises takes no neighbour down: what it had pushed is dropped, and the item travels
+with the acknowledgement. So do items that cannot be routed or encoded.
+
+Nothing here is done per item that can be done per frame: the node's own loop runs over an iterator,
+and after an exception goes on with the same iterator.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from consecution.protocol.dispatch import Dispatch, Sent
+from consecution.protocol.values import Ack, BatchId, FailedItem, Frame, Stage, TaskIndex
+
+SHOWN_LENGTH = 200
+USER_ERRORS = (Exception, SystemExit, GeneratorExit)
+"""What user code may raise at an item without taking the task down."""
+
+
+class Codec(Protocol):
+    """How a list of items becomes a payload, and back."""
+
+    def encode(self, items: list[Any]) -> Any:
+        """The payload of these items. Raises whatever the items' own pickling raises."""
+
+    def decode(self, payload: Any) -> list[Any]:
+        """The items of a payload; never the very list that another task may hold."""
+
+    def size(self, payload: Any) -> int:
+        """Bytes of a payload, for flow control; an estimate where payloads are live objects."""
+
+    def encode_failed(self, item: Any) -> Any:
+        """The payload of one failed item as it goes into the failure store; raises if it cannot."""
+
+
+class FrameNode(Protocol):
+    """What the step needs of a node."""
+
+    push: Callable[[Any], Any]
+
+    def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None: ...
+
+
+class Counts:
+    """What a task has done so far; items, and seconds in user code. Written by one thread, read by any."""
+
+    __slots__ = ("busy_s", "failed", "frames", "items_in", "items_out")
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.items_in = 0
+        self.items_out = 0
+        self.failed = 0
+        self.busy_s = 0.0
+
+
+class Step:
+    """Runs the frames of one task. Called by one thread.
+
+    ``write`` is a sink's ``write(batch_id, items)``; None for every other node.
+    ``clock`` gives seconds for the busy time only.
+    """
+
+    def __init__(
+        self,
+        task: TaskIndex,
+        node: FrameNode,
+        dispatch: Dispatch,
+        codec: Codec,
+        *,
+        write: Callable[[BatchId, list[Any]], None] | None = None,
+        origin_names: Callable[[TaskIndex], str] = str,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.task = task
+        self.counts = Counts()
+        self._node = node
+        self._dispatch = dispatch
+        self._codec = codec
+        self._write = write
+        self._origin_names = origin_names
+        self._clock = clock
+        self._seen: dict[TaskIndex, dict[int, set[int]]] = {}
+        self._cursor: Iterator[Any] = iter(())
+        self._out: list[Any] = []
+
+    def progress(self) -> tuple[int, int, int]:
+        """Changes whenever the task gets on with its work, inside a frame too. Any thread may ask."""
+        return self.counts.frames, operator.length_hint(self._cursor), len(self._out)
+
+    def run(self, frame: Frame) -> tuple[list[Sent], Ack | None]:
+        """Run one frame: the frames to send, and its acknowledgement; None for a repeated frame.
+
+        A repeat must not be acknowledged again: XOR would undo the first acknowledgement.
+        """
+        if self._is_repeat(frame):
+            return [], None
+        started_s = self._clock()
+        failed: list[FailedItem] = []
+        items = self._codec.decode(frame.payload)
+        out = items if frame.stage is Stage.ROUTE else self._process(frame, items, failed)
+        sent, unsent = self._dispatch.send(out, frame)
+        failed.extend(describe_failure(self.task, Stage.ROUTE, u.item, u.error, self._codec) for u in unsent)
+        self._count(len(items), len(out), len(failed), self._clock() - started_s)
+        xor: int = frame.frame_id
+        produced_bytes = 0
+        for message in sent:
+            xor ^= message.frame.frame_id
+            produced_bytes += self._codec.size(message.frame.payload)
+        return sent, Ack(frame.seq, frame.generation, xor, produced_bytes, tuple(failed))
+
+    def _is_repeat(self, frame: Frame) -> bool:
+        by_seq = self._seen.setdefault(frame.origin, {})
+        seen = by_seq.get(frame.seq)
+        if seen is None:
+            for seq in [seq for seq in by_seq if seq < frame.low]:
+                del by_seq[seq]
+            seen = by_seq[frame.seq] = set()
+        if frame.frame_id in seen:
+            return True
+        seen.add(frame.frame_id)
+        return False
+
+    def _process(self, frame: Frame, items: list[Any], failed: list[FailedItem]) -> list[Any]:
+        if self._write is not None:
+            self._write_all(self._write, frame, items, failed)
+            return []
+        out: list[Any] = []
+        self._out = out
+        self._node.push = out.append
+        self._cursor = cursor = iter(items)
+        left = len(items)
+        while True:
+            before = left
+            try:
+                self._node._process_frame(cursor, out)
+            except USER_ERRORS as error:
+                left = operator.length_hint(cursor)
+                item = items[len(items) - left - 1]
+                failed.append(describe_failure(self.task, Stage.PROCESS, item, error, self._codec))
+            else:
+                left = operator.length_hint(cursor)
+                if left == before and left:
+                    raise RuntimeError(f"{self._node}: _process_frame returned without taking an item")
+            if not left:
+                return out
+
+    def _write_all(
+        self,
+        write: Callable[[BatchId, list[Any]], None],
+        frame: Frame,
+        items: list[Any],
+        failed: list[FailedItem],
+    ) -> None:
+        """Offer the whole frame; if that raises, item by item, to find the ones at fault."""
+        batch_id = BatchId(self._origin_names(frame.origin), frame.seq, frame.generation, frame.path)
+        try:
+            write(batch_id, items)
+            return
+        except USER_ERRORS as error:
+            if len(items) == 1:
+                failed.append(describe_failure(self.task, Stage.PROCESS, items[0], error, self._codec))
+                return
+        self._cursor = cursor = iter(items)
+        for item in cursor:
+            try:
+                write(batch_id, [item])
+            except USER_ERRORS as error:
+                failed.append(describe_failure(self.task, Stage.PROCESS, item, error, self._codec))
+
+    def _count(self, items_in: int, items_out: int, failed: int, busy_s: float) -> None:
+        counts = self.counts
+        counts.frames += 1
+        counts.items_in += items_in
+        counts.items_out += items_out
+        counts.failed += failed
+        counts.busy_s += busy_s
+
+
+def describe_failure(
+    task: TaskIndex, stage: Stage, item: Any, error: BaseException, codec: Codec
+) -> FailedItem:
+    """A failed item as it travels to its origin. Never raises, whatever the item's own methods do."""
+    retryable = True
+    try:
+        payload = codec.encode_failed(item)
+    except USER_ERRORS as problem:
+        payload, retryable = None, False
+        error.add_note(f"the item cannot be kept for another try: {type(problem).__name__}: {problem}")
+    return FailedItem(
+        task, stage, payload, _text_of(error), _traceback_of(error), retryable, shorten_repr(item)
+    )
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except USER_ERRORS:
+        return type(error).__name__
+
+
+def _traceback_of(error: BaseException) -> str:
+    """The user's part of the traceback: the step's own frames say nothing."""
+    try:
+        tb = error.__traceback__
+        own = tb.tb_frame.f_code.co_filename if tb is not None else ""
+        while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename == own:
+            tb = tb.tb_next
+        return "".join(traceback.format_exception(type(error), error, tb))
+    except USER_ERRORS:
+        return type(error).__name__
+
+
+def shorten_repr(item: Any) -> str:
+    """``repr(item)``, at most 200 characters, even where ``__repr__`` raises."""
+    try:
+        text = repr(item)
+    except USER_ERRORS as error:
+        text = f"<{type(item).__name__}, whose repr raises {type(error).__name__}>"
+    return text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "..."
