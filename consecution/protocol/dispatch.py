@@ -164,7 +164,7 @@ class Dispatch:
         self._task = task
         self._outlets = outlets
         self._codec = codec
-        self._make_id = make_id
+        self.make_id = make_id
         self._edge_count = edge_count
         self._max_frame_items = max_frame_items
         self.credits = tuple(_credits_of(outlets))
@@ -231,7 +231,7 @@ class Dispatch:
             cause.seq,
             cause.generation,
             (*cause.path, element),
-            self._make_id(),
+            self.make_id(),
             cause.low,
             self._task,
             Stage.PROCESS,

@@ -91,3 +91,23 @@ class Ack:
     xor: int
     produced_bytes: int
     failed: tuple[FailedItem, ...]
+
+
+@dataclass(slots=True)
+class Acks:
+    """The acknowledgements of one loop turn of one task, all for the same origin."""
+
+    sender: TaskIndex
+    acks: list[Ack]
+
+
+@dataclass(slots=True)
+class CreditReturn:
+    """``replica`` has worked off this many frames of the task that gets this message."""
+
+    replica: TaskIndex
+    count: int
+
+
+Message = Frame | Acks | CreditReturn
+"""What travels between tasks."""

@@ -1,0 +1,1 @@
+"""What stands between the protocol core and the machine: hosts, journal, workers, supervisor."""

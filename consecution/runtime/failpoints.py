@@ -1,0 +1,62 @@
+"""Named places in the code where a test may kill the process.
+
+``CONSECUTION_FAILPOINTS="origin.committed@3:/path/token,..."`` kills the process, as ``kill -9`` does,
+when the place is passed for the third time; the token is a file that the kill removes first, so that a
+restarted process passes. Without the variable a failpoint is one look at an empty dict.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+
+VARIABLE = "CONSECUTION_FAILPOINTS"
+NAMES = (
+    "origin.before_commit",
+    "origin.committed",
+    "origin.launched",
+    "task.before_step",
+    "task.stepped",
+    "task.sent",
+    "task.acked",
+    "supervisor.started_worker",
+    "supervisor.wired",
+    "supervisor.replayed",
+)
+
+
+@dataclass(slots=True)
+class _Trap:
+    passes_left: int
+    token: str
+
+
+_traps: dict[str, _Trap] = {}
+
+
+def arm(text: str) -> None:
+    """Set the traps that ``text`` describes, and no others."""
+    _traps.clear()
+    for part in filter(None, text.split(",")):
+        name, _, rest = part.partition("@")
+        count, _, token = rest.partition(":")
+        if name not in NAMES:
+            raise ValueError(f"{VARIABLE}: unknown failpoint {name!r}; known: {', '.join(NAMES)}")
+        _traps[name] = _Trap(int(count), token)
+
+
+def passed(name: str) -> None:
+    """Die here if a trap is set, its count is reached and its token still lies there."""
+    trap = _traps.get(name)
+    if trap is None:
+        return
+    trap.passes_left -= 1
+    if trap.passes_left > 0:
+        return
+    del _traps[name]
+    try:
+        os.unlink(trap.token)
+    except FileNotFoundError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)

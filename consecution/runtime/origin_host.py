@@ -1,0 +1,356 @@
+"""The shell around an origin: commits, launches and tells what the core decided, in that order."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from consecution.errors import SourceError
+from consecution.protocol.dispatch import Dispatch
+from consecution.protocol.origin import (
+    Change,
+    FailureEntry,
+    FailureKept,
+    Launch,
+    Origin,
+    OriginLimits,
+    Settled,
+)
+from consecution.protocol.step import USER_ERRORS, Codec, describe_failure
+from consecution.protocol.values import (
+    Acks,
+    CreditReturn,
+    FailedItem,
+    Frame,
+    FrameId,
+    Message,
+    Stage,
+    TaskIndex,
+)
+from consecution.runtime import failpoints
+from consecution.source import Source
+from consecution.transport.codec import LiveCodec, ReusingCodec
+
+BATCHES_PER_TURN = 8
+"""Births that share one commit, while the source has more to give at once."""
+
+
+class Outbox(Protocol):
+    """Sends a message to a task. Never blocks."""
+
+    def send(self, target: TaskIndex, message: Message) -> None: ...
+
+
+class Store(Protocol):
+    """Where an origin's changes go: the journal, or memory."""
+
+    def apply(self, changes: list[Change]) -> None: ...
+
+    def failures(self, limit: int) -> list[FailureEntry]: ...
+
+    def close(self) -> None: ...
+
+
+class MemoryStore:
+    """Remembers the last ``keep`` failed items, and nothing else."""
+
+    def __init__(self, keep: int) -> None:
+        self._failures: deque[FailureEntry] = deque(maxlen=keep)
+
+    def apply(self, changes: list[Change]) -> None:
+        for change in changes:
+            if isinstance(change, FailureKept):
+                self._failures.append(change.entry)
+
+    def failures(self, limit: int) -> list[FailureEntry]:
+        return list(self._failures)[-limit:] if limit else []
+
+    def close(self) -> None:
+        pass
+
+
+class OriginHost:
+    """One origin at work. Called by one thread.
+
+    ``stored`` encodes what the journal takes; None where nothing is journalled, and then batches
+    are launched from the live items alone.
+    """
+
+    def __init__(
+        self,
+        task: TaskIndex,
+        origin: Origin,
+        store: Store,
+        dispatch: Dispatch,
+        codec: Codec,
+        outbox: Outbox,
+        *,
+        stored: Codec | None = None,
+        now: Callable[[], float] = time.time,
+        on_settled: Callable[[Settled], None] | None = None,
+    ) -> None:
+        self.task = task
+        self.origin = origin
+        self.store = store
+        self._dispatch = dispatch
+        self._codec = codec
+        self._outbox = outbox
+        self._stored = stored
+        self._now = now
+        self._on_settled = on_settled
+        self._live: dict[int, list[Any]] = {}
+        self.confirmed = True
+
+    def receive(self, message: Message) -> None:
+        """Take in acknowledgements and credits."""
+        if isinstance(message, Acks):
+            now_s = self._now()
+            for ack in message.acks:
+                self.origin.acked(ack, now_s)
+        elif isinstance(message, CreditReturn):
+            for credits in self._dispatch.credits:
+                credits.give_back(message.replica, message.count)
+
+    def born(self, items: list[Any], position: Any) -> int:
+        """Make the next batch of these items. Items that cannot be encoded fail with the batch."""
+        count = len(items)
+        payload, born_failed = None, ()
+        if self._stored is not None:
+            payload, items, born_failed = self._encode(items, self._stored)
+        seq = self.origin.born(count, payload, position, self._now(), born_failed=born_failed)
+        self._live[seq] = items
+        return seq
+
+    def _encode(
+        self, items: list[Any], codec: Codec
+    ) -> tuple[Any, list[Any], tuple[FailedItem, ...]]:
+        try:
+            return codec.encode(items), items, ()
+        except USER_ERRORS:
+            pass
+        good: list[Any] = []
+        failed: list[FailedItem] = []
+        for item in items:
+            try:
+                codec.encode([item])
+            except USER_ERRORS as error:
+                failed.append(describe_failure(self.task, Stage.ROUTE, item, error, codec))
+            else:
+                good.append(item)
+        return codec.encode(good), good, tuple(failed)
+
+    def turn(self) -> bool:
+        """Do everything that is due: commit, launch, tell. Returns whether there was anything."""
+        now_s = self._now()
+        origin = self.origin
+        due_s = origin.next_due_s()
+        if due_s is not None and due_s <= now_s:
+            origin.start_retries(now_s)
+            origin.expire(now_s)
+        worked = False
+        while turn := origin.take_turn():
+            worked = True
+            if turn.changes:
+                failpoints.passed("origin.before_commit")
+                self.store.apply(turn.changes)
+                failpoints.passed("origin.committed")
+            for launch in turn.launches:
+                self._launch(launch)
+            if turn.launches:
+                failpoints.passed("origin.launched")
+            for settled in turn.settled:
+                self._tell(settled)
+        return worked
+
+    def _tell(self, settled: Settled) -> None:
+        self.confirmed = self.confirmed and settled.confirmed
+        if self._on_settled is not None:
+            self._on_settled(settled)
+
+    def _launch(self, launch: Launch) -> None:
+        cause = Frame(
+            self.task,
+            launch.seq,
+            launch.generation,
+            (),
+            FrameId(0),
+            self.origin.low,
+            self.task,
+            Stage.PROCESS,
+            False,
+            launch.payload,
+        )
+        if launch.entry is not None and launch.entry.task != self.task:
+            self._launch_retry(cause, launch.entry.task, launch.entry.stage)
+            return
+        items = self._live.pop(launch.seq, None)
+        if items is None:
+            items = self._codec.decode(launch.payload)
+        sent, unsent = self._dispatch.send(items, cause)
+        failed = [describe_failure(self.task, Stage.ROUTE, u.item, u.error, self._codec) for u in unsent]
+        xor = produced_bytes = 0
+        for target, frame in sent:
+            self._outbox.send(target, frame)
+            xor ^= frame.frame_id
+            produced_bytes += self._codec.size(frame.payload)
+        if self._stored is not None:
+            produced_bytes = max(0, produced_bytes - self._codec.size(launch.payload))
+        self.origin.launched(launch.seq, launch.generation, xor, self._now(), failed, produced_bytes)
+
+    def _launch_retry(self, cause: Frame, target: TaskIndex, stage: Stage) -> None:
+        frame_id = self._dispatch.make_id()
+        cause.frame_id = frame_id
+        cause.stage = stage
+        self._outbox.send(target, cause)
+        self.origin.launched(cause.seq, cause.generation, frame_id, self._now())
+
+    def replica_restarted(self, task: TaskIndex) -> None:
+        """A new incarnation of a task behind a shuffle edge owes no credits."""
+        for credits in self._dispatch.credits:
+            credits.reset(task)
+
+    def close(self) -> None:
+        self.store.close()
+
+
+class SourceHost:
+    """A source and its origin: reads as much as the window allows, in batches."""
+
+    def __init__(self, host: OriginHost, source: Source, *, linger_s: float = 0.0) -> None:
+        self.host = host
+        self.origin = host.origin
+        self.source = source
+        self._reader = _Reader(source, linger_s, time.monotonic)
+        host._on_settled = self._settled
+
+    def open(self) -> None:
+        """Open the source where the journal stands. Raises SourceError."""
+        if self.origin.exhausted:
+            return
+        try:
+            self.source.open(self.origin.position)
+        except SourceError:
+            raise
+        except Exception as error:
+            raise SourceError(
+                f"the source {self.source!r} cannot be opened at {self.origin.position!r}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def receive(self, message: Message) -> None:
+        self.host.receive(message)
+
+    def turn(self) -> bool:
+        """Read, commit and launch. Returns whether there was anything to do."""
+        read = self._read()
+        return self.host.turn() or read
+
+    @property
+    def wants_to_read(self) -> bool:
+        return self.origin.room() > 0
+
+    def next_wake_s(self) -> float | None:
+        """Seconds until something is due; None: not before a message or the source wakes us."""
+        due_s = self.origin.next_due_s()
+        waits = [] if due_s is None else [max(0.0, due_s - time.time())]
+        if self.wants_to_read:
+            linger_s = self._reader.left_s()
+            if linger_s is not None:
+                waits.append(linger_s)
+        return min(waits, default=None)
+
+    def _read(self) -> bool:
+        read = False
+        for _ in range(BATCHES_PER_TURN):
+            room = self.origin.room()
+            if not room:
+                break
+            items = self._reader.read(room)
+            if items is None:
+                self.origin.exhaust(self.source.position())
+                return True
+            if not items:
+                break
+            read = True
+            seq = self.host.born(items, self.source.position())
+            self.source.batch_born(seq, len(items))
+            if len(items) < room:
+                break
+        return read
+
+    def stop_reading(self) -> None:
+        """Take nothing more; what is open is finished."""
+        self.origin.stopped = True
+
+    def _settled(self, settled: Settled) -> None:
+        self.source.batch_settled(settled.seq, settled.failed)
+
+    def close(self) -> None:
+        try:
+            self.source.close()
+        finally:
+            self.host.close()
+
+
+class _Reader:
+    """Reads a batch; with a linger, waits a little for a small one to fill."""
+
+    def __init__(self, source: Source, linger_s: float, clock: Callable[[], float]) -> None:
+        self._source = source
+        self._linger_s = linger_s
+        self._clock = clock
+        self._kept: list[Any] = []
+        self._since_s = 0.0
+        self._ended = False
+
+    def read(self, max_items: int) -> list[Any] | None:
+        if self._ended:
+            return None
+        found = self._source.read(max_items - len(self._kept)) if len(self._kept) < max_items else []
+        if found is None:
+            self._ended = True
+            kept, self._kept = self._kept, []
+            return kept or None
+        if not self._linger_s:
+            return found
+        if found and not self._kept:
+            self._since_s = self._clock()
+        self._kept.extend(found)
+        if len(self._kept) < max_items and (self.left_s() or 0.0) > 0:
+            return []
+        kept, self._kept = self._kept, []
+        return kept
+
+    def left_s(self) -> float | None:
+        """Seconds until what is kept goes even if it is not a full batch; None: nothing is kept."""
+        if not self._kept:
+            return None
+        return max(0.0, self._since_s + self._linger_s - self._clock())
+
+
+def origin_limits(options: Any) -> OriginLimits:
+    """The limits of an origin under these options."""
+    return OriginLimits(
+        batch_size=options.batch_size,
+        max_pending=options.max_pending,
+        max_pending_bytes=options.max_pending_bytes,
+        retries=options.retries if options.robustness == "robust" else 0,
+        retry_delay_s=options.retry_delay_s,
+        tree_timeout_s=options.timeout_s * 4,
+        replays=options.robustness == "robust",
+    )
+
+
+def live_codec(*, robust: bool) -> tuple[Codec, Codec | None]:
+    """Codecs of an engine whose tasks share memory: (between tasks, for the journal)."""
+    return LiveCodec(stores_bytes=robust), (ReusingCodec() if robust else None)
+
+
+def process_codec(*, robust: bool) -> tuple[Codec, Codec | None]:
+    """Codecs of an engine whose tasks are processes: (between tasks, for the journal)."""
+    codec = ReusingCodec()
+    return codec, (codec if robust else None)
+
+

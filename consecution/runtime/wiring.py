@@ -1,0 +1,94 @@
+"""From the plan of a node to the dispatch its tasks use: edges, groupings and routes made ready."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from consecution.plan import EdgePlan, Grouping, Outlet, Plan
+from consecution.protocol.dispatch import (
+    Dispatch,
+    Encoder,
+    KeyedEdge,
+    RouteOutlet,
+    ShuffleEdge,
+    SingleEdge,
+)
+from consecution.protocol.dispatch import Outlet as DispatchOutlet
+from consecution.protocol.values import FrameId, TaskIndex
+from consecution.routing import KeyedRouter, RouteChooser
+
+FRAME_STRETCH = 4
+"""A frame may hold this many times the batch size before a flat-map's output is cut into more."""
+
+
+def make_frame_ids() -> Callable[[], FrameId]:
+    """A source of 64-bit random ids, never 0, from the system's generator, drawn in blocks."""
+    pool: list[int] = []
+
+    def draw() -> FrameId:
+        while True:
+            if not pool:
+                block = os.urandom(8 * 512)
+                pool.extend(int.from_bytes(block[i : i + 8], "little") for i in range(0, len(block), 8))
+            drawn = pool.pop()
+            if drawn:
+                return FrameId(drawn)
+
+    return draw
+
+
+def make_dispatch(
+    plan: Plan, task: TaskIndex, codec: Encoder, make_id: Callable[[], FrameId] | None = None
+) -> Dispatch:
+    """The dispatch of one task: every call has its own credits and its own round robin."""
+    node = plan.node(plan.task(task).node)
+    return Dispatch(
+        task,
+        tuple(_make_outlet(plan, outlet) for outlet in node.outlets),
+        codec,
+        make_id or make_frame_ids(),
+        edge_count=max(1, len(plan.edges)),
+        max_frame_items=plan.options.batch_size * FRAME_STRETCH,
+    )
+
+
+def _make_outlet(plan: Plan, outlet: Outlet) -> DispatchOutlet:
+    if isinstance(outlet, EdgePlan):
+        return _make_edge(plan, outlet)
+    branches = tuple(tuple(_make_outlet(plan, o) for o in branch) for branch in outlet.outlets)
+    chooser = RouteChooser(outlet.name, outlet.choose, outlet.choices)
+    return RouteOutlet(_ChoicePartition(chooser, len(outlet.choices)), branches)
+
+
+def _make_edge(plan: Plan, edge: EdgePlan) -> SingleEdge | ShuffleEdge | KeyedEdge:
+    targets = tuple(TaskIndex(index) for index in plan.tasks_of(edge.target))
+    if edge.grouping is Grouping.SINGLE:
+        return SingleEdge(edge.index, targets[0])
+    if edge.grouping is Grouping.SHUFFLE:
+        return ShuffleEdge(edge.index, targets)
+    assert edge.key_function is not None
+    return KeyedEdge(
+        edge.index, targets, _KeyPartition(KeyedRouter(edge.key_function, len(targets)), len(targets))
+    )
+
+
+class _KeyPartition:
+    def __init__(self, router: KeyedRouter, ways: int) -> None:
+        self.ways = ways
+        self.split = router.partition
+        self.check = router.replica_of
+
+
+class _ChoicePartition:
+    def __init__(self, chooser: RouteChooser, ways: int) -> None:
+        self.ways = ways
+        self.check = chooser.index_of
+
+    def split(self, items: list[Any]) -> list[list[Any]]:
+        parts: list[list[Any]] = [[] for _ in range(self.ways)]
+        index_of = self.check
+        for item in items:
+            parts[index_of(item)].append(item)
+        return parts

@@ -1,0 +1,1 @@
+"""How messages cross between tasks: byte layout, payload codecs, sockets and queues."""

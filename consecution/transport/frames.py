@@ -1,0 +1,126 @@
+"""The byte layout of what travels between tasks.
+
+Every message is one ZeroMQ multipart message. The first part is a msgpack array whose first element
+is the kind; a frame's payload is a second part of its own, so that it is never copied into a header::
+
+    frame    [0, origin, seq, generation, [path...], frame_id, low, sender, stage, credited] | payload
+    acks     [1, sender, [[seq, generation, xor, produced_bytes, [failed...]], ...]]
+    credits  [2, replica, count]
+
+    failed   [task, stage, payload, error, traceback, retryable, shown]
+
+Integers are msgpack integers (64 bit ids and XORs unsigned), texts UTF-8 with surrogates passed
+through. `decode_message` raises `FrameError` and nothing else, whatever bytes it gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+
+from consecution.errors import FrameError
+from consecution.protocol.values import (
+    Ack,
+    Acks,
+    CreditReturn,
+    FailedItem,
+    Frame,
+    FrameId,
+    Message,
+    Stage,
+    TaskIndex,
+)
+
+FRAME, ACKS, CREDITS = 0, 1, 2
+
+
+def encode_message(message: Message) -> list[Any]:
+    """The parts of a message, ready for ``send_multipart``. A frame's payload must be bytes."""
+    if isinstance(message, Frame):
+        header = (
+            FRAME,
+            message.origin,
+            message.seq,
+            message.generation,
+            message.path,
+            message.frame_id,
+            message.low,
+            message.sender,
+            int(message.stage),
+            message.credited,
+        )
+        return [msgpack.packb(header), message.payload]
+    if isinstance(message, Acks):
+        acks = [(a.seq, a.generation, a.xor, a.produced_bytes, a.failed) for a in message.acks]
+        return [msgpack.packb((ACKS, message.sender, acks), unicode_errors="surrogatepass")]
+    return [msgpack.packb((CREDITS, message.replica, message.count))]
+
+
+def decode_message(parts: Sequence[Any]) -> Message:
+    """The message in these parts."""
+    try:
+        header = msgpack.unpackb(parts[0], use_list=True, unicode_errors="surrogatepass")
+        kind, *fields = header
+        decode = _DECODERS[kind]
+        return decode(fields, parts)
+    except Exception as error:
+        raise FrameError(
+            f"not a frame: {len(parts)} parts, {type(error).__name__}: {error}; "
+            "the sender does not speak this version's wire format"
+        ) from error
+
+
+def _decode_frame(fields: list[Any], parts: Sequence[Any]) -> Frame:
+    origin, seq, generation, path, frame_id, low, sender, stage, credited = fields
+    _check_numbers(origin, seq, generation, frame_id, low, sender, *path)
+    _, payload = parts
+    return Frame(
+        TaskIndex(origin),
+        seq,
+        generation,
+        tuple(path),
+        FrameId(frame_id),
+        low,
+        TaskIndex(sender),
+        Stage(stage),
+        bool(credited),
+        payload,
+    )
+
+
+def _decode_acks(fields: list[Any], parts: Sequence[Any]) -> Acks:
+    sender, listed = fields
+    _check_numbers(sender)
+    acks = []
+    for seq, generation, xor, produced_bytes, failed in listed:
+        _check_numbers(seq, generation, xor, produced_bytes)
+        acks.append(Ack(seq, generation, xor, produced_bytes, tuple(decode_failed(f) for f in failed)))
+    (_,) = parts
+    return Acks(TaskIndex(sender), acks)
+
+
+def decode_failed(fields: Sequence[Any]) -> FailedItem:
+    """A failed item from its msgpack array; ValueError or TypeError if it is none."""
+    task, stage, payload, error, traceback, retryable, shown = fields
+    _check_numbers(task)
+    return FailedItem(
+        TaskIndex(task), Stage(stage), payload, str(error), str(traceback), bool(retryable), str(shown)
+    )
+
+
+def _decode_credits(fields: list[Any], parts: Sequence[Any]) -> CreditReturn:
+    replica, count = fields
+    _check_numbers(replica, count)
+    (_,) = parts
+    return CreditReturn(TaskIndex(replica), count)
+
+
+def _check_numbers(*numbers: Any) -> None:
+    for number in numbers:
+        if type(number) is not int or number < 0:
+            raise ValueError(f"expected a number of 0 or more, found {number!r}")
+
+
+_DECODERS = {FRAME: _decode_frame, ACKS: _decode_acks, CREDITS: _decode_credits}
