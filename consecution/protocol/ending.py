@@ -1,0 +1,48 @@
+"""The end of a bounded stream: which nodes run ``end()``, and when.
+
+End is control, not data: when the source is exhausted and everything it gave is decided, the nodes that
+have an ``end`` run it one after another in topological order; each has nothing open any more before the
+next begins. So ``end()`` runs after all parents', and once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from consecution.protocol.values import TaskIndex
+
+
+class Ending:
+    """Steps through the nodes that want an end. ``stages``: the tasks of each, in topological order."""
+
+    def __init__(self, stages: Sequence[Sequence[TaskIndex]]) -> None:
+        self._stages = [set(stage) for stage in stages if stage]
+        self._started = False
+
+    @property
+    def started(self) -> bool:
+        return self._started
+
+    @property
+    def finished(self) -> bool:
+        return self._started and not self._stages
+
+    def source_finished(self) -> list[TaskIndex]:
+        """The stream is over. Returns the tasks that now run ``end``; harmless when repeated."""
+        if self._started:
+            return []
+        self._started = True
+        return self._current()
+
+    def task_ended(self, task: TaskIndex) -> list[TaskIndex]:
+        """A task has run ``end`` and everything it pushed is processed. Returns the next ones to end."""
+        if not self._started or not self._stages or task not in self._stages[0]:
+            return []
+        self._stages[0].discard(task)
+        if self._stages[0]:
+            return []
+        self._stages.pop(0)
+        return self._current()
+
+    def _current(self) -> list[TaskIndex]:
+        return sorted(self._stages[0]) if self._stages else []

@@ -1,0 +1,175 @@
+"""The shell around a task that is not the source: steps frames, sends, acknowledges, ends."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from consecution.nodes import Node
+from consecution.plan import NodePlan, Plan
+from consecution.protocol.origin import Origin, OriginLimits
+from consecution.protocol.step import Codec, Step
+from consecution.protocol.values import Ack, Acks, CreditReturn, Frame, Message, TaskIndex
+from consecution.runtime import failpoints
+from consecution.runtime.origin_host import MemoryStore, OriginHost, Outbox, origin_limits
+from consecution.runtime.wiring import make_dispatch
+from consecution.sink import Sink
+
+
+class TaskHost:
+    """One replica of one node at work. Called by one thread.
+
+    ``receive`` takes messages in, ``flush`` sends the acknowledgements of everything received since.
+    A task whose node overrides ``end`` is an origin, in memory, for what it pushes there.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        task: TaskIndex,
+        node: Node,
+        codec: Codec,
+        outbox: Outbox,
+        *,
+        origin_name: Callable[[TaskIndex], str],
+    ) -> None:
+        self.task = task
+        self.name = plan.task(task).name
+        self.node = node
+        self._node_plan: NodePlan = plan.node(plan.task(task).node)
+        self._options = plan.options
+        self._codec = codec
+        self._outbox = outbox
+        self._dispatch = make_dispatch(plan, task, codec)
+        self._acks: dict[TaskIndex, list[Ack]] = {}
+        self._credits: dict[TaskIndex, int] = {}
+        self._pushed_at_end: Iterator[Any] = iter(())
+        self.origin_host: OriginHost | None = None
+        self.occupied_with = ""
+        self.step = Step(
+            task,
+            node,
+            self._dispatch,
+            codec,
+            write=node.write if isinstance(node, Sink) else None,
+            origin_names=origin_name,
+        )
+
+    def begin(self) -> None:
+        """Run the node's ``begin``, or open its sink; whatever that raises is raised."""
+        node = self.node
+        with self._occupied("begin"):
+            if isinstance(node, Sink):
+                node.sync = self._options.sync
+                node.open()
+            else:
+                node.begin()
+
+    def receive(self, message: Message) -> None:
+        """Step a frame, or take in what others answer to what this task sent."""
+        if isinstance(message, Frame):
+            self._step(message)
+        elif isinstance(message, CreditReturn):
+            for credits in self._dispatch.credits:
+                credits.give_back(message.replica, message.count)
+        elif self.origin_host is not None:
+            self.origin_host.receive(message)
+
+    def _step(self, frame: Frame) -> None:
+        failpoints.passed("task.before_step")
+        with self._occupied("process"):
+            sent, ack = self.step.run(frame)
+        failpoints.passed("task.stepped")
+        for target, out in sent:
+            self._outbox.send(target, out)
+        failpoints.passed("task.sent")
+        if frame.credited:
+            self._credits[frame.sender] = self._credits.get(frame.sender, 0) + 1
+        if ack is not None:
+            self._acks.setdefault(frame.origin, []).append(ack)
+
+    def flush(self) -> None:
+        """Acknowledge what has been received since the last flush, one message per origin."""
+        if self._acks:
+            for origin, acks in self._acks.items():
+                self._outbox.send(origin, Acks(self.task, acks))
+            self._acks.clear()
+            failpoints.passed("task.acked")
+        if self._credits:
+            for sender, count in self._credits.items():
+                self._outbox.send(sender, CreditReturn(self.task, count))
+            self._credits.clear()
+
+    # -- the end of the stream -------------------------------------------------------------------
+
+    def end(self) -> None:
+        """Run the node's ``end``; what it pushes starts trees of this task's own.
+
+        Afterwards `turn` until `ended`. Whatever ``end`` raises is raised, after what it had pushed
+        before was sent on.
+        """
+        limits = origin_limits(self._options)
+        origin = Origin(_endless(limits))
+        origin.replay(0.0)
+        self.origin_host = OriginHost(
+            self.task, origin, MemoryStore(self._options.keep_failed), self._dispatch, self._codec, self._outbox
+        )
+        pushed: list[Any] = []
+        self.node.push = pushed.append
+        try:
+            with self._occupied("end"):
+                self.node.end()
+        finally:
+            self.step.counts.items_out += len(pushed)
+            self._pushed_at_end = iter(pushed)
+
+    def turn(self) -> bool:
+        """Send what ``end`` pushed, as far as the window allows. Returns whether there was work."""
+        host = self.origin_host
+        if host is None:
+            return False
+        pushed = self._pushed_at_end
+        while operator.length_hint(pushed) and (room := host.origin.room()):
+            host.born(list(itertools.islice(pushed, room)), None)
+        return host.turn()
+
+    @property
+    def ended(self) -> bool:
+        host = self.origin_host
+        return host is not None and not operator.length_hint(self._pushed_at_end) and host.origin.settled
+
+    def abandon(self) -> None:
+        """A task died: trees of this task's own are closed as not confirmed."""
+        if self.origin_host is not None:
+            self.origin_host.origin.abandon()
+
+    def replica_restarted(self, task: TaskIndex) -> None:
+        for credits in self._dispatch.credits:
+            credits.reset(task)
+
+    def close(self) -> None:
+        """Close a sink; other nodes hold nothing that needs it."""
+        if isinstance(self.node, Sink):
+            with self._occupied("close"):
+                self.node.close()
+
+    @contextlib.contextmanager
+    def _occupied(self, what: str) -> Iterator[None]:
+        """Say that user code is running, for whoever watches over hanging tasks."""
+        self.occupied_with = what
+        try:
+            yield
+        finally:
+            self.occupied_with = ""
+
+
+def _endless(limits: OriginLimits) -> OriginLimits:
+    """What ``end`` pushes is already in memory: a window of bytes would only slow it down."""
+    return OriginLimits(
+        batch_size=limits.batch_size, max_pending=limits.max_pending, retries=0, replays=False
+    )
+
+
