@@ -1,0 +1,185 @@
+"""The Engine contract: run a plan, return a report. One engine per mode, in `consecution.engines`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from consecution.errors import UsageError
+from consecution.options import Options
+from consecution.plan import Plan, make_plan
+from consecution.report import Report, Status
+
+if TYPE_CHECKING:
+    from consecution.pipeline import Pipeline
+    from consecution.sources.manual import Receipt
+
+OnStatus = Callable[[Status], None]
+STATUS_EVERY_S = 0.5
+
+ENGINES = {
+    "inline": "consecution.engines.inline",
+    "thread": "consecution.engines.thread",
+    "process": "consecution.engines.process",
+}
+"""Mode → module with a function ``start(plan, pipeline, iterable, options) -> Running``."""
+
+
+class Running(ABC):
+    """A run that has been started. A context manager: leaving it waits for the end.
+
+    Leaving after an exception stops instead. `push` may be called by any thread, the rest by one.
+    """
+
+    @abstractmethod
+    def push(self, item: Any, timeout_s: float | None = None) -> Receipt:
+        """Hand an item to a ``Producer("manual")``; blocks while the pipeline is full.
+
+        Raises BackPressureError after ``timeout_s`` (None: wait as long as it takes), NotRunningError
+        once the run has ended, UsageError where the source is not a manual one. The receipt is done
+        when the item is completely processed; it is granted per batch.
+        """
+
+    @abstractmethod
+    def status(self) -> Status:
+        """What the run has done so far."""
+
+    @abstractmethod
+    def request_stop(self) -> None:
+        """Take nothing new and finish what is open; returns at once. A signal handler may call it."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Stop at once, as after a crash: nothing is lost in ``robust``. A signal handler may call it."""
+
+    @abstractmethod
+    def finish_input(self) -> None:
+        """No more items will be pushed. Nothing happens where the source ends by itself."""
+
+    @abstractmethod
+    def join(self, timeout_s: float | None) -> Report | None:
+        """Wait for the end, and not longer than ``timeout_s``; None: not yet. Raises what ended the run."""
+
+    def wait(self, timeout_s: float | None = None) -> Report:
+        """Wait until the stream is completely processed. A manual source gets no more items.
+
+        Raises TimeoutError after ``timeout_s``; the run goes on.
+        """
+        self.finish_input()
+        report = self.join(timeout_s)
+        if report is None:
+            raise TimeoutError(
+                f"the run has not ended within {timeout_s} s: {self.status()}; wait again, or stop() it"
+            )
+        return report
+
+    def stop(self, timeout_s: float | None = None) -> Report:
+        """Take nothing new, finish what is open, and report. ``end()`` does not run.
+
+        After ``timeout_s`` (None: the option ``stop_timeout_s``) what is open is left for the next run.
+        """
+        self.request_stop()
+        report = self.join(self.stop_timeout_s if timeout_s is None else timeout_s)
+        if report is None:
+            self.abort()
+            report = self.join(None)
+        assert report is not None
+        return report
+
+    stop_timeout_s: float = 30.0
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.wait()
+        else:
+            self.stop()
+
+
+def start(pipeline: Pipeline, iterable: Any, options: Options) -> Running:
+    """Start a run of ``pipeline`` over ``iterable`` (None: over its own Producer)."""
+    plan = make_plan(pipeline.top_node, options, has_iterable=iterable is not None)
+    module = importlib.import_module(ENGINES[options.mode])
+    running: Running = module.start(plan, pipeline, iterable, options)
+    running.stop_timeout_s = options.stop_timeout_s
+    return running
+
+
+def run(pipeline: Pipeline, iterable: Any, options: Options, *, on_status: OnStatus | None = None) -> Report:
+    """Run to the end and report. In the main thread the first SIGINT or SIGTERM drains, a second aborts."""
+    plan_source_is_manual(pipeline, iterable)
+    running = start(pipeline, iterable, options)
+    with _signals_stop(running, options.stop_timeout_s) as overdue:
+        running.finish_input()
+        while True:
+            report = running.join(STATUS_EVERY_S if on_status is not None or overdue.armed else 1.0)
+            if report is not None:
+                return report
+            if on_status is not None:
+                on_status(running.status())
+            if overdue():
+                running.abort()
+
+
+def plan_source_is_manual(pipeline: Pipeline, iterable: Any) -> None:
+    """Refuse ``run`` where nobody could ever push: a manual producer needs ``start``."""
+    top = pipeline.top_node
+    if iterable is None and getattr(top, "kind", None) == "manual":
+        raise UsageError(
+            f"{top}: run() has nobody who could push items into a manual producer; use "
+            "`with pipeline.start(...) as running: running.push(item)`, or give run() an iterable"
+        )
+
+
+class _Overdue:
+    """Whether the grace time of a stop is over."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._since_s: float | None = None
+
+    @property
+    def armed(self) -> bool:
+        return self._since_s is not None
+
+    def arm(self) -> None:
+        self._since_s = time.monotonic()
+
+    def __call__(self) -> bool:
+        return self._since_s is not None and time.monotonic() - self._since_s > self._grace_s
+
+
+@contextlib.contextmanager
+def _signals_stop(running: Running, grace_s: float) -> Iterator[_Overdue]:
+    overdue = _Overdue(grace_s)
+    if threading.current_thread() is not threading.main_thread():
+        yield overdue
+        return
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if overdue.armed:
+            running.abort()
+        else:
+            overdue.arm()
+            running.request_stop()
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield overdue
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+__all__ = ["Plan", "Running", "run", "start"]

@@ -1,0 +1,554 @@
+"""What users write: nodes, and the nodes that come ready made."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from consecution import graph
+from consecution.clock import Clock
+from consecution.errors import GraphError, MissingExtraError
+
+from consecution.routing import RouteChooser
+
+if TYPE_CHECKING:
+    from consecution.pipeline import Pipeline
+
+MOST_REPLICAS = 1024
+PLOT_KINDS = ("pdf", "png")
+GRAPHVIZ_HELP = """
+
+=========================================================
+Graphviz could not draw the graph; is it installed?
+http://www.graphviz.org/
+On a mac:    brew install graphviz
+On ubuntu:   apt-get install graphviz
+=========================================================
+
+"""
+
+
+class Node:
+    """A step of a pipeline. Inherit from it and define ``process(self, item)``.
+
+    ``process`` is given one item at a time and calls ``self.push(item)`` for each item it makes: none,
+    one or many. ``begin`` and ``end`` run once before the first and after the last item of a stream;
+    pushing is possible everywhere but in ``begin``. Keyword arguments become attributes.
+
+    In a run with several workers each replica of a node lives in a process of its own: attributes are
+    not shared between replicas, nor with the process that started the run.
+    """
+
+    replicas: int = 1
+    key_function: Callable[[Any], Any] | None = None
+    pipeline: Pipeline
+    push: Callable[[Any], Any]
+    global_state: Any
+    _process: Callable[[Any], Any]
+    _named_by_function = False
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        for key, value in kwargs.items():
+            setattr(self, key, value)
+        self.name = name
+        self.clock = Clock()
+        self._upstream_nodes: list[Node] = []
+        self._downstream_nodes: list[Node] = []
+        self._num_top_down_calls = 0
+        self._logging: str | None = None
+        self._pydot_node_kwargs: dict[str, str] = {"name": name, "shape": "rectangle"}
+        self._pydot_edge_kwarg_list: list[dict[str, str]] = []
+
+    # -- what users override ---------------------------------------------------------------------
+
+    def process(self, item: Any) -> Any:
+        """Called once for each item. Must be overridden; what it returns is ignored."""
+        raise NotImplementedError(
+            f"Error in node named {self.name!r}\nYou must define a .process(self, item) method on all nodes"
+        )
+
+    def begin(self) -> None:
+        """Called once before the first item, in the process that runs this replica. May not push."""
+
+    def end(self) -> None:
+        """Called once after the last item of the stream, when all parents have ended. May push."""
+
+    def reset(self) -> None:
+        """Called by `Pipeline.reset`, for whatever should start anew."""
+
+    # -- identity --------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        return f"N({self.name})"
+
+    __repr__ = __str__
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __lt__(self, other: Node) -> bool:
+        return self.name < other.name
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        raise ValueError(
+            f"\n\nYou cannot call __getitem__ on nodes.  You tried to call\n{self} [{key}]\n"
+            f"which doesn't make sense.  You probably meant\n{self} | [{key}]\n"
+        )
+
+    def rename(self, name: str) -> None:
+        """Give the node another name, while it is not yet connected."""
+        self.name = name
+        self._pydot_node_kwargs["name"] = name
+
+    # -- composition -----------------------------------------------------------------------------
+
+    def __or__(self, other: Any) -> Node:
+        graph.connect(self, other)
+        return self
+
+    def __ror__(self, other: Any) -> Node:
+        graph.connect(other, self)
+        return self
+
+    def __mul__(self, replicas: int) -> Node:
+        """``node * n``: n replicas of this node share the work."""
+        if type(replicas) is not int or not 1 <= replicas <= MOST_REPLICAS:
+            raise GraphError(
+                f"{self} * {replicas!r}: expected a whole number of replicas from 1 to {MOST_REPLICAS}"
+            )
+        self.replicas = replicas
+        return self
+
+    __rmul__ = __mul__
+
+    def by(self, key_function: Callable[[Any], Any]) -> Node:
+        """Group the items that reach this node by key: one key always meets the same replica."""
+        if not callable(key_function):
+            raise GraphError(f"{self}.by({key_function!r}): expected a function that returns an item's key")
+        self.key_function = key_function
+        return self
+
+    def add_downstream(self, other: Node) -> None:
+        """Connect a node after this one. GraphError for double names, loops, and what is no node."""
+        if not isinstance(other, Node):
+            raise GraphError(f"Trying to connect a non-node type: {other!r} after {self}")
+        self._downstream_nodes.append(other)
+        other._upstream_nodes.append(self)
+        try:
+            graph.check_names(self)
+            if self.name == other.name:
+                raise GraphError(f"{self} can't be downstream to itself")
+            graph.check_cycles(self)
+        except GraphError:
+            self._downstream_nodes.pop()
+            other._upstream_nodes.pop()
+            raise
+        self._pydot_edge_kwarg_list.append({"tail_name": self.name, "head_name": other.name})
+
+    def remove_downstream(self, other: Node) -> None:
+        """Disconnect a node; nothing happens if it is not connected."""
+        other._upstream_nodes = [n for n in other._upstream_nodes if n.name != self.name]
+        self._downstream_nodes = [n for n in self._downstream_nodes if n.name != other.name]
+        edges = self._pydot_edge_kwarg_list
+        self._pydot_edge_kwarg_list = [edge for edge in edges if edge["head_name"] != other.name]
+
+    # -- walking ---------------------------------------------------------------------------------
+
+    @property
+    def top_node(self) -> Node:
+        """The one node at the top of the graph; ValueError where there are several."""
+        roots = self.root_nodes
+        if len(roots) > 1:
+            raise GraphError(f"You must remove one of the following input nodes {roots}")
+        return roots[0]
+
+    @property
+    def root_nodes(self) -> list[Node]:
+        """All nodes of the graph that nothing flows into."""
+        return [node for node in graph.walk(self, "both", "depth_first") if not node._upstream_nodes]
+
+    @property
+    def terminal_node_set(self) -> set[Node]:
+        """The ends below this node."""
+        return {node for node in self.depth_first_walk("down") if not node._downstream_nodes}
+
+    @property
+    def initial_node_set(self) -> set[Node]:
+        """The beginnings above this node; a graph under construction may have several."""
+        return {node for node in self.depth_first_walk("up") if not node._upstream_nodes}
+
+    @property
+    def all_nodes(self) -> set[Node]:
+        """Every node of the graph."""
+        return set(graph.walk(self, "both", "depth_first"))
+
+    def walk(
+        self, direction: str = "both", how: str = "breadth_first", as_ordered_list: bool = False
+    ) -> Any:
+        """The nodes reached going 'up', 'down' or 'both' ways; a set, or a list in the order met."""
+        met = graph.walk(self, direction, how)
+        return met if as_ordered_list else set(met)
+
+    def depth_first_walk(self, direction: str = "both", as_ordered_list: bool = False) -> Any:
+        """`walk`, depth first."""
+        return self.walk(direction, "depth_first", as_ordered_list)
+
+    def breadth_first_walk(self, direction: str = "both", as_ordered_list: bool = False) -> Any:
+        """`walk`, breadth first."""
+        return self.walk(direction, "breadth_first", as_ordered_list)
+
+    def top_down_call(self, method_name: str) -> None:
+        """Call the named method on this node and all below it, parents before children."""
+        self._num_top_down_calls += 1
+        if self._num_top_down_calls < len(self._upstream_nodes):
+            return
+        self._num_top_down_calls = 0
+        getattr(self, method_name)()
+        for node in self._downstream_nodes:
+            node.top_down_call(method_name)
+
+    def top_down_make_repr(self) -> None:
+        """Write the text of the graph into the pipeline, a line per node, top down."""
+        if not hasattr(self, "pipeline"):
+            raise ValueError("top_down_make_repr can only be called for nodes in a pipeline")
+        self.pipeline._longest_node_name_len_ = max(len(node.name) for node in self.all_nodes)
+        self.pipeline._node_repr = ""
+        self.top_node.top_down_call("_add_repr")
+
+    def _add_repr(self) -> None:
+        below = sorted(node.name for node in self._downstream_nodes)
+        if below:
+            shown = below[0] if len(below) == 1 else f"[{', '.join(below)}]"
+            width = self.pipeline._longest_node_name_len_
+            self.pipeline._node_repr += f"{self.name: >{width}s} | {shown}\n"
+
+    def _get_exposed_slots(self, obj: Any, pointing: str) -> set[Node]:
+        return set(graph.exposed(obj, pointing))
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def log(self, what: Literal["input", "output"]) -> None:
+        """Print every item this node takes in ('input') or pushes ('output')."""
+        if what not in ("input", "output"):
+            raise ValueError(f"'what' argument must be in ['input', 'output'], found {what!r}")
+        self._logging = what
+
+    def _write_log(self, item: Any) -> None:
+        sys.stdout.write(f"node_log,{self._logging},{self.name},{item}\n")
+
+    def _build_pydot_graph(self) -> Any:
+        try:
+            from graphviz import Digraph
+        except ImportError as error:
+            raise MissingExtraError(
+                "plotting needs the graphviz package: pip install 'consecution[plot]'", extra="plot"
+            ) from error
+        drawing = Digraph(comment="pipeline")
+        nodes = graph.walk(self, "both", "breadth_first")
+        for node in nodes:
+            drawing.node(**node._pydot_node_kwargs)
+        for node in nodes:
+            for edge in node._pydot_edge_kwarg_list:
+                drawing.edge(**edge)
+        return drawing
+
+    def plot(self, file_name: str = "pipeline", kind: str = "png") -> None:
+        """Draw the graph into ``file_name``, as 'png' or 'pdf'. Needs Graphviz."""
+        drawing = self._build_pydot_graph()
+        if kind not in PLOT_KINDS:
+            raise ValueError(f"Only the following kinds are supported: {PLOT_KINDS}; found {kind!r}")
+        drawing.format = kind
+        try:
+            drawing.render(file_name.replace(f".{kind}", ""))
+        except RuntimeError:
+            sys.stderr.write(GRAPHVIZ_HELP)
+            raise
+
+    # -- item by item, in one thread (`Pipeline.consume`) ----------------------------------------
+
+    def _logged_process(self, item: Any) -> None:
+        if self._logging == "input":
+            self._write_log(item)
+        self.process(item)
+
+    def _begin(self) -> None:
+        try:
+            self.begin()
+        except AttributeError as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            traceback.print_exc()
+            raise AttributeError(
+                f"{error}\n\nError in .begin() method of '{self.name}' node.\n"
+                "Are you trying to call .push() from inside the\n.begin() method?  That is not allowed.\n\n"
+                f"file: {where.filename}, line{where.lineno}\n--> {where.line}\n\n"
+            ) from error
+
+    def _end(self) -> None:
+        """Everything a node does at the end of the stream; `end` is the user's part of it."""
+        self.end()
+
+    def _push(self, item: Any) -> None:
+        if self._logging == "output":
+            self._write_log(item)
+        for node in self._downstream_nodes:
+            node._process(item)
+
+    # -- frame by frame, in an engine ------------------------------------------------------------
+
+    def _item_processor(self) -> Callable[[Any], Any]:
+        return self.process if self._logging is None else self._logged_process
+
+    def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
+        """Run the node over every item of ``cursor``; what it pushes lands in ``out``, in order.
+
+        ``self.push`` is bound to ``out.append``. When an item raises, what it had pushed is taken back and
+        the exception propagates; called again with the same cursor, the node goes on after that item.
+        """
+        if self._logging == "output":
+            self.push = self._logging_push(out)
+        process = self._item_processor()
+        mark = len(out)
+        try:
+            for item in cursor:
+                process(item)
+                mark = len(out)
+        except BaseException:
+            del out[mark:]
+            raise
+
+    def _logging_push(self, out: list[Any]) -> Callable[[Any], None]:
+        def push(item: Any) -> None:
+            self._write_log(item)
+            out.append(item)
+
+        return push
+
+    def _wants_end(self) -> bool:
+        """Whether something happens at the end of the stream."""
+        return type(self).end is not Node.end
+
+    def _detached_copy(self) -> Node:
+        """A shallow copy without its place in a graph, to be shipped or made a replica of."""
+        twin = copy.copy(self)
+        for attribute in ("pipeline", "push", "global_state", "_process"):
+            twin.__dict__.pop(attribute, None)
+        twin._upstream_nodes, twin._downstream_nodes = [], []
+        twin._pydot_edge_kwarg_list = []
+        return twin
+
+
+class RouterNode(Node):
+    """Sends each item to one of the nodes behind it, as a function of the item chooses.
+
+    Made by ``a | [b, c, function]`` and by `Route`; engines make it part of the node before it.
+    """
+
+    def __init__(
+        self, name: str, end_point_map: dict[str, Node], choose: Callable[[Any], str | int] | None
+    ) -> None:
+        super().__init__(name)
+        self._end_point_map = end_point_map
+        self._pydot_node_kwargs = {"name": name, "shape": "oval"}
+        self.choose = choose
+        self._chooser = RouteChooser(name, choose, tuple(end_point_map))
+
+    def process(self, item: Any) -> None:
+        names = tuple(self._end_point_map)
+        self._end_point_map[names[self._chooser.index_of(item)]]._process(item)
+
+
+_RouterNode = RouterNode
+
+
+class GroupByNode(Node):
+    """Collects consecutive items of one key and hands them to ``process(batch)`` as a list."""
+
+    _NO_KEY = object()
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(name, **kwargs)
+        self._batch_: list[Any] = []
+        self._previous_key: Any = self._NO_KEY
+
+    def key(self, item: Any) -> Any:
+        """The key of an item. Must be overridden."""
+        raise NotImplementedError("you must define a .key(self, item) method on all GroupBy nodes.")
+
+    def process(self, batch: list[Any]) -> Any:
+        """Called with each batch of consecutive items of one key. Must be overridden."""
+        raise NotImplementedError("You must define a .process(self, batch) method on all GroupBy nodes.")
+
+    def _process_item(self, item: Any) -> None:
+        key = self.key(item)
+        if key == self._previous_key:
+            self._batch_.append(item)
+            return
+        self._previous_key = key
+        batch, self._batch_ = self._batch_, [item]
+        if batch:
+            self.process(batch)
+
+    def _logged_process(self, item: Any) -> None:
+        if self._logging == "input":
+            self._write_log(item)
+        self._process_item(item)
+
+    def _item_processor(self) -> Callable[[Any], Any]:
+        return self._process_item if self._logging is None else self._logged_process
+
+    def _wants_end(self) -> bool:
+        return True
+
+    def _end(self) -> None:
+        batch, self._batch_ = self._batch_, []
+        self._previous_key = self._NO_KEY
+        self.process(batch)
+        self.end()
+
+    def _detached_copy(self) -> Node:
+        twin = super()._detached_copy()
+        assert isinstance(twin, GroupByNode)
+        twin._batch_, twin._previous_key = [], self._NO_KEY
+        return twin
+
+
+class _FunctionNode(Node):
+    """A node made of a function of one item."""
+
+    def __init__(self, function: Callable[[Any], Any], name: str | None = None) -> None:
+        if not callable(function):
+            raise GraphError(f"{type(self).__name__}({function!r}): expected a function of an item")
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise GraphError(
+                f"{type(self).__name__}({graph.name_of_callable(function)}): async functions cannot run in a "
+                "pipeline yet; call asyncio.run inside an ordinary function"
+            )
+        super().__init__(name or graph.name_of_callable(function))
+        self._named_by_function = name is None
+        self._function = function
+
+    def _has_own_loop(self, kind: type[_FunctionNode]) -> bool:
+        """Whether the frame loop of ``kind`` may be used: no subclass changed process, nobody logs."""
+        return type(self).process is kind.process and self._logging is None
+
+
+class Map(_FunctionNode):
+    """Pushes ``function(item)`` for every item."""
+
+    def process(self, item: Any) -> None:
+        self.push(self._function(item))
+
+    def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
+        if not self._has_own_loop(Map):
+            super()._process_frame(cursor, out)
+            return
+        before = len(out) + operator.length_hint(cursor)
+        out.extend(map(self._function, cursor))
+        if len(out) + operator.length_hint(cursor) != before:
+            # A StopIteration looks to `extend` like the end of the items.
+            raise RuntimeError(f"{self}: {graph.name_of_callable(self._function)} raised StopIteration")
+
+
+class FlatMap(_FunctionNode):
+    """Pushes every item of ``function(item)``, an iterable; a generator function is the usual case."""
+
+    def process(self, item: Any) -> None:
+        push = self.push
+        for made in self._function(item):
+            push(made)
+
+    def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
+        if not self._has_own_loop(FlatMap):
+            super()._process_frame(cursor, out)
+            return
+        function, extend, mark = self._function, out.extend, len(out)
+        try:
+            for item in cursor:
+                extend(function(item))
+                mark = len(out)
+        except BaseException:
+            del out[mark:]
+            raise
+
+
+class Filter(_FunctionNode):
+    """Pushes the items for which ``function(item)`` is true."""
+
+    def process(self, item: Any) -> None:
+        if self._function(item):
+            self.push(item)
+
+    def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
+        if not self._has_own_loop(Filter):
+            super()._process_frame(cursor, out)
+            return
+        function, append = self._function, out.append
+        for item in cursor:
+            if function(item):
+                append(item)
+
+
+class Chunk(Node):
+    """Pushes lists: of ``n`` items, or of consecutive items for which a function gives the same value.
+
+    What is left at the end of the stream goes as a shorter list.
+    """
+
+    def __init__(self, by: int | Callable[[Any], Any], name: str | None = None) -> None:
+        if not callable(by) and (type(by) is not int or by < 1):
+            raise GraphError(f"Chunk({by!r}): expected a whole number of 1 or more, or a function of an item")
+        super().__init__(name or "chunk")
+        self._named_by_function = name is None
+        self._by = by
+        self._chunk: list[Any] = []
+        self._value: Any = None
+
+    def begin(self) -> None:
+        self._chunk = []
+
+    def process(self, item: Any) -> None:
+        if callable(self._by):
+            value = self._by(item)
+            if self._chunk and value != self._value:
+                self._flush()
+            self._value = value
+            self._chunk.append(item)
+            return
+        self._chunk.append(item)
+        if len(self._chunk) >= self._by:
+            self._flush()
+
+    def end(self) -> None:
+        if self._chunk:
+            self._flush()
+
+    def _flush(self) -> None:
+        chunk, self._chunk = self._chunk, []
+        self.push(chunk)
+
+
+def node_from_function(function: Callable[[Any], Any]) -> Node:
+    """The node a bare function stands for: a flat-map if it is a generator function, else a map."""
+    if inspect.isgeneratorfunction(function):
+        return FlatMap(function)
+    return Map(function)
+
+
+__all__ = [
+    "Chunk",
+    "Filter",
+    "FlatMap",
+    "GroupByNode",
+    "Map",
+    "Node",
+    "RouterNode",
+    "node_from_function",
+]

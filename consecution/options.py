@@ -1,0 +1,159 @@
+"""Every setting of a run, once: name, unit, default, meaning. Flags and documentation derive from here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from consecution.errors import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One option. ``kind`` is choice, int, float, path or flag; ``least`` the smallest number allowed."""
+
+    name: str
+    kind: str
+    default: Any
+    meaning: str
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    least: float = 0
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+SETTINGS = (
+    Setting(
+        "mode",
+        "choice",
+        "process",
+        "how tasks run: in this thread, in threads, or a process each",
+        choices=("inline", "thread", "process"),
+    ),
+    Setting(
+        "robustness",
+        "choice",
+        "robust",
+        "none: nothing is kept; confirm: says whether all items were completely processed; track: also which "
+        "failed; robust: journal, retries and replay, whatever dies",
+        choices=("none", "confirm", "track", "robust"),
+    ),
+    Setting("state_dir", "path", None, "folder of the journal; without one a temporary folder is used"),
+    Setting("workers", "choice", "per-task", "one worker for each replica", choices=("per-task",)),
+    Setting("retries", "int", 3, "how often an item that raised is tried again (robust)"),
+    Setting("retry_delay_s", "float", 0.05, "wait before the first retry; doubles each time", "s"),
+    Setting("timeout_s", "float", 30.0, "a worker without progress for so long is killed", "s", least=0.01),
+    Setting("keep_failed", "int", 1000, "how many failed items a report lists (the last ones)"),
+    Setting("max_pending", "int", 64, "batches that may be open at a time", "batches", least=1),
+    Setting(
+        "max_pending_bytes", "int", 64 * 1024 * 1024, "bytes that may be open at a time", "bytes", least=1
+    ),
+    Setting("batch_size", "int", 1000, "most items in a batch; batches are smaller while little comes", least=1),
+    Setting("linger_ms", "float", 0.0, "how long a batch that is not full waits for more", "ms"),
+    Setting(
+        "sync",
+        "choice",
+        "power",
+        "what a commit survives: a power cut (fsync), or the death of processes only",
+        choices=("power", "process"),
+    ),
+    Setting("fresh", "flag", False, "forget what the state folder holds, and start from the beginning"),
+    Setting("max_restarts", "int", 5, "deaths in a row, without progress between, that end the run"),
+    Setting("stop_timeout_s", "float", 30.0, "how long a stop waits for open batches", "s"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of one run, checked. Made by `Options.of`; the fields are those of `SETTINGS`."""
+
+    mode: str = "process"
+    robustness: str = "robust"
+    state_dir: Path | None = None
+    workers: str = "per-task"
+    retries: int = 3
+    retry_delay_s: float = 0.05
+    timeout_s: float = 30.0
+    keep_failed: int = 1000
+    max_pending: int = 64
+    max_pending_bytes: int = 64 * 1024 * 1024
+    batch_size: int = 1000
+    linger_ms: float = 0.0
+    sync: str = "power"
+    fresh: bool = False
+    max_restarts: int = 5
+    stop_timeout_s: float = 30.0
+
+    @property
+    def robust(self) -> bool:
+        return self.robustness == "robust"
+
+    @classmethod
+    def of(cls, **given: Any) -> Options:
+        """Check every value; OptionError names the option, what it takes and what it got."""
+        known = {setting.name: setting for setting in SETTINGS}
+        for name in given:
+            if name not in known:
+                raise OptionError(f"unknown option {name!r}{_suggest(name, list(known))}")
+        checked = {name: _CHECKS[known[name].kind](known[name], value) for name, value in given.items()}
+        return cls(**checked)
+
+    def with_changes(self, **given: Any) -> Options:
+        """These options with some of them replaced, checked like all."""
+        return Options.of(**{**dataclasses.asdict(self), **given})
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; the options are {', '.join(known)}"
+
+
+def _check_choice(setting: Setting, value: Any) -> str:
+    if setting.name == "workers" and value != "per-task":
+        raise OptionError(
+            f"workers={value!r}: the plan with a chosen number of workers is not there yet; use 'per-task', one "
+            "worker for each replica, and set replicas with node * n"
+        )
+    if value not in setting.choices:
+        hint = _suggest(value, list(setting.choices)) if isinstance(value, str) else ""
+        raise OptionError(
+            f"{setting.name}={value!r}: expected one of {', '.join(map(repr, setting.choices))}{hint}"
+        )
+    return str(value)
+
+
+def _check_number(setting: Setting, value: Any, kinds: tuple[type, ...]) -> Any:
+    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= setting.least:
+        unit = f" {setting.unit}" if setting.unit else ""
+        what = "a whole number" if kinds == (int,) else "a number"
+        raise OptionError(f"{setting.name}={value!r}: expected {what} of {setting.least} or more{unit}")
+    return value
+
+
+def _check_path(setting: Setting, value: Any) -> Path | None:
+    if value is None or isinstance(value, (str, os.PathLike)):
+        return None if value is None else Path(value)
+    raise OptionError(f"{setting.name}={value!r}: expected the path of a folder, or None")
+
+
+def _check_flag(setting: Setting, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise OptionError(f"{setting.name}={value!r}: expected True or False")
+
+
+_CHECKS: dict[str, Callable[[Setting, Any], Any]] = {
+    "choice": _check_choice,
+    "int": lambda setting, value: _check_number(setting, value, (int,)),
+    "float": lambda setting, value: float(_check_number(setting, value, (int, float))),
+    "path": _check_path,
+    "flag": _check_flag,
+}

@@ -1,0 +1,336 @@
+"""Graph and options become a plan: which tasks there are, and which edges lie between them.
+
+Pure, frozen and printable; every engine starts from it. Whatever cannot work is refused here, before
+anything starts.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from consecution.errors import GraphError, UsageError
+from consecution.graph import check_names, sort_topologically
+from consecution.nodes import Node, RouterNode
+from consecution.options import Options
+from consecution.producer import Producer
+from consecution.sink import Sink
+
+
+class Grouping(enum.Enum):
+    """Which replica of the node behind an edge gets an item."""
+
+    SINGLE = "single"
+    """There is only one."""
+    SHUFFLE = "shuffle"
+    """Whichever is freest."""
+    BY_KEY = "by key"
+    """The one that owns the item's key."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgePlan:
+    """An edge between two nodes, by their names; routers are never among them."""
+
+    index: int
+    source: str
+    target: str
+    grouping: Grouping
+    key_function: Callable[[Any], Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoutePlan:
+    """A choice: ``choices[i]`` leads to all of ``outlets[i]``. ``choose`` None is round robin."""
+
+    name: str
+    choose: Callable[[Any], str | int] | None
+    choices: tuple[str, ...]
+    outlets: tuple[tuple[Outlet, ...], ...]
+
+
+Outlet = EdgePlan | RoutePlan
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlan:
+    """One replica of one node."""
+
+    index: int
+    node: str
+    replica: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """A node with its tasks and its ways out. ``node`` is None for a source that is a plain iterable."""
+
+    name: str
+    node: Node | None
+    is_source: bool
+    is_sink: bool
+    replicas: int
+    key_function: Callable[[Any], Any] | None
+    tasks: tuple[int, ...]
+    outlets: tuple[Outlet, ...]
+    parents: tuple[str, ...]
+    wants_end: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Nodes in topological order, the source first; tasks and edges are named by their index."""
+
+    nodes: tuple[NodePlan, ...]
+    edges: tuple[EdgePlan, ...]
+    tasks: tuple[TaskPlan, ...]
+    options: Options
+    source_name: str
+    signature: str
+
+    def node(self, name: str) -> NodePlan:
+        return next(node for node in self.nodes if node.name == name)
+
+    def task(self, index: int) -> TaskPlan:
+        return self.tasks[index]
+
+    def tasks_of(self, name: str) -> tuple[int, ...]:
+        return self.node(name).tasks
+
+    def edge(self, index: int) -> EdgePlan:
+        return self.edges[index]
+
+
+def make_plan(top_node: Node, options: Options, has_iterable: bool = False) -> Plan:
+    """The plan of the graph below ``top_node``. GraphError or UsageError says what cannot work, and why."""
+    check_names(top_node)
+    ordered = sort_topologically(top_node)
+    _check_reachable(top_node, ordered)
+    for node in ordered:
+        _check_node(node, options)
+    source = top_node if isinstance(top_node, Producer) else None
+    if source is None and not has_iterable:
+        raise UsageError(
+            f"{top_node}: the pipeline has no source; begin it with Producer(...), or give run() an iterable"
+        )
+    return _Planner(ordered, source, options).plan()
+
+
+def _check_reachable(top_node: Node, ordered: list[Node]) -> None:
+    lost = sorted(node.name for node in top_node.all_nodes - set(ordered))
+    if lost:
+        raise GraphError(
+            f"nothing flows from {top_node} into {', '.join(lost)}: a pipeline has one top node; connect them "
+            "below it, or take them out"
+        )
+
+
+def _check_node(node: Node, options: Options) -> None:
+    if isinstance(node, Producer) and node._upstream_nodes:
+        raise GraphError(f"{node}: a producer begins a pipeline; nothing may flow into it")
+    if isinstance(node, Producer) and (node.replicas > 1 or node.key_function is not None):
+        raise GraphError(f"{node}: a producer has one replica and no key; give replicas to the node after it")
+    if isinstance(node, RouterNode):
+        _check_router(node)
+        return
+    if isinstance(node, Sink):
+        _check_sink(node)
+    if options.robust and node._wants_end():
+        raise UsageError(
+            f"{node}: {type(node).__name__} does something at the end of the stream, from what it collected on "
+            "the way; that would be lost with its worker, and robust nodes that keep state are not there yet: "
+            "run with robustness='track', or collect in a sink (SqlSink)"
+        )
+
+
+def _check_router(node: RouterNode) -> None:
+    if node.replicas > 1 or node.key_function is not None:
+        raise GraphError(f"{node}: a router is part of the node before it; give replicas to that one")
+    if set(node._end_point_map.values()) != set(node._downstream_nodes):
+        raise GraphError(
+            f"{node}: its routes {sorted(node._end_point_map)} and the nodes behind it "
+            f"{sorted(n.name for n in node._downstream_nodes)} differ; connect routes with a | [b, c, function]"
+        )
+
+
+def _check_sink(node: Sink) -> None:
+    if node._downstream_nodes:
+        raise GraphError(f"{node}: a sink ends a pipeline; nothing flows out of it: use a | [{node.name}, b]")
+    if node.max_replicas is not None and node.replicas > node.max_replicas:
+        raise GraphError(
+            f"{node} * {node.replicas}: {type(node).__name__} can have {node.max_replicas} replica only"
+        )
+
+
+class _Planner:
+    def __init__(self, ordered: list[Node], source: Producer | None, options: Options) -> None:
+        self._ordered = [node for node in ordered if not isinstance(node, RouterNode) and node is not source]
+        self._top = ordered[0]
+        self._source = source
+        self._options = options
+        self._edges: list[EdgePlan] = []
+        self._parents: dict[str, list[str]] = {node.name: [] for node in self._ordered}
+        self._tasks: list[TaskPlan] = []
+
+    def plan(self) -> Plan:
+        name = self._source.name if self._source is not None else self._free_name()
+        if self._source is not None:
+            outlets = self._outlets(self._source, name)
+        else:
+            outlets = (self._outlet(self._top, name),)
+        nodes = [self._node_plan(name, self._source, outlets, is_source=True)]
+        drawn = [(node, self._outlets(node, node.name)) for node in self._ordered]
+        nodes += [self._node_plan(node.name, node, below, is_source=False) for node, below in drawn]
+        edges = tuple(self._edges)
+        return Plan(tuple(nodes), edges, tuple(self._tasks), self._options, name, _sign(nodes, edges))
+
+    def _free_name(self) -> str:
+        taken = {node.name for node in self._ordered}
+        name, number = "source", 2
+        while name in taken:
+            name, number = f"source_{number}", number + 1
+        return name
+
+    def _outlets(self, node: Node, owner: str) -> tuple[Outlet, ...]:
+        return tuple(self._outlet(child, owner) for child in node._downstream_nodes)
+
+    def _outlet(self, child: Node, owner: str) -> Outlet:
+        if isinstance(child, RouterNode):
+            ways = tuple((self._outlet(end, owner),) for end in child._end_point_map.values())
+            return RoutePlan(child.name, child.choose, tuple(child._end_point_map), ways)
+        if child.replicas == 1:
+            grouping = Grouping.SINGLE
+        else:
+            grouping = Grouping.SHUFFLE if child.key_function is None else Grouping.BY_KEY
+        key_function = child.key_function if grouping is Grouping.BY_KEY else None
+        edge = EdgePlan(len(self._edges), owner, child.name, grouping, key_function)
+        self._edges.append(edge)
+        if owner not in self._parents[child.name]:
+            self._parents[child.name].append(owner)
+        return edge
+
+    def _node_plan(
+        self, name: str, node: Node | None, outlets: tuple[Outlet, ...], *, is_source: bool
+    ) -> NodePlan:
+        replicas = 1 if node is None else node.replicas
+        first = len(self._tasks)
+        self._tasks += [TaskPlan(first + r, name, r, f"{name}.{r}") for r in range(replicas)]
+        return NodePlan(
+            name=name,
+            node=node,
+            is_source=is_source,
+            is_sink=isinstance(node, Sink),
+            replicas=replicas,
+            key_function=None if node is None else node.key_function,
+            tasks=tuple(range(first, first + replicas)),
+            outlets=outlets,
+            parents=tuple(self._parents.get(name, ())),
+            wants_end=node is not None and not is_source and node._wants_end(),
+        )
+
+
+def _sign(nodes: list[NodePlan], edges: tuple[EdgePlan, ...]) -> str:
+    """A hash of the graph's shape (not of its code), the same in every run."""
+    shape = [[n.name, n.replicas] for n in nodes], [[e.source, e.target, e.grouping.value] for e in edges]
+    return hashlib.blake2b(json.dumps(shape).encode(), digest_size=16).hexdigest()
+
+
+# -- pictures ------------------------------------------------------------------------------------
+
+
+def _ways(outlets: tuple[Outlet, ...], label: str = "") -> Iterator[tuple[EdgePlan, str]]:
+    """Every edge under these outlets, with the route it is part of."""
+    for outlet in outlets:
+        if isinstance(outlet, EdgePlan):
+            yield outlet, label
+            continue
+        name = outlet.name if outlet.choose is not None else "round robin"
+        for branch in outlet.outlets:
+            yield from _ways(branch, f"{label} {name}".strip())
+
+
+def _edges_of(plan: Plan) -> list[tuple[EdgePlan, str]]:
+    return [pair for node in plan.nodes for pair in _ways(node.outlets)]
+
+
+def describe(plan: Plan) -> str:
+    """The plan for a terminal: tasks, workers, edges."""
+    options = plan.options
+    workers = {
+        "inline": "everything in the calling thread",
+        "thread": f"{len(plan.tasks)} threads",
+        "process": f"{len(plan.tasks)} workers and a supervisor",
+    }
+    width = max(len("node"), *(len(node.name) for node in plan.nodes))
+    lines = [
+        f"{len(plan.nodes)} nodes, {len(plan.tasks)} tasks, {len(plan.edges)} edges; {options.mode} mode: "
+        f"{workers[options.mode]}; {options.robustness}",
+        "",
+        f"  {'node': <{width}}  replicas  kind    tasks",
+    ]
+    for node in plan.nodes:
+        kind = "source" if node.is_source else "sink" if node.is_sink else "node"
+        names = ", ".join(plan.task(index).name for index in node.tasks[:4])
+        more = f", ... {node.name}.{node.replicas - 1}" if node.replicas > 4 else ""
+        lines.append(f"  {node.name: <{width}}  {node.replicas: >8}  {kind: <6}  {names}{more}")
+    lines += ["", "  edges"]
+    for edge, route in _edges_of(plan):
+        via = f"   one of, by {route}" if route else ""
+        lines.append(f"  {edge.source: >{width}} -> {edge.target: <{width}}  {edge.grouping.value}{via}")
+    return "\n".join(lines)
+
+
+def to_mermaid(plan: Plan) -> str:
+    """The plan as a mermaid flowchart."""
+    ids = {node.name: f"n{index}" for index, node in enumerate(plan.nodes)}
+    lines = ["flowchart LR"]
+    for node in plan.nodes:
+        label = _escape(node.name) + (f" x {node.replicas}" if node.replicas > 1 else "")
+        opening, closing = ("([", "])") if node.is_source else ("[(", ")]") if node.is_sink else ("[", "]")
+        lines.append(f'    {ids[node.name]}{opening}"{label}"{closing}')
+    for edge, route in _edges_of(plan):
+        words = [word for word in (_escape(route), _grouping_label(edge)) if word]
+        label = f'|"{", ".join(words)}"|' if words else ""
+        lines.append(f"    {ids[edge.source]} -->{label} {ids[edge.target]}")
+    return "\n".join(lines)
+
+
+def to_dot(plan: Plan) -> str:
+    """The plan in Graphviz's language."""
+    ids = {node.name: f"n{index}" for index, node in enumerate(plan.nodes)}
+    lines = ["digraph plan {", "  rankdir=LR; node [shape=box];"]
+    for node in plan.nodes:
+        label = node.name + (f" × {node.replicas}" if node.replicas > 1 else "")
+        shape = "oval" if node.is_source else "cylinder" if node.is_sink else "box"
+        lines.append(f"  {ids[node.name]} [label={json.dumps(label, ensure_ascii=False)}, shape={shape}];")
+    for edge, route in _edges_of(plan):
+        words = ", ".join(word for word in (route, _grouping_label(edge)) if word)
+        label = json.dumps(words, ensure_ascii=False)
+        lines.append(f"  {ids[edge.source]} -> {ids[edge.target]} [label={label}];")
+    return "\n".join([*lines, "}"])
+
+
+def to_svg(plan: Plan) -> str:
+    """The plan drawn by Graphviz's ``dot``; UsageError where that is not installed."""
+    dot = shutil.which("dot")
+    if dot is None:
+        raise UsageError("svg needs Graphviz's `dot`: install graphviz, or use --format mermaid")
+    drawn = subprocess.run([dot, "-Tsvg"], input=to_dot(plan), capture_output=True, text=True, timeout=60)
+    if drawn.returncode:
+        raise UsageError(f"dot could not draw the plan: {drawn.stderr.strip()}")
+    return drawn.stdout
+
+
+def _grouping_label(edge: EdgePlan) -> str:
+    return "" if edge.grouping is Grouping.SINGLE else edge.grouping.value
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,196 @@
+"""What a run tells about itself: while it runs, and at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+SHOWN_FAILURES = 10
+WIDTH = 78
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An item that was given up at a node. ``item`` is what the node was given (or made, if it could not
+    be sent on); its ``repr`` where it could not be kept. ``attempts`` counts how often it was tried.
+    """
+
+    node: str
+    item: Any
+    error: str
+    traceback: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCounts:
+    """Items in and out of a node, summed over its replicas; ``failed`` counts every try that raised.
+
+    After a replay an item counts again: these are what the node did, not what the stream held.
+    """
+
+    node: str
+    replicas: int
+    items_in: int
+    items_out: int
+    failed: int
+    busy_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A run at one moment. ``emitted == completed + pending``, always."""
+
+    state: str
+    emitted: int
+    completed: int
+    failed: int
+    pending: int
+    replayed: int
+    restarts: int
+    seconds: float
+    nodes: tuple[NodeCounts, ...]
+
+    @property
+    def items_per_s(self) -> float:
+        return self.completed / self.seconds if self.seconds > 0 else 0.0
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.completed:,} done",
+            f"{self.items_per_s:,.0f}/s",
+            f"{self.pending:,} pending",
+        ]
+        for count, word in (
+            (self.failed, "failed"),
+            (self.replayed, "batches replayed"),
+            (self.restarts, "restarts"),
+        ):
+            if count:
+                parts.append(f"{count:,} {word}")
+        return f"{self.state}: {', '.join(parts)}, {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A run that is over. ``emitted == completed + pending``; every item given up counts as ``failed``.
+
+    ``replayed`` counts batches that ran again, ``restarts`` workers that were started again. ``confirmed``:
+    every item was completely processed; None at ``robustness="none"``, where nobody can say.
+    ``result`` is what the pipeline's own ``end()`` returned.
+    """
+
+    emitted: int
+    completed: int
+    failed: int
+    pending: int
+    replayed: int
+    restarts: int
+    confirmed: bool | None
+    failures: tuple[Failure, ...]
+    seconds: float
+    nodes: tuple[NodeCounts, ...]
+    mode: str
+    robustness: str
+    state_dir: str | None
+    stopped: bool
+    already_finished: bool
+    result: Any = None
+
+    @property
+    def exit_code(self) -> int:
+        """0: all completed; 1: some failed; 3: stopped with work pending."""
+        if self.pending:
+            return 3
+        return 1 if self.failed else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; failed items by their ``repr``."""
+        listed = dataclasses.asdict(dataclasses.replace(self, failures=(), result=None))
+        del listed["result"]
+        listed["failures"] = [
+            {**dataclasses.asdict(dataclasses.replace(f, item=None)), "item": _text_of(f.item)}
+            for f in self.failures
+        ]
+        return listed
+
+    @classmethod
+    def from_dict(cls, listed: dict[str, Any], **changes: Any) -> Report:
+        """The report that `to_dict` described; items stay texts."""
+        values = {**listed, **changes}
+        values["failures"] = tuple(Failure(**failure) for failure in listed["failures"])
+        values["nodes"] = tuple(NodeCounts(**counts) for counts in listed["nodes"])
+        return cls(**values)
+
+    def __str__(self) -> str:
+        lines = [self._headline(), "", *self._totals(), "", *self._node_table()]
+        if self.failures:
+            lines += ["", *self._failure_list()]
+        return "\n".join([*lines, "", self._next_step()])
+
+    def _headline(self) -> str:
+        if self.already_finished:
+            return "This run was finished before; nothing was done now."
+        verdict = {0: "All items completely processed", 1: "Finished, with failed items", 3: "Stopped"}
+        rate = self.completed / self.seconds if self.seconds else 0.0
+        return (
+            f"{verdict[self.exit_code]} in {self.seconds:.2f} s ({rate:,.0f} items/s, "
+            f"{self.mode}, {self.robustness})"
+        )
+
+    def _totals(self) -> list[str]:
+        balance = "=" if self.emitted == self.completed + self.pending else "≠"
+        confirmed = {None: "not asked for", True: "yes", False: "no"}[self.confirmed]
+        return [
+            f"  emitted {self.emitted:,} {balance} completed {self.completed:,} + pending {self.pending:,}",
+            f"  failed {self.failed:,}   replayed batches {self.replayed:,}   restarts {self.restarts:,}   "
+            f"confirmed: {confirmed}",
+        ]
+
+    def _node_table(self) -> list[str]:
+        width = max([len("node"), *(len(n.node) for n in self.nodes)])
+        head = f"  {'node': <{width}}  replicas   items in  items out    raised   busy s"
+        rows = [
+            f"  {n.node: <{width}}  {n.replicas:8d} {n.items_in:10,d} {n.items_out:10,d} "
+            f"{n.failed:9,d} {n.busy_s:8.2f}"
+            for n in self.nodes
+        ]
+        return [head, "  " + "-" * (len(head) - 2), *rows]
+
+    def _failure_list(self) -> list[str]:
+        lines = [f"  Failed items ({self.failed:,}):"]
+        for failure in self.failures[-SHOWN_FAILURES:]:
+            tries = "1 try" if failure.attempts == 1 else f"{failure.attempts} tries"
+            lines.append(f"  - at {failure.node} after {tries}: {_shorten(_text_of(failure.item))}")
+            lines.append(f"      {_shorten(failure.error)}")
+        if len(self.failures) > SHOWN_FAILURES:
+            lines.append(f"  ... and {self.failed - SHOWN_FAILURES:,} more, in report.failures")
+        return lines
+
+    def _next_step(self) -> str:
+        if self.already_finished:
+            return "Start again from the beginning with fresh=True (--fresh), or use another state folder."
+        if self.pending and self.robustness == "robust":
+            return f"{self.pending:,} items are pending: run again with state_dir={self.state_dir!r} to go on."
+        if self.pending:
+            return f"{self.pending:,} items were lost with a worker; only robustness='robust' keeps them."
+        if self.failed and self.robustness in ("none", "confirm"):
+            return "Run with robustness='track' to learn which items failed, and why."
+        if self.failed:
+            return "Each failed item's traceback is in report.failures."
+        return "Nothing is left to do."
+
+
+def _text_of(item: Any) -> str:
+    if isinstance(item, str):
+        return item
+    try:
+        return repr(item)
+    except Exception as error:
+        return f"<{type(item).__name__}, whose repr raises {type(error).__name__}>"
+
+
+def _shorten(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
