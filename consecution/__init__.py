@@ -1,0 +1,91 @@
+"""Stream processing in Python, on one machine: every item is completely processed, whatever dies.
+
+>>> from consecution import Pipeline, Node, Producer
+>>> pipeline = Pipeline(Producer(range(3)) | (lambda n: n * n) | print)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from consecution.clock import Clock as Clock
+    from consecution.engine import Running as Running
+    from consecution.graph import Broadcast as Broadcast
+    from consecution.graph import Merge as Merge
+    from consecution.graph import Route as Route
+    from consecution.nodes import Chunk as Chunk
+    from consecution.nodes import Filter as Filter
+    from consecution.nodes import FlatMap as FlatMap
+    from consecution.nodes import GroupByNode as GroupByNode
+    from consecution.nodes import Map as Map
+    from consecution.nodes import Node as Node
+    from consecution.options import Options as Options
+    from consecution.pipeline import GlobalState as GlobalState
+    from consecution.pipeline import Pipeline as Pipeline
+    from consecution.plan import Plan as Plan
+    from consecution.producer import Producer as Producer
+    from consecution.protocol.values import BatchId as BatchId
+    from consecution.report import Failure as Failure
+    from consecution.report import Report as Report
+    from consecution.report import Status as Status
+    from consecution.sink import Sink as Sink
+    from consecution.sinks.sql import SqlSink as SqlSink
+    from consecution.sinks.text import JsonLines as JsonLines
+    from consecution.sinks.text import TextLines as TextLines
+    from consecution.source import Source as Source
+    from consecution.sources.iterable import IterableSource as IterableSource
+    from consecution.sources.manual import ManualSource as ManualSource
+    from consecution.sources.manual import Receipt as Receipt
+    from consecution.sources.pipe import PipeSource as PipeSource
+
+__version__ = "0.3.0"
+
+_HOMES = {
+    "BatchId": "protocol.values",
+    "Broadcast": "graph",
+    "Chunk": "nodes",
+    "Clock": "clock",
+    "Failure": "report",
+    "Filter": "nodes",
+    "FlatMap": "nodes",
+    "GlobalState": "pipeline",
+    "GroupByNode": "nodes",
+    "IterableSource": "sources.iterable",
+    "JsonLines": "sinks.text",
+    "ManualSource": "sources.manual",
+    "Map": "nodes",
+    "Merge": "graph",
+    "Node": "nodes",
+    "Options": "options",
+    "Pipeline": "pipeline",
+    "PipeSource": "sources.pipe",
+    "Plan": "plan",
+    "Producer": "producer",
+    "Receipt": "sources.manual",
+    "Report": "report",
+    "Route": "graph",
+    "Running": "engine",
+    "Sink": "sink",
+    "Source": "source",
+    "SqlSink": "sinks.sql",
+    "Status": "report",
+    "TextLines": "sinks.text",
+}
+"""Public name → the module it lives in. Loaded when first asked for, so that importing is quick."""
+
+__all__ = sorted(_HOMES)  # pyright: ignore
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'consecution' has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"consecution.{home}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

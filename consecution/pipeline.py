@@ -1,0 +1,261 @@
+"""A graph that can be run: item by item in this thread (`consume`), or by an engine (`run`, `start`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from consecution.errors import GraphError, UsageError
+from consecution.graph import Group
+from consecution.nodes import Node
+from consecution.options import Options
+from consecution.producer import Producer
+
+if TYPE_CHECKING:
+    from consecution.engine import Running
+    from consecution.plan import Plan
+    from consecution.report import Report, Status
+
+RULE = "-" * 68
+
+
+class GlobalState:
+    """A container for what all nodes of a pipeline share: keyword arguments become attributes and items.
+
+    Inline and in threads all nodes share one; in process mode every worker has a copy that is read only.
+    """
+
+    # The unusual first name lets keyword arguments contain "self".
+    def __init__(_item_self, **kwargs: Any) -> None:
+        for key, value in kwargs.items():
+            setattr(_item_self, key, value)
+
+    def __str__(_item_self) -> str:
+        return f"GlobalState({', '.join(repr(key) for key in sorted(vars(_item_self)))})"
+
+    __repr__ = __str__
+
+    def __setitem__(_item_self, key: str, value: Any) -> None:
+        setattr(_item_self, key, value)
+
+    def __getitem__(_item_self, key: str) -> Any:
+        return getattr(_item_self, key)
+
+
+class Pipeline:
+    """The graph that ``node`` is part of, ready to run.
+
+    Inherit from it to do something before and after a stream: ``begin`` runs before the nodes' own,
+    ``end`` after them, and what ``end`` returns is what `consume` returns.
+    """
+
+    top_node: Node
+    global_state: Any
+    _node_repr: str
+    _longest_node_name_len_: int
+
+    def __init__(self, node: Node, global_state: Any = None) -> None:
+        if isinstance(node, Group) or not isinstance(node, Node):
+            raise GraphError(
+                f"Pipeline({node!r}): expected a node, the top of a graph; begin the chain with one node or Producer"
+            )
+        self.top_node = node.top_node
+        self.global_state = GlobalState() if global_state is None else global_state
+        self._node_lookup: dict[str, Node] = {}
+        self.initialize()
+
+    def initialize(self, with_push: bool = False) -> None:
+        """Make every node part of this pipeline; ``with_push`` also lets them push item by item."""
+        self._is_running = False
+        nodes = self.top_node.walk("both", as_ordered_list=True)
+        for node in nodes:
+            self.initialize_node(node, with_push)
+        self.top_node.top_down_make_repr()
+        if any(node._logging for node in nodes):
+            sys.stdout.write("node_log,what,node_name,item\n")
+
+    def initialize_node(self, node: Node, with_push: bool = False) -> None:
+        """Make one node part of this pipeline."""
+        node.pipeline = self
+        node.global_state = self.global_state
+        self._node_lookup[node.name] = node
+        node._process = node._item_processor()
+        if with_push:
+            below = node._downstream_nodes
+            if len(below) == 1 and node._logging is None:
+                node.push = below[0]._item_processor()
+            else:
+                node.push = node._push
+
+    # -- looking at it and changing it -----------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Node:
+        try:
+            return self._node_lookup[name]
+        except KeyError:
+            raise KeyError(f"No node named '{name}'") from None
+
+    def __setitem__(self, name: str, replacement: Node) -> None:
+        """Put a node in the place of the one that has its name."""
+        if name != replacement.name:
+            raise ValueError(
+                f"Replacement node must have the same name.  Expected {name!r}, found {replacement.name!r}."
+            )
+        replaced = self[name]
+        ups, downs = list(replaced._upstream_nodes), list(replaced._downstream_nodes)
+        for up in ups:
+            up.remove_downstream(replaced)
+        for down in downs:
+            replaced.remove_downstream(down)
+        for up in ups:
+            if hasattr(up, "_end_point_map"):
+                up._end_point_map[name] = replacement
+            up.add_downstream(replacement)
+        for down in downs:
+            replacement.add_downstream(down)
+        self.initialize_node(replacement)
+        if self.top_node is replaced:
+            self.top_node = replacement
+
+    def __str__(self) -> str:
+        return f"\nPipeline\n{RULE}\n{self._node_repr}{RULE}\n"
+
+    __repr__ = __str__
+
+    def plot(self, file_name: str = "pipeline", kind: str = "png") -> Pipeline:
+        """Draw the graph into a file, as 'png' or 'pdf'. Needs Graphviz; notebooks draw by themselves."""
+        self.top_node.plot(file_name, kind)
+        return self
+
+    def _repr_svg_(self) -> Any:
+        """What a notebook shows; None, and so the text, where Graphviz is missing."""
+        try:
+            drawing = self.top_node._build_pydot_graph()
+            drawing.format = "svg"
+            return drawing.pipe(encoding="utf-8")
+        except (ImportError, RuntimeError, OSError):
+            return None
+
+    # -- hooks -----------------------------------------------------------------------------------
+
+    def begin(self) -> Any:
+        """Override it to do something before the nodes begin."""
+
+    def end(self) -> Any:
+        """Override it to do something after all nodes have ended; its result is that of `consume`."""
+
+    def reset(self) -> Any:
+        """Override it to do something after all nodes were reset."""
+
+    def __getattribute__(self, name: str) -> Any:
+        """`begin`, `end` and `reset` do the nodes' part too, wherever a subclass overrides them."""
+        found = super().__getattribute__(name)
+        wrap = _HOOKS.get(name)
+        return found if wrap is None else wrap(self, found)
+
+    def _call_user_begin(self) -> None:
+        """Only what the user wrote, for engines that begin nodes elsewhere."""
+        object.__getattribute__(self, "begin")()
+
+    def _call_user_end(self) -> Any:
+        return object.__getattribute__(self, "end")()
+
+    # -- item by item ----------------------------------------------------------------------------
+
+    def push(self, item: Any) -> None:
+        """Process one item now; begins the pipeline if it is not running."""
+        if not self._is_running:
+            self.begin()
+        self.top_node._process(item)
+
+    def consume(self, iterable: Iterable[Any] | None = None) -> Any:
+        """Process each item in this thread, one after another; returns what ``end`` returns.
+
+        An exception of a node ends it and comes out here. Without an iterable the pipeline's Producer is read.
+        """
+        items = self._own_items() if iterable is None else iterable
+        self.begin()
+        try:
+            if isinstance(self.top_node, Producer):
+                process = self.top_node.push
+            else:
+                process = self.top_node._process
+            for item in items:
+                process(item)
+            return self.end()
+        finally:
+            self._is_running = False
+
+    def _own_items(self) -> Iterator[Any]:
+        if not isinstance(self.top_node, Producer):
+            raise UsageError(
+                f"consume() without an iterable needs a Producer at the top; found {self.top_node}"
+            )
+        return iter(self.top_node)
+
+    # -- in an engine ----------------------------------------------------------------------------
+
+    def plan(self, iterable: Any = None, **options: Any) -> Plan:
+        """The plan of a run with these options; nothing is started."""
+        from consecution.plan import make_plan
+
+        return make_plan(self.top_node, Options.of(**options), has_iterable=iterable is not None)
+
+    def run(
+        self,
+        iterable: Any = None,
+        *,
+        on_status: Callable[[Status], None] | None = None,
+        **options: Any,
+    ) -> Report:
+        """Run to the end of the stream and report.
+
+        ``iterable`` takes the place of the pipeline's Producer. ``options`` are those of
+        `consecution.options.SETTINGS`: mode, robustness, state_dir, retries, ... ``on_status`` is called about
+        twice a second. In the main thread a first SIGINT or SIGTERM stops reading and finishes what is open,
+        a second one stops at once; in ``robust`` nothing is lost either way.
+        """
+        from consecution import engine
+
+        return engine.run(self, iterable, Options.of(**options), on_status=on_status)
+
+    def start(self, iterable: Any = None, **options: Any) -> Running:
+        """Start a run and return at once; see `consecution.engine.Running`."""
+        from consecution import engine
+
+        return engine.start(self, iterable, Options.of(**options))
+
+
+def _wrap_begin(pipeline: Pipeline, user_begin: Callable[[], Any]) -> Callable[[], None]:
+    def begin() -> None:
+        user_begin()
+        pipeline.top_node.top_down_call("_begin")
+        pipeline.initialize(with_push=True)
+        pipeline._is_running = True
+
+    return begin
+
+
+def _wrap_end(pipeline: Pipeline, user_end: Callable[[], Any]) -> Callable[[], Any]:
+    def end() -> Any:
+        pipeline.top_node.top_down_call("_end")
+        pipeline._is_running = False
+        return user_end()
+
+    return end
+
+
+def _wrap_reset(pipeline: Pipeline, user_reset: Callable[[], Any]) -> Callable[[], Any]:
+    def reset() -> Any:
+        pipeline.top_node.top_down_call("reset")
+        return user_reset()
+
+    return reset
+
+
+_HOOKS: dict[str, Callable[[Pipeline, Callable[[], Any]], Callable[[], Any]]] = {
+    "begin": _wrap_begin,
+    "end": _wrap_end,
+    "reset": _wrap_reset,
+}

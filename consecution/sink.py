@@ -1,0 +1,63 @@
+"""The Sink contract: where items leave the pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from consecution.nodes import Node
+from consecution.protocol.values import BatchId
+
+CONSUME_BUFFER = 1000
+
+
+class Sink(Node):
+    """Ends a pipeline. Inherit from it and define ``write(batch_id, items)``.
+
+    ``open`` is called once in the process that writes, then ``write`` for every frame of items, then
+    ``close``. When ``write`` returns, the items must be safe: a ``kill -9`` right after it must lose
+    nothing, and with ``self.sync == "power"`` neither may a power cut.
+
+    **A repeat.** After a crash a batch may be written again: the same (origin, seq, path) with a higher
+    generation. Its items are those of the stream, but a node that answers differently each time may have
+    made others of them. A sink that must not hold anything twice replaces what an earlier generation of
+    (origin, seq, path) has written, or writes by a key of the item.
+
+    If ``write`` raises, it is offered the items one by one, to find the ones at fault; so what a call
+    that raises has written must be undone, or be harmless to write again.
+    """
+
+    sync: str = "power"
+    max_replicas: int | None = None
+
+    def open(self) -> None:
+        """Take hold of the file or connection. May raise: the run then does not start."""
+
+    def write(self, batch_id: BatchId | None, items: list[Any]) -> None:
+        """Write the items, in order. ``batch_id`` is None in `Pipeline.consume`."""
+        raise NotImplementedError(f"{type(self).__name__} {self.name!r} must define write(self, batch_id, items)")
+
+    def close(self) -> None:
+        """Let go of what `open` took. Not called after a crash."""
+
+    # -- item by item (`Pipeline.consume`) -------------------------------------------------------
+
+    def begin(self) -> None:
+        self._waiting: list[Any] = []
+        self.open()
+
+    def process(self, item: Any) -> None:
+        self._waiting.append(item)
+        if len(self._waiting) >= CONSUME_BUFFER:
+            self._write_waiting()
+
+    def end(self) -> None:
+        self._write_waiting()
+        self.close()
+
+    def _write_waiting(self) -> None:
+        items, self._waiting = self._waiting, []
+        if items:
+            self.write(None, items)
+
+    def _wants_end(self) -> bool:
+        return False
