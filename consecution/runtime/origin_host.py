@@ -285,7 +285,7 @@ class SourceHost:
         self.origin.stopped = True
 
     def _settled(self, settled: Settled) -> None:
-        self.source.batch_settled(settled.seq, settled.failed)
+        self.source.batch_settled(settled.seq, settled.failed, settled.confirmed)
 
     def close(self) -> None:
         try:

@@ -1,0 +1,53 @@
+"""Makes the node objects that tasks run: the user's own for the first replica, copies for the others."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from consecution.errors import ShippingError
+from consecution.nodes import Node
+from consecution.plan import Plan
+from consecution.protocol.values import TaskIndex
+
+
+def make_replicas(plan: Plan, pipeline: Any) -> dict[TaskIndex, Node]:
+    """Task → node, for all tasks but the source, where they share memory (inline, threads).
+
+    The first replica is the object the user made, so that what it gathers can be looked at afterwards.
+    ShippingError names the node, and the attribute, that cannot be copied.
+    """
+    made: dict[TaskIndex, Node] = {}
+    for planned in plan.nodes:
+        if planned.is_source:
+            continue
+        assert planned.node is not None
+        for replica, task in enumerate(planned.tasks):
+            node = planned.node if replica == 0 else _copy_node(planned.node)
+            node.pipeline = pipeline
+            node.global_state = pipeline.global_state
+            made[TaskIndex(task)] = node
+    return made
+
+
+def _copy_node(node: Node) -> Node:
+    try:
+        return copy.deepcopy(node._detached_copy())
+    except Exception as error:
+        attribute = _culprit(node)
+        what = f"its attribute {attribute!r} cannot" if attribute else "it cannot"
+        raise ShippingError(
+            f"{node} * {node.replicas}: every replica needs a copy of the node, and {what} be copied "
+            f"({type(error).__name__}: {error}); open such things in begin(), which runs once in each replica",
+            node=node.name,
+            attribute=attribute,
+        ) from error
+
+
+def _culprit(node: Node) -> str:
+    for name, value in vars(node._detached_copy()).items():
+        try:
+            copy.deepcopy(value)
+        except Exception:
+            return name
+    return ""
