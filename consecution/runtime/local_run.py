@@ -96,18 +96,25 @@ class LocalRun:
     def begin(self) -> None:
         """Run all ``begin``s, parents first, then open the source and let it go."""
         self.pipeline._call_user_begin()
-        for task, host in self.tasks.items():
-            try:
-                host.begin()
-            except ConsecutionError:
-                raise
-            except Exception as error:
-                raise WorkerError(
-                    f"{self.plan.task(task).name}: begin() raised {type(error).__name__}: {error}; "
-                    "nothing was started",
-                    task=self.plan.task(task).name,
-                ) from error
-            self._opened.append(host)
+        for task in self.tasks:
+            self.begin_task(task)
+            self._opened.append(self.tasks[task])
+        self.open_source()
+
+    def begin_task(self, task: TaskIndex) -> None:
+        """Run one ``begin``; WorkerError says which task's it was that raised."""
+        name = self.plan.task(task).name
+        try:
+            self.tasks[task].begin()
+        except ConsecutionError:
+            raise
+        except Exception as error:
+            raise WorkerError(
+                f"{name}: begin() raised {type(error).__name__}: {error}; the run was not started", task=name
+            ) from error
+
+    def open_source(self) -> None:
+        """Open the source where the journal stands, and let the origin go."""
         self.source_host.open()
         self.source_host.origin.replay(time.time())
 
