@@ -79,6 +79,7 @@ class Beat:
     origin: OriginCounts | None = None
     finished: bool = False
     drained: bool = False
+    failed_at_end: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +90,16 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The worker cannot go on; ``what`` names the step (begin, source, journal ...)."""
+    """The worker cannot go on; ``doing`` names the step (start, begin, process, end, close).
+
+    ``error`` is one of our own errors, pickled, which ends the run; None for what user code raised.
+    """
 
     task: TaskIndex
-    what: str
+    doing: str
     message: str
     traceback: str
-    fatal: bool
+    error: bytes | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,7 +267,7 @@ class SourceHost:
             room = self.origin.room()
             if not room:
                 break
-            items = self._reader.read(room)
+            items = self._read_batch(room)
             if items is None:
                 self.origin.exhaust(self.source.position())
                 return True
@@ -279,6 +279,16 @@ class SourceHost:
             if len(items) < room:
                 break
         return read
+
+    def _read_batch(self, room: int) -> list[Any] | None:
+        try:
+            return self._reader.read(room)
+        except SourceError:
+            raise
+        except Exception as error:
+            raise SourceError(
+                f"the source {self.source!r} raised {type(error).__name__}: {error}; what came before it was taken"
+            ) from error
 
     def stop_reading(self) -> None:
         """Take nothing more; what is open is finished."""

@@ -1,0 +1,196 @@
+"""A supervisor and a worker process for each task, wired by ZeroMQ."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from consecution.engine import Running
+from consecution.errors import NotRunningError
+from consecution.plan import Plan
+from consecution.protocol.origin import FailureEntry, Origin, OriginCounts
+from consecution.protocol.values import TaskIndex
+from consecution.report import Report, Status
+from consecution.runtime import assembly, failpoints
+from consecution.runtime.assembly import SOURCE_TASK
+from consecution.runtime.journal import Journal
+from consecution.runtime.launcher import ProcessWorker, ThreadWorker, refuse_in_worker_start
+from consecution.runtime.local_run import finished_before, open_run_state, push_into
+from consecution.runtime.logs import LogPump
+from consecution.runtime.origin_host import origin_limits
+from consecution.runtime.shipping import Shipment, can_ship, ship
+from consecution.runtime.supervisor import Supervisor
+from consecution.runtime.worker import WorkerSpec
+from consecution.sources.manual import ManualSource, Receipt
+from consecution.transport.sockets import SocketFolder
+
+
+def start(plan: Plan, pipeline: Any, iterable: Any, options: Any) -> Running:
+    """Check that everything can be shipped, lock the state directory, start the supervisor."""
+    refuse_in_worker_start()
+    return ProcessRunning(plan, pipeline, iterable)
+
+
+class ProcessRunning(Running):
+    """A run in worker processes; its supervisor is a thread of this one."""
+
+    def __init__(self, plan: Plan, pipeline: Any, iterable: Any) -> None:
+        self._plan = plan
+        self._pipeline = pipeline
+        self._started_s = time.monotonic()
+        self._seconds: float | None = None
+        self._over = threading.Event()
+        self._report: Report | None = None
+        self._error: BaseException | None = None
+        self._source = assembly.make_source(plan, iterable)
+        pipeline._call_user_begin()
+        in_parent = self._source.in_parent or not can_ship(self._source)
+        self._parent_source = self._source if in_parent else None
+        shipped = None if in_parent else self._source
+        self._blobs = {
+            TaskIndex(task.index): ship(plan, task.index, pipeline.global_state, shipped if task.index == 0 else None)
+            for task in plan.tasks
+        }
+        self._state = open_run_state(plan)
+        self._supervisor = Supervisor(plan, self._launch, self._say)
+        self._thread: threading.Thread | None = None
+        if self._state is not None and (report := finished_before(self._state)) is not None:
+            self._state.close()
+            self._report = report
+            self._over.set()
+            return
+        self._epoch = self._state.epoch if self._state is not None else "memory"
+        failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
+        self._logs = LogPump()
+        self._folder = SocketFolder()
+        self._thread = threading.Thread(target=self._run, name="consecution-supervisor", daemon=True)
+        self._thread.start()
+
+    @property
+    def _journal_path(self) -> Path | None:
+        return None if self._state is None else self._state.origin_path(self._plan.source_name)
+
+    def _launch(self, task: TaskIndex, incarnation: int) -> ProcessWorker | ThreadWorker:
+        journal = self._journal_path
+        spec = WorkerSpec(
+            task=task,
+            incarnation=incarnation,
+            blob=self._blobs[task],
+            epoch=self._epoch,
+            journal_path=str(journal) if journal is not None and task == SOURCE_TASK else None,
+            socket_folder=self._folder.path,
+            failpoints=os.environ.get(failpoints.VARIABLE, ""),
+        )
+        mark = self._plan.task(task).name
+        if task == SOURCE_TASK and self._parent_source is not None:
+            return ThreadWorker(spec, mark, Shipment(self._plan, None, self._parent_source, None))
+        return ProcessWorker(spec, mark, self._logs)
+
+    def _say(self, mark: str, text: str) -> None:
+        self._logs.say(mark, text)
+
+    # -- the supervisor's thread -----------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._supervisor.run()
+            self._finish()
+        except BaseException as error:
+            self._error = error
+            if self._state is not None:
+                self._state.close(keep=True)
+                if self._state.temporary:
+                    error.add_note(f"what was open is kept: run again with state_dir={str(self._state.path)!r}")
+        finally:
+            self._source.close()
+            self._seconds = time.monotonic() - self._started_s
+            self._folder.close()
+            self._logs.close()
+            self._over.set()
+
+    def _finish(self) -> None:
+        supervisor, state = self._supervisor, self._state
+        counts, failures = self._final_books()
+        status = self._status("stopped" if supervisor.stopped else "finished", counts)
+        result = None if supervisor.stopped else self._pipeline._call_user_end()
+        keep = state is not None and (not state.temporary or bool(status.pending))
+        report = assembly.make_report(
+            self._plan,
+            status,
+            failures,
+            confirmed=supervisor.confirmed and not supervisor.stopped,
+            stopped=supervisor.stopped,
+            state_dir=state.path if state is not None and keep else None,
+            result=result,
+        )
+        if state is not None:
+            if not supervisor.stopped and not report.pending:
+                state.finish(report.to_dict())
+            state.close(keep=keep)
+        self._report = report
+
+    def _final_books(self) -> tuple[OriginCounts, list[FailureEntry]]:
+        """What the journal says, where there is one: it is right even after an abort."""
+        told = self._supervisor.origin_counts()
+        failures = self._supervisor.failures()
+        path = self._journal_path
+        if path is None or self._state is None or not path.exists():
+            return told, failures
+        journal = Journal(path, origin=self._plan.source_name, epoch=self._epoch, sync=self._plan.options.sync)
+        try:
+            counts = Origin(origin_limits(self._plan.options), journal.restore()).counts()
+            kept = journal.failures(self._plan.options.keep_failed)
+        finally:
+            journal.close()
+        replayed, abandoned = told.replayed, told.abandoned
+        return OriginCounts(
+            counts.emitted, counts.completed, counts.failed, counts.pending, replayed, abandoned
+        ), kept
+
+    def _status(self, state: str, counts: OriginCounts) -> Status:
+        return assembly.make_status(
+            self._plan,
+            state,
+            counts,
+            self._supervisor.counts(),
+            seconds=self._seconds if self._seconds is not None else time.monotonic() - self._started_s,
+            restarts=self._supervisor.restarts,
+            failed_elsewhere=self._supervisor.failed_at_end(),
+        )
+
+    # -- the contract ----------------------------------------------------------------------------
+
+    def push(self, item: Any, timeout_s: float | None = None) -> Receipt:
+        if self._over.is_set():
+            raise NotRunningError("this run has ended; start another one")
+        return push_into(self._source, item, timeout_s)
+
+    def status(self) -> Status:
+        state = "finished" if self._over.is_set() else self._supervisor.state
+        return self._status(state, self._supervisor.origin_counts())
+
+    def pids(self) -> dict[str, int]:
+        """Task name → process id of its worker, for those who want to look (or kill)."""
+        return self._supervisor.pids()
+
+    def request_stop(self) -> None:
+        self._supervisor.stop()
+
+    def abort(self) -> None:
+        self._supervisor.abort()
+
+    def finish_input(self) -> None:
+        if isinstance(self._source, ManualSource):
+            self._source.finish()
+
+    def join(self, timeout_s: float | None) -> Report | None:
+        if not self._over.wait(timeout_s):
+            return None
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._report

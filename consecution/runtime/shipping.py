@@ -1,0 +1,166 @@
+"""Sends nodes to worker processes: what each worker gets, and what cannot be sent."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import dill
+
+from consecution.errors import ReadOnlyError, ShippingError
+from consecution.nodes import Node
+from consecution.plan import EdgePlan, NodePlan, Outlet, Plan
+from consecution.source import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """What one worker gets: its part of the plan, its node, the source if it reads it, the global state."""
+
+    plan: Plan
+    node: Node | None
+    source: Source | None
+    global_state: Any
+
+
+class FrozenGlobalState:
+    """A worker's copy of the global state: it can be read, not written."""
+
+    def __init__(self, state: Any) -> None:
+        object.__setattr__(self, "_state", state)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_state":
+            raise AttributeError(name)
+        return getattr(self._state, name)
+
+    def __getitem__(self, name: Any) -> Any:
+        return self._state[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise _read_only(name)
+
+    def __delattr__(self, name: str) -> None:
+        raise _read_only(name)
+
+    def __setitem__(self, name: Any, value: Any) -> None:
+        raise _read_only(name)
+
+    def __delitem__(self, name: Any) -> None:
+        raise _read_only(name)
+
+    def __repr__(self) -> str:
+        return f"{self._state!r} (read only in a worker)"
+
+
+def _read_only(name: Any) -> ReadOnlyError:
+    return ReadOnlyError(
+        f"global_state {name!r}: in process mode every worker has a copy of its own that is read only, because "
+        "no other worker would see the change; push the value to a node that gathers it, or run with "
+        "mode='inline' or 'thread'"
+    )
+
+
+class WorkerPipeline:
+    """Stands for the pipeline in a worker: nodes find the global state here, and nothing else."""
+
+    def __init__(self, global_state: Any) -> None:
+        self.global_state = global_state
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"pipeline.{name}: in process mode a node runs in a worker, which has no pipeline, only "
+            "self.global_state; do this in the process that called run(), or in mode='thread'"
+        )
+
+
+def ship(plan: Plan, task: int, global_state: Any, source: Source | None) -> bytes:
+    """The shipment of one task, as bytes. ShippingError names node and attribute that cannot be sent."""
+    planned = plan.node(plan.task(task).node)
+    node = None if planned.is_source else planned.node
+    detached = None if node is None else node._detached_copy()
+    shipment = Shipment(_plan_for(plan, planned), detached, source, global_state)
+    try:
+        return _dumps(shipment)
+    except Exception as error:
+        raise _explain(planned, detached, global_state, error) from error
+
+
+def unship(blob: bytes) -> Shipment:
+    """The shipment in these bytes, its node given a pipeline and a read-only global state."""
+    shipment: Shipment = dill.loads(blob)
+    if shipment.node is not None:
+        state = FrozenGlobalState(shipment.global_state)
+        shipment.node.pipeline = WorkerPipeline(state)  # type: ignore[assignment]
+        shipment.node.global_state = state
+    return shipment
+
+
+def can_ship(value: Any) -> bool:
+    """Whether a value can be sent to a worker at all."""
+    try:
+        _dumps(value)
+    except Exception:
+        return False
+    return True
+
+
+def _dumps(value: Any) -> bytes:
+    main = sys.modules.get("__main__")
+    # A script is imported by every worker; what a notebook or prompt defined has to travel itself.
+    by_value = getattr(main, "__file__", None) is None
+    blob: bytes = dill.dumps(value, protocol=5, byref=False, recurse=by_value)
+    return blob
+
+
+def _plan_for(plan: Plan, planned: NodePlan) -> Plan:
+    """The plan without the other nodes and their functions: a worker gets only its own."""
+    nodes = tuple(
+        dataclasses.replace(n, node=None)
+        if n is planned
+        else dataclasses.replace(n, node=None, outlets=(), key_function=None)
+        for n in plan.nodes
+    )
+    own = {edge.index for outlet in planned.outlets for edge in _edges_of(outlet)}
+    edges = tuple(e if e.index in own else dataclasses.replace(e, key_function=None) for e in plan.edges)
+    return dataclasses.replace(plan, nodes=nodes, edges=edges)
+
+
+def _edges_of(outlet: Outlet) -> list[EdgePlan]:
+    if isinstance(outlet, EdgePlan):
+        return [outlet]
+    return [edge for branch in outlet.outlets for inner in branch for edge in _edges_of(inner)]
+
+
+def _explain(planned: NodePlan, node: Node | None, global_state: Any, error: Exception) -> ShippingError:
+    reason = f"{type(error).__name__}: {error}"
+    if node is not None:
+        for name, value in vars(node).items():
+            if not can_ship(value):
+                return ShippingError(
+                    f"N({planned.name}): its attribute {name!r} ({type(value).__name__}) cannot be sent to a worker "
+                    f"process ({reason}); make it in begin(), which runs in the worker, or run with mode='thread'",
+                    node=planned.name,
+                    attribute=name,
+                )
+    if not can_ship(global_state):
+        names = [name for name, value in _vars_of(global_state).items() if not can_ship(value)]
+        which = f" {names[0]!r}" if names else ""
+        return ShippingError(
+            f"global_state{which} cannot be sent to a worker process ({reason}); leave it out, or run with "
+            "mode='thread'",
+            node=planned.name,
+            attribute=names[0] if names else "",
+        )
+    return ShippingError(
+        f"N({planned.name}): it, or a function on its way out (router, key), cannot be sent to a worker process "
+        f"({reason}); define it at the top of a module, or run with mode='thread'",
+        node=planned.name,
+    )
+
+
+def _vars_of(value: Any) -> dict[str, Any]:
+    found: dict[str, Any] = getattr(value, "__dict__", {})
+    return found

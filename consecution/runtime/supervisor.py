@@ -1,0 +1,419 @@
+"""The supervisor: starts, wires, watches and restarts the workers, and ends the run.
+
+It decides nothing about items: batches are the origins' business. Who must be told what after a death is
+decided by `Recovery`, when nodes end by `Ending`; this file carries their orders out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocess.connection import wait as wait_for
+from typing import Any
+
+from consecution.errors import ConsecutionError, ProtocolError, WorkerError
+from consecution.plan import Plan
+from consecution.protocol.ending import Ending
+from consecution.protocol.origin import FailureEntry, OriginCounts
+from consecution.protocol.recovery import Order, OrderReplay, Recovery, StartTask, WireTasks
+from consecution.protocol.step import Counts
+from consecution.protocol.values import TaskIndex
+from consecution.runtime import control, failpoints
+from consecution.runtime.assembly import SOURCE_TASK
+from consecution.runtime.launcher import WorkerProcess
+
+LOOK_EVERY_S = 0.1
+ABORT_WAIT_S = 0.5
+"""How long a hanging worker has to write its stack after SIGABRT."""
+QUIT_WAIT_S = 10.0
+BEGIN_STRETCH = 10
+"""``begin`` may take this many times the timeout."""
+FIRST_BACK_OFF_S = 0.1
+LONGEST_BACK_OFF_S = 5.0
+
+Launch = Callable[[TaskIndex, int], WorkerProcess]
+"""Start a new incarnation of a task: (task, incarnation) → worker."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What the supervisor knows of one task."""
+
+    incarnation: int = 0
+    worker: WorkerProcess | None = None
+    began: bool = False
+    beat: control.Beat | None = None
+    changed_s: float = 0.0
+    aborted_s: float | None = None
+    failure: control.Failed | None = None
+    closed: control.Closed | None = None
+    deaths: int = 0
+    completed_at_death: int = -1
+    start_due_s: float | None = None
+    before: Counts = field(default_factory=Counts)
+
+
+class Supervisor:
+    """Runs the workers of one plan. `run` is called by one thread; `stop` and `abort` by any."""
+
+    def __init__(self, plan: Plan, launch: Launch, say: Callable[[str, str], None]) -> None:
+        self.plan = plan
+        self.restarts = 0
+        self.confirmed = True
+        self.stopped = False
+        self._launch = launch
+        self._say = say
+        self._tasks = {TaskIndex(task.index): _Watched() for task in plan.tasks}
+        self._recovery = Recovery(self._tasks)
+        self._ending = Ending([[TaskIndex(t) for t in node.tasks] for node in plan.nodes if node.wants_end])
+        self._gone = False
+        self._stop_asked = False
+        self._abort_asked = False
+        self._stop_told = False
+        self._wake_read, self._wake_write = os.pipe()
+
+    # -- what other threads may call -------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Sources take nothing more; what is open is finished."""
+        self._stop_asked = True
+        self._wake()
+
+    def abort(self) -> None:
+        """Stop at once."""
+        self._abort_asked = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._wake_write, b".")
+
+    def counts(self) -> dict[TaskIndex, Counts]:
+        """What each task has done, all its incarnations together, as of their last beats."""
+        return {task: _sum_counts(watched) for task, watched in self._tasks.items()}
+
+    def origin_counts(self) -> OriginCounts:
+        """The source's books, as of its last beat."""
+        beat = self._tasks[SOURCE_TASK].beat
+        found = beat.origin if beat is not None else None
+        return found or OriginCounts(0, 0, 0, 0, 0, 0)
+
+    def failed_at_end(self) -> int:
+        """Items given up that `end` methods had pushed."""
+        return sum(w.beat.failed_at_end for w in self._tasks.values() if w.beat is not None)
+
+    def failures(self) -> list[FailureEntry]:
+        """Failed items that the workers remembered in memory."""
+        return [e for w in self._tasks.values() if w.closed is not None for e in w.closed.failures]
+
+    def pids(self) -> dict[str, int]:
+        """Task name → process id of its worker."""
+        return {
+            self.plan.task(task).name: watched.worker.pid
+            for task, watched in self._tasks.items()
+            if watched.worker is not None
+        }
+
+    @property
+    def state(self) -> str:
+        if self._stop_asked:
+            return "stopping"
+        if not self._recovery.settled:
+            return "recovering" if self.restarts else "starting"
+        return "ending" if self._ending.started else "running"
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run to the end, or until stopped. Raises what ended the run before its time."""
+        try:
+            self._carry_out(self._recovery.begin())
+            while not self._is_over():
+                self._listen(self._wait_s())
+                self._start_what_is_due()
+                self._look_for_hanging()
+            self.stopped = self._abort_asked or not self._ending.finished
+            if self._abort_asked:
+                self._kill_all()
+            else:
+                self._quit_all()
+        except BaseException:
+            self._kill_all()
+            raise
+        finally:
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def _is_over(self) -> bool:
+        if self._abort_asked:
+            return True
+        if self._stop_asked and not self._stop_told and self._recovery.settled:
+            self._stop_told = True
+            self._tell(SOURCE_TASK, control.StopReading())
+        source = self._tasks[SOURCE_TASK].beat
+        if self._stop_asked and source is not None and source.drained:
+            return True
+        return self._ending.finished
+
+    def _wait_s(self) -> float:
+        due = [w.start_due_s for w in self._tasks.values() if w.start_due_s is not None]
+        return min([LOOK_EVERY_S, *(max(0.0, due_s - time.monotonic()) for due_s in due)])
+
+    def _listen(self, timeout_s: float) -> None:
+        """Hear what workers say; the deaths last, so that last words count."""
+        pipes: dict[Any, TaskIndex] = {}
+        sentinels: dict[Any, TaskIndex] = {}
+        for task, watched in self._tasks.items():
+            if watched.worker is not None:
+                if watched.worker.pipe is not None and not watched.worker.pipe.closed:
+                    pipes[watched.worker.pipe] = task
+                if watched.worker.sentinel is not None:
+                    sentinels[watched.worker.sentinel] = task
+        ready = wait_for([*pipes, *sentinels, self._wake_read], timeout_s)
+        if self._wake_read in ready:
+            os.read(self._wake_read, 4096)
+        for found in ready:
+            if found in pipes:
+                self._hear(pipes[found])
+        for found in ready:
+            if found in sentinels:
+                self._mourn(sentinels[found])
+
+    def _hear(self, task: TaskIndex) -> None:
+        watched = self._tasks[task]
+        worker = watched.worker
+        if worker is None:
+            return
+        try:
+            while worker.pipe.poll():
+                self._take_word(task, watched, worker.pipe.recv())
+        except (EOFError, OSError):
+            worker.pipe.close()
+
+    def _take_word(self, task: TaskIndex, watched: _Watched, word: Any) -> None:
+        if isinstance(word, control.Beat):
+            self._take_beat(watched, word)
+        elif isinstance(word, control.Hello):
+            watched.changed_s = time.monotonic()
+            self._carry_out(self._recovery.started(task, word.endpoint))
+        elif isinstance(word, control.Began):
+            watched.began = True
+            watched.changed_s = time.monotonic()
+        elif isinstance(word, control.Switched):
+            self._carry_out(self._recovery.switched(task, word.version))
+        elif isinstance(word, control.Ended):
+            self.confirmed = self.confirmed and word.confirmed
+            self._end(self._ending.task_ended(task))
+        elif isinstance(word, control.Closed):
+            watched.closed = word
+            self._take_beat(watched, word.beat)
+            self.confirmed = self.confirmed and word.confirmed
+        elif isinstance(word, control.Failed):
+            self._take_failure(task, watched, word)
+        else:
+            raise ProtocolError(f"the supervisor got {word!r} from {self._name(task)}")
+
+    def _take_beat(self, watched: _Watched, beat: control.Beat) -> None:
+        last = watched.beat
+        if last is None or beat.progress != last.progress or not beat.occupied_with or not last.occupied_with:
+            watched.changed_s = time.monotonic()
+        watched.beat = beat
+        if beat.finished and not self._stop_asked and self._recovery.settled:
+            self._end(self._ending.source_finished())
+
+    def _end(self, tasks: list[TaskIndex]) -> None:
+        for task in tasks:
+            self._tell(task, control.RunEnd())
+
+    def _take_failure(self, task: TaskIndex, watched: _Watched, failed: control.Failed) -> None:
+        """A worker says why it dies. What no restart can mend ends the run."""
+        watched.failure = failed
+        if failed.error is not None:
+            error: ConsecutionError = pickle.loads(failed.error)
+            error.add_note(f"in {self._name(task)}, {failed.doing}:\n{failed.traceback}")
+            raise error
+        never_began = self.restarts == 0 and not watched.began
+        if never_began or failed.doing in ("end", "close") or task == SOURCE_TASK:
+            raise self._worker_error(
+                task, f"{failed.doing}() raised {failed.message}" if failed.doing != "start" else failed.message
+            )
+
+    def _worker_error(self, task: TaskIndex, what: str) -> WorkerError:
+        failure = self._tasks[task].failure
+        text = failure.traceback if failure is not None else ""
+        made = WorkerError(f"{self._name(task)}: {what}", task=self._name(task), cause_text=text)
+        if text:
+            made.add_note(text)
+        return made
+
+    # -- deaths ----------------------------------------------------------------------------------
+
+    def _mourn(self, task: TaskIndex) -> None:
+        """A worker is dead: hear its last words, make sure it is gone, start it again."""
+        watched = self._tasks[task]
+        worker = watched.worker
+        assert worker is not None
+        self._hear(task)
+        if not worker.join(QUIT_WAIT_S):
+            raise WorkerError(f"{self._name(task)}: process {worker.pid} cannot be killed", task=self._name(task))
+        self._hear(task)
+        how = worker.death()
+        worker.pipe.close()
+        _add_up(watched)
+        watched.worker, watched.began, watched.aborted_s = None, False, None
+        if watched.closed is not None or self._gone:
+            return
+        self._count_death(task, watched, how)
+        if not self.plan.options.robust:
+            self._lose(task)
+        self._carry_out(self._recovery.died(task))
+
+    def _count_death(self, task: TaskIndex, watched: _Watched, how: str) -> None:
+        completed = self.origin_counts().completed
+        watched.deaths = watched.deaths + 1 if completed == watched.completed_at_death else 1
+        watched.completed_at_death = completed
+        most = self.plan.options.max_restarts
+        if watched.deaths > most:
+            reason = f": {watched.failure.message}" if watched.failure is not None else ""
+            raise self._worker_error(
+                task,
+                f"died {watched.deaths} times without progress between ({how}{reason}); what is open is kept: mend "
+                f"the node and run again with the same state directory (max_restarts={most})",
+            )
+        delay_s = 0.0 if watched.deaths == 1 else FIRST_BACK_OFF_S * 2.0 ** (watched.deaths - 2)
+        watched.start_due_s = time.monotonic() + min(delay_s, LONGEST_BACK_OFF_S)
+        self._say("supervisor", f"{self._name(task)} died: {how}; starting it again")
+
+    def _lose(self, task: TaskIndex) -> None:
+        """Without a journal a death means: nobody knows what was processed."""
+        self.confirmed = False
+        if task == SOURCE_TASK:
+            raise self._worker_error(task, "the source died; only robustness='robust' can go on after that")
+        if self._ending.started:
+            self._end(self._ending.task_ended(task))
+
+    def _start_what_is_due(self) -> None:
+        now_s = time.monotonic()
+        for task, watched in self._tasks.items():
+            if watched.start_due_s is not None and watched.start_due_s <= now_s:
+                watched.start_due_s = None
+                self.restarts += 1
+                self._start(task, watched)
+
+    def _look_for_hanging(self) -> None:
+        """A worker that has made no progress for too long is killed; first with a signal that shows its stack."""
+        now_s = time.monotonic()
+        for task, watched in self._tasks.items():
+            worker = watched.worker
+            if worker is None or worker.sentinel is None:
+                continue
+            if watched.aborted_s is not None:
+                if now_s - watched.aborted_s > ABORT_WAIT_S:
+                    worker.signal(signal.SIGKILL)
+                continue
+            limit_s = self.plan.options.timeout_s * (1 if watched.began else BEGIN_STRETCH)
+            if now_s - watched.changed_s > limit_s:
+                what = watched.beat.occupied_with if watched.beat is not None else "starting"
+                self._say(
+                    "supervisor",
+                    f"{self._name(task)} (pid {worker.pid}) has made no progress in {what or 'its loop'} for "
+                    f"{limit_s:g} s: killing it",
+                )
+                watched.aborted_s = now_s
+                worker.signal(signal.SIGABRT)
+
+    # -- orders ----------------------------------------------------------------------------------
+
+    def _carry_out(self, orders: list[Order]) -> None:
+        for order in orders:
+            if isinstance(order, StartTask):
+                watched = self._tasks[order.task]
+                if watched.start_due_s is None:
+                    self._start(order.task, watched)
+            elif isinstance(order, WireTasks):
+                for task in order.tasks:
+                    self._tell(task, control.Wire(order.version, order.endpoints))
+                failpoints.passed("supervisor.wired")
+            elif isinstance(order, OrderReplay):
+                for task in self._tasks:
+                    self._tell(task, control.Replay(after_death=self.restarts > 0))
+                failpoints.passed("supervisor.replayed")
+
+    def _start(self, task: TaskIndex, watched: _Watched) -> None:
+        watched.incarnation += 1
+        watched.beat = None if task != SOURCE_TASK else watched.beat
+        watched.failure = None
+        watched.changed_s = time.monotonic()
+        watched.worker = self._launch(task, watched.incarnation)
+        failpoints.passed("supervisor.started_worker")
+
+    def _tell(self, task: TaskIndex, order: Any) -> None:
+        """A worker that cannot be told is dead; its sentinel will say so."""
+        worker = self._tasks[task].worker
+        if worker is not None:
+            with contextlib.suppress(OSError, ValueError):
+                worker.pipe.send(order)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _quit_all(self) -> None:
+        """Everybody closes; the source first, so that nobody is sent anything any more."""
+        self._gone = True
+        for task in self._tasks:
+            self._tell(task, control.Quit())
+        limit_s = max(QUIT_WAIT_S, self.plan.options.timeout_s)
+        deadline_s = time.monotonic() + limit_s
+        while any(w.worker is not None for w in self._tasks.values()) and time.monotonic() < deadline_s:
+            self._listen(LOOK_EVERY_S)
+            if self._abort_asked:
+                break
+            for watched in self._tasks.values():
+                worker = watched.worker
+                if worker is not None and worker.sentinel is None and watched.closed is not None:
+                    worker.join(QUIT_WAIT_S)
+                    worker.pipe.close()
+                    _add_up(watched)
+                    watched.worker = None
+        self._kill_all()
+
+    def _kill_all(self) -> None:
+        """Kill whatever still runs, and wait until it is gone."""
+        self._gone = True
+        for watched in self._tasks.values():
+            if watched.worker is not None:
+                watched.worker.signal(signal.SIGKILL)
+        for watched in self._tasks.values():
+            worker = watched.worker
+            if worker is not None:
+                worker.join(QUIT_WAIT_S)
+                if not worker.pipe.closed:
+                    worker.pipe.close()
+                watched.worker = None
+
+    def _name(self, task: TaskIndex) -> str:
+        return self.plan.task(task).name
+
+
+def _sum_counts(watched: _Watched) -> Counts:
+    total = Counts()
+    before, beat = watched.before, watched.beat
+    live = beat if watched.worker is not None else None
+    total.items_in = before.items_in + (live.items_in if live is not None else 0)
+    total.items_out = before.items_out + (live.items_out if live is not None else 0)
+    total.failed = before.failed + (live.failed if live is not None else 0)
+    total.busy_s = before.busy_s + (live.busy_s if live is not None else 0.0)
+    return total
+
+
+def _add_up(watched: _Watched) -> None:
+    """The counts of an incarnation that is over go into the sum."""
+    if watched.beat is not None:
+        watched.before = _sum_counts(watched)
+
+
+__all__ = ["Supervisor"]
