@@ -75,9 +75,7 @@ class Running(ABC):
         self.finish_input()
         report = self.join(timeout_s)
         if report is None:
-            raise TimeoutError(
-                f"the run has not ended within {timeout_s} s: {self.status()}; wait again, or stop() it"
-            )
+            raise TimeoutError(f"the run has not ended within {timeout_s} s: {self.status()}; wait again, or stop() it")
         return report
 
     def stop(self, timeout_s: float | None = None) -> Report:
@@ -98,9 +96,7 @@ class Running(ABC):
     def __enter__(self) -> Running:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if kind is None:
             self.wait()
         else:

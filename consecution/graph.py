@@ -243,7 +243,7 @@ def check_cycles(node: Node) -> None:
 
 def sort_topologically(top_node: Node) -> list[Node]:
     """All nodes below ``top_node`` and itself, parents before children, otherwise in the order drawn."""
-    waits = {node: 0 for node in walk(top_node, "down", "breadth_first")}
+    waits = dict.fromkeys(walk(top_node, "down", "breadth_first"), 0)
     for node in waits:
         for child in node._downstream_nodes:
             waits[child] += 1

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from consecution import graph
 from consecution.clock import Clock
 from consecution.errors import GraphError, MissingExtraError
-
 from consecution.routing import RouteChooser
 
 if TYPE_CHECKING:
@@ -121,9 +120,7 @@ class Node:
     def __mul__(self, replicas: int) -> Node:
         """``node * n``: n replicas of this node share the work."""
         if type(replicas) is not int or not 1 <= replicas <= MOST_REPLICAS:
-            raise GraphError(
-                f"{self} * {replicas!r}: expected a whole number of replicas from 1 to {MOST_REPLICAS}"
-            )
+            raise GraphError(f"{self} * {replicas!r}: expected a whole number of replicas from 1 to {MOST_REPLICAS}")
         self.replicas = replicas
         return self
 
@@ -190,9 +187,7 @@ class Node:
         """Every node of the graph."""
         return set(graph.walk(self, "both", "depth_first"))
 
-    def walk(
-        self, direction: str = "both", how: str = "breadth_first", as_ordered_list: bool = False
-    ) -> Any:
+    def walk(self, direction: str = "both", how: str = "breadth_first", as_ordered_list: bool = False) -> Any:
         """The nodes reached going 'up', 'down' or 'both' ways; a set, or a list in the order met."""
         met = graph.walk(self, direction, how)
         return met if as_ordered_list else set(met)
@@ -351,9 +346,7 @@ class RouterNode(Node):
     Made by ``a | [b, c, function]`` and by `Route`; engines make it part of the node before it.
     """
 
-    def __init__(
-        self, name: str, end_point_map: dict[str, Node], choose: Callable[[Any], str | int] | None
-    ) -> None:
+    def __init__(self, name: str, end_point_map: dict[str, Node], choose: Callable[[Any], str | int] | None) -> None:
         super().__init__(name)
         self._end_point_map = end_point_map
         self._pydot_node_kwargs = {"name": name, "shape": "oval"}

@@ -53,9 +53,7 @@ SETTINGS = (
     Setting("timeout_s", "float", 30.0, "a worker without progress for so long is killed", "s", least=0.01),
     Setting("keep_failed", "int", 1000, "how many failed items a report lists (the last ones)"),
     Setting("max_pending", "int", 64, "batches that may be open at a time", "batches", least=1),
-    Setting(
-        "max_pending_bytes", "int", 64 * 1024 * 1024, "bytes that may be open at a time", "bytes", least=1
-    ),
+    Setting("max_pending_bytes", "int", 64 * 1024 * 1024, "bytes that may be open at a time", "bytes", least=1),
     Setting("batch_size", "int", 1000, "most items in a batch; batches are smaller while little comes", least=1),
     Setting("linger_ms", "float", 0.0, "how long a batch that is not full waits for more", "ms"),
     Setting(
@@ -124,14 +122,13 @@ def _check_choice(setting: Setting, value: Any) -> str:
         )
     if value not in setting.choices:
         hint = _suggest(value, list(setting.choices)) if isinstance(value, str) else ""
-        raise OptionError(
-            f"{setting.name}={value!r}: expected one of {', '.join(map(repr, setting.choices))}{hint}"
-        )
+        raise OptionError(f"{setting.name}={value!r}: expected one of {', '.join(map(repr, setting.choices))}{hint}")
     return str(value)
 
 
 def _check_number(setting: Setting, value: Any, kinds: tuple[type, ...]) -> Any:
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= setting.least:
+    number: Any = value
+    if isinstance(value, bool) or not isinstance(value, kinds) or not number >= setting.least:
         unit = f" {setting.unit}" if setting.unit else ""
         what = "a whole number" if kinds == (int,) else "a number"
         raise OptionError(f"{setting.name}={value!r}: expected {what} of {setting.least} or more{unit}")

@@ -189,9 +189,7 @@ class Pipeline:
 
     def _own_items(self) -> Iterator[Any]:
         if not isinstance(self.top_node, Producer):
-            raise UsageError(
-                f"consume() without an iterable needs a Producer at the top; found {self.top_node}"
-            )
+            raise UsageError(f"consume() without an iterable needs a Producer at the top; found {self.top_node}")
         return iter(self.top_node)
 
     # -- in an engine ----------------------------------------------------------------------------

@@ -164,9 +164,7 @@ def _check_sink(node: Sink) -> None:
     if node._downstream_nodes:
         raise GraphError(f"{node}: a sink ends a pipeline; nothing flows out of it: use a | [{node.name}, b]")
     if node.max_replicas is not None and node.replicas > node.max_replicas:
-        raise GraphError(
-            f"{node} * {node.replicas}: {type(node).__name__} can have {node.max_replicas} replica only"
-        )
+        raise GraphError(f"{node} * {node.replicas}: {type(node).__name__} can have {node.max_replicas} replica only")
 
 
 class _Planner:
@@ -216,9 +214,7 @@ class _Planner:
             self._parents[child.name].append(owner)
         return edge
 
-    def _node_plan(
-        self, name: str, node: Node | None, outlets: tuple[Outlet, ...], *, is_source: bool
-    ) -> NodePlan:
+    def _node_plan(self, name: str, node: Node | None, outlets: tuple[Outlet, ...], *, is_source: bool) -> NodePlan:
         replicas = 1 if node is None else node.replicas
         first = len(self._tasks)
         self._tasks += [TaskPlan(first + r, name, r, f"{name}.{r}") for r in range(replicas)]

@@ -110,8 +110,7 @@ class Report:
         listed = dataclasses.asdict(dataclasses.replace(self, failures=(), result=None))
         del listed["result"]
         listed["failures"] = [
-            {**dataclasses.asdict(dataclasses.replace(f, item=None)), "item": _text_of(f.item)}
-            for f in self.failures
+            {**dataclasses.asdict(dataclasses.replace(f, item=None)), "item": _text_of(f.item)} for f in self.failures
         ]
         return listed
 
@@ -135,8 +134,7 @@ class Report:
         verdict = {0: "All items completely processed", 1: "Finished, with failed items", 3: "Stopped"}
         rate = self.completed / self.seconds if self.seconds else 0.0
         return (
-            f"{verdict[self.exit_code]} in {self.seconds:.2f} s ({rate:,.0f} items/s, "
-            f"{self.mode}, {self.robustness})"
+            f"{verdict[self.exit_code]} in {self.seconds:.2f} s ({rate:,.0f} items/s, {self.mode}, {self.robustness})"
         )
 
     def _totals(self) -> list[str]:
@@ -152,8 +150,7 @@ class Report:
         width = max([len("node"), *(len(n.node) for n in self.nodes)])
         head = f"  {'node': <{width}}  replicas   items in  items out    raised   busy s"
         rows = [
-            f"  {n.node: <{width}}  {n.replicas:8d} {n.items_in:10,d} {n.items_out:10,d} "
-            f"{n.failed:9,d} {n.busy_s:8.2f}"
+            f"  {n.node: <{width}}  {n.replicas:8d} {n.items_in:10,d} {n.items_out:10,d} {n.failed:9,d} {n.busy_s:8.2f}"
             for n in self.nodes
         ]
         return [head, "  " + "-" * (len(head) - 2), *rows]

@@ -153,9 +153,7 @@ class RouteChooser:
     The function returns the name of a way, or its index.
     """
 
-    def __init__(
-        self, name: str, choose: Callable[[Any], str | int] | None, choices: tuple[str, ...]
-    ) -> None:
+    def __init__(self, name: str, choose: Callable[[Any], str | int] | None, choices: tuple[str, ...]) -> None:
         self._name = name
         self._choose = choose
         self._choices = choices

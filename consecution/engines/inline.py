@@ -10,11 +10,11 @@ import time
 from collections import deque
 from typing import Any
 
+from consecution.engine import Running
 from consecution.plan import Plan
 from consecution.protocol.ending import Ending
 from consecution.protocol.values import Message, TaskIndex
 from consecution.report import Report, Status
-from consecution.engine import Running
 from consecution.runtime.assembly import SOURCE_TASK
 from consecution.runtime.local_run import LocalRun, end_error, finished_before, push_into
 from consecution.sources.manual import ManualSource, Receipt

@@ -146,9 +146,7 @@ class ProcessRunning(Running):
         finally:
             journal.close()
         replayed, abandoned = told.replayed, told.abandoned
-        return OriginCounts(
-            counts.emitted, counts.completed, counts.failed, counts.pending, replayed, abandoned
-        ), kept
+        return OriginCounts(counts.emitted, counts.completed, counts.failed, counts.pending, replayed, abandoned), kept
 
     def _status(self, state: str, counts: OriginCounts) -> Status:
         return assembly.make_status(

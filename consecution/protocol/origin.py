@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from consecution.protocol.values import Ack, Entry, FailedItem, TaskIndex
+from consecution.protocol.values import Ack, Entry, FailedItem
 
 SLOW_S = 1.0
 """A batch that took longer than this from birth to completion halves the size of the next ones."""
@@ -390,9 +390,7 @@ class Origin:
             return
         self._fold(batch, ack.xor, ack.failed, ack.produced_bytes, now_s)
 
-    def _fold(
-        self, batch: _Batch, xor: int, failed: Iterable[FailedItem], produced_bytes: int, now_s: float
-    ) -> None:
+    def _fold(self, batch: _Batch, xor: int, failed: Iterable[FailedItem], produced_bytes: int, now_s: float) -> None:
         batch.xor ^= xor
         batch.progress_s = now_s
         batch.failed.extend(failed)
@@ -437,9 +435,7 @@ class Origin:
             self._head_moved = True
         self._release(record.retry is not None, root, held, len(kept) - given_up, given_up)
 
-    def _keep(
-        self, failed: FailedItem, retry: RetryMark | None, root: int, held: int, now_s: float
-    ) -> FailureEntry:
+    def _keep(self, failed: FailedItem, retry: RetryMark | None, root: int, held: int, now_s: float) -> FailureEntry:
         again = retry is not None and retry.entry == (failed.task, failed.stage)
         attempts = retry.attempts + 1 if retry is not None and again else 1
         due_s = now_s + self._delay_s(attempts) if self._may_retry(failed, attempts) else None

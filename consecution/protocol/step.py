@@ -184,9 +184,7 @@ class Step:
         counts.busy_s += busy_s
 
 
-def describe_failure(
-    task: TaskIndex, stage: Stage, item: Any, error: BaseException, codec: Codec
-) -> FailedItem:
+def describe_failure(task: TaskIndex, stage: Stage, item: Any, error: BaseException, codec: Codec) -> FailedItem:
     """A failed item as it travels to its origin. Never raises, whatever the item's own methods do."""
     retryable = True
     try:
@@ -194,9 +192,7 @@ def describe_failure(
     except USER_ERRORS as problem:
         payload, retryable = None, False
         error.add_note(f"the item cannot be kept for another try: {type(problem).__name__}: {problem}")
-    return FailedItem(
-        task, stage, payload, _text_of(error), _traceback_of(error), retryable, shorten_repr(item)
-    )
+    return FailedItem(task, stage, payload, _text_of(error), _traceback_of(error), retryable, shorten_repr(item))
 
 
 def _text_of(error: BaseException) -> str:

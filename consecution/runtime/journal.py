@@ -104,9 +104,7 @@ class Journal:
             head = txn.get(b"head", db=self._meta)
             return Restored(
                 head=Head() if head is None else Head(*self._unseal("meta", b"head", head)),
-                batches=tuple(
-                    self._read_batch(k, v) for k, v in txn.cursor(db=self._batches)
-                ),
+                batches=tuple(self._read_batch(k, v) for k, v in txn.cursor(db=self._batches)),
                 waiting=tuple(entry for entry in self._entries(txn) if entry.due_s is not None),
             )
 
@@ -140,7 +138,7 @@ class Journal:
             txn.put(b"head", _seal(b"head", _head_fields(change.head)), db=self._meta)
         elif isinstance(change, BatchBorn):
             key = _KEY.pack(change.record.seq)
-            txn.put(key, _seal(key, _batch_fields(change.record)), db=self._batches, append=False)
+            txn.put(key, _seal(key, _batch_fields(change.record)), db=self._batches)
         elif isinstance(change, BatchDecided):
             txn.delete(_KEY.pack(change.seq), db=self._batches)
         elif isinstance(change, FailureKept):
@@ -159,7 +157,7 @@ class Journal:
     def _entries(self, txn: lmdb.Transaction) -> list[FailureEntry]:
         return [self._read_entry(key, value) for key, value in txn.cursor(db=self._failures)]
 
-    def _read_batch(self, key: bytes, value: bytes) -> BatchRecord:
+    def _read_batch(self, key: Any, value: Any) -> BatchRecord:
         count, payload, retry, failed = self._unseal("batches", key, value)
         mark = None
         if retry is not None:
@@ -168,7 +166,7 @@ class Journal:
         born_failed = tuple(decode_failed(f) for f in failed)
         return BatchRecord(_KEY.unpack(key)[0], count, payload, mark, born_failed)
 
-    def _read_entry(self, key: bytes, value: bytes) -> FailureEntry:
+    def _read_entry(self, key: Any, value: Any) -> FailureEntry:
         failed, attempts, root, held, due_s = self._unseal("failures", key, value)
         return FailureEntry(_KEY.unpack(key)[0], decode_failed(failed), attempts, root, held, due_s)
 
@@ -186,7 +184,7 @@ class Journal:
 
 
 def _seal(key: bytes, fields: list[Any]) -> bytes:
-    body = msgpack.packb(fields, unicode_errors="surrogatepass")
+    body: bytes = msgpack.packb(fields, unicode_errors="surrogatepass")
     return _CRC.pack(zlib.crc32(body, zlib.crc32(key))) + body
 
 
@@ -227,7 +225,6 @@ def _lock_environment(path: Path) -> int:
             if time.monotonic() > deadline_s:
                 os.close(lock)
                 raise StateDirError(
-                    f"the journal {path} is in use by another process; "
-                    "wait until that run has ended, or stop it"
+                    f"the journal {path} is in use by another process; wait until that run has ended, or stop it"
                 ) from error
             time.sleep(0.005)

@@ -52,8 +52,7 @@ def refuse_in_worker_start() -> None:
     """An unguarded script would start the run again in every worker that imports it."""
     if getattr(multiprocess.process.current_process(), "_inheriting", False):
         raise UsageError(
-            "run() was called while a worker imports your script: put the call under "
-            "`if __name__ == '__main__':`"
+            "run() was called while a worker imports your script: put the call under `if __name__ == '__main__':`"
         )
 
 

@@ -6,6 +6,7 @@ import os
 import selectors
 import sys
 import threading
+from typing import Any
 
 LONGEST_LINE_BYTES = 64 * 1024
 
@@ -39,9 +40,9 @@ class LogPump:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        while True:
-            closing = self._closing
-            events = self._selector.select(0.2 if closing else None)
+        events: list[Any] = [None]
+        while not self._closing or self._new or (self._open and events):
+            events = self._selector.select(0.2 if self._closing else None)
             for key, _ in events:
                 if key.fd == self._readable:
                     os.read(self._readable, 4096)
@@ -51,8 +52,6 @@ class LogPump:
                 fd, mark = self._new.pop(0)
                 self._open[fd] = (mark, b"")
                 self._selector.register(fd, selectors.EVENT_READ, None)
-            if closing and not self._new and (not self._open or not events):
-                break
         for fd in list(self._open):
             self._forget(fd)
         self._selector.close()

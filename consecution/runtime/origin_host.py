@@ -116,16 +116,15 @@ class OriginHost:
     def born(self, items: list[Any], position: Any) -> int:
         """Make the next batch of these items. Items that cannot be encoded fail with the batch."""
         count = len(items)
-        payload, born_failed = None, ()
+        payload: Any = None
+        born_failed: tuple[FailedItem, ...] = ()
         if self._stored is not None:
             payload, items, born_failed = self._encode(items, self._stored)
         seq = self.origin.born(count, payload, position, self._now(), born_failed=born_failed)
         self._live[seq] = items
         return seq
 
-    def _encode(
-        self, items: list[Any], codec: Codec
-    ) -> tuple[Any, list[Any], tuple[FailedItem, ...]]:
+    def _encode(self, items: list[Any], codec: Codec) -> tuple[Any, list[Any], tuple[FailedItem, ...]]:
         try:
             return codec.encode(items), items, ()
         except USER_ERRORS:
@@ -362,5 +361,3 @@ def process_codec(*, robust: bool) -> tuple[Codec, Codec | None]:
     """Codecs of an engine whose tasks are processes: (between tasks, for the journal)."""
     codec = ReusingCodec()
     return codec, (codec if robust else None)
-
-

@@ -13,8 +13,9 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocess.connection import wait as wait_for
 from typing import Any
+
+from multiprocess.connection import wait as wait_for
 
 from consecution.errors import ConsecutionError, ProtocolError, WorkerError
 from consecution.plan import Plan
@@ -240,7 +241,8 @@ class Supervisor:
         never_began = self.restarts == 0 and not watched.began
         if never_began or failed.doing in ("end", "close") or task == SOURCE_TASK:
             raise self._worker_error(
-                task, f"{failed.doing}() raised {failed.message}" if failed.doing != "start" else failed.message
+                task,
+                f"{failed.doing}() raised {failed.message}" if failed.doing != "start" else failed.message,
             )
 
     def _worker_error(self, task: TaskIndex, what: str) -> WorkerError:

@@ -115,7 +115,12 @@ class TaskHost:
         origin = Origin(_endless(limits))
         origin.replay(0.0)
         self.origin_host = OriginHost(
-            self.task, origin, MemoryStore(self._options.keep_failed), self._dispatch, self._codec, self._outbox
+            self.task,
+            origin,
+            MemoryStore(self._options.keep_failed),
+            self._dispatch,
+            self._codec,
+            self._outbox,
         )
         pushed: list[Any] = []
         self.node.push = pushed.append
@@ -168,8 +173,4 @@ class TaskHost:
 
 def _endless(limits: OriginLimits) -> OriginLimits:
     """What ``end`` pushes is already in memory: a window of bytes would only slow it down."""
-    return OriginLimits(
-        batch_size=limits.batch_size, max_pending=limits.max_pending, retries=0, replays=False
-    )
-
-
+    return OriginLimits(batch_size=limits.batch_size, max_pending=limits.max_pending, retries=0, replays=False)

@@ -69,9 +69,7 @@ def _make_edge(plan: Plan, edge: EdgePlan) -> SingleEdge | ShuffleEdge | KeyedEd
     if edge.grouping is Grouping.SHUFFLE:
         return ShuffleEdge(edge.index, targets)
     assert edge.key_function is not None
-    return KeyedEdge(
-        edge.index, targets, _KeyPartition(KeyedRouter(edge.key_function, len(targets)), len(targets))
-    )
+    return KeyedEdge(edge.index, targets, _KeyPartition(KeyedRouter(edge.key_function, len(targets)), len(targets)))
 
 
 class _KeyPartition:

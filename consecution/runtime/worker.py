@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import math
 import os
 import pickle
 import signal
@@ -232,7 +233,7 @@ class Worker:
             wait_s = self._source.next_wake_s()
             if not self._watch_source(self._source):
                 wait_s = ASK_EVERY_S if wait_s is None else min(wait_s, ASK_EVERY_S)
-        ready = self._poller.poll(None if wait_s is None else wait_s * 1000)
+        ready = self._poller.poll(None if wait_s is None else math.ceil(wait_s * 1000))
         if any(found == self._wake_read for found, _ in ready):
             os.read(self._wake_read, 4096)
 

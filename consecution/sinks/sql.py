@@ -115,7 +115,11 @@ class SqlSink(Sink):
             return columns, [row[c] for c in columns], lambda item: _values_of_mapping(item, columns)
         if dataclasses.is_dataclass(row) and not isinstance(row, type):
             columns = self.columns or tuple(field.name for field in dataclasses.fields(row))
-            return columns, [getattr(row, c) for c in columns], lambda item: [getattr(item, c) for c in columns]
+            return (
+                columns,
+                [getattr(row, c) for c in columns],
+                lambda item: [getattr(item, c) for c in columns],
+            )
         if isinstance(row, (tuple, list)):
             columns = self.columns or getattr(row, "_fields", None) or ()
             if len(columns) == len(row):
@@ -148,10 +152,8 @@ def _column_type(value: Any) -> str:
         return "INTEGER"
     if isinstance(value, float):
         return "REAL"
-    return {str: "TEXT", bytes: "BLOB"}.get(type(value), "")
+    return "TEXT" if isinstance(value, str) else "BLOB" if isinstance(value, bytes) else ""
 
 
 def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-

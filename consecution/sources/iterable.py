@@ -44,7 +44,7 @@ class IterableSource(Source):
             self._reader = _SequenceReader(self._items, self._count)
             return
         items = self._items() if callable(self._items) and not hasattr(self._items, "__iter__") else self._items
-        iterator = iter(items)  # type: ignore[arg-type]
+        iterator = iter(items)
         if self.may_block:
             self._reader = _IteratorReader(iterator, self._count)
         else:

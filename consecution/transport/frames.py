@@ -15,7 +15,7 @@ through. `decode_message` raises `FrameError` and nothing else, whatever bytes i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
@@ -105,9 +105,7 @@ def decode_failed(fields: Sequence[Any]) -> FailedItem:
     """A failed item from its msgpack array; ValueError or TypeError if it is none."""
     task, stage, payload, error, traceback, retryable, shown = fields
     _check_numbers(task)
-    return FailedItem(
-        TaskIndex(task), Stage(stage), payload, str(error), str(traceback), bool(retryable), str(shown)
-    )
+    return FailedItem(TaskIndex(task), Stage(stage), payload, str(error), str(traceback), bool(retryable), str(shown))
 
 
 def _decode_credits(fields: list[Any], parts: Sequence[Any]) -> CreditReturn:
@@ -123,4 +121,8 @@ def _check_numbers(*numbers: Any) -> None:
             raise ValueError(f"expected a number of 0 or more, found {number!r}")
 
 
-_DECODERS = {FRAME: _decode_frame, ACKS: _decode_acks, CREDITS: _decode_credits}
+_DECODERS: dict[int, Callable[[list[Any], Sequence[Any]], Message]] = {
+    FRAME: _decode_frame,
+    ACKS: _decode_acks,
+    CREDITS: _decode_credits,
+}
