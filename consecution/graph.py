@@ -135,8 +135,9 @@ def _connect_ends(ends: list[Node], member: Member) -> None:
     if isinstance(member, Route):
         _connect_route(ends, member.members, member.by, member.name)
         return
+    beginnings = exposed(member, "left")
     for left in ends:
-        for right in exposed(member, "left"):
+        for right in beginnings:
             left.add_downstream(right)
 
 

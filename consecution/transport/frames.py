@@ -121,8 +121,5 @@ def _check_numbers(*numbers: Any) -> None:
             raise ValueError(f"expected a number of 0 or more, found {number!r}")
 
 
-_DECODERS: dict[int, Callable[[list[Any], Sequence[Any]], Message]] = {
-    FRAME: _decode_frame,
-    ACKS: _decode_acks,
-    CREDITS: _decode_credits,
-}
+_Decoder = Callable[[list[Any], Sequence[Any]], Message]
+_DECODERS: dict[int, _Decoder] = {FRAME: _decode_frame, ACKS: _decode_acks, CREDITS: _decode_credits}
