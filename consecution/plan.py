@@ -9,8 +9,6 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -311,17 +309,6 @@ def to_dot(plan: Plan) -> str:
         label = json.dumps(words, ensure_ascii=False)
         lines.append(f"  {ids[edge.source]} -> {ids[edge.target]} [label={label}];")
     return "\n".join([*lines, "}"])
-
-
-def to_svg(plan: Plan) -> str:
-    """The plan drawn by Graphviz's ``dot``; UsageError where that is not installed."""
-    dot = shutil.which("dot")
-    if dot is None:
-        raise UsageError("svg needs Graphviz's `dot`: install graphviz, or use --format mermaid")
-    drawn = subprocess.run([dot, "-Tsvg"], input=to_dot(plan), capture_output=True, text=True, timeout=60)
-    if drawn.returncode:
-        raise UsageError(f"dot could not draw the plan: {drawn.stderr.strip()}")
-    return drawn.stdout
 
 
 def _grouping_label(edge: EdgePlan) -> str:

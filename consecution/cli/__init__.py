@@ -1,0 +1,39 @@
+"""The command line: ``consecution run | plan | journal``. One file per command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import consecution
+from consecution.cli import journal, plan, run
+from consecution.errors import ConsecutionError
+
+EXIT_USAGE = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code (0 all completed, 1 some failed, 2 usage, 3 work pending)."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        code: int = arguments.command(arguments)
+        return code
+    except ConsecutionError as error:
+        notes = "\n".join(getattr(error, "__notes__", ()))
+        print(f"consecution: {error}".rstrip() + (f"\n{notes}" if notes else ""), file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="consecution", description="Stream processing in Python: every item is completely processed."
+    )
+    parser.add_argument("--version", action="version", version=f"consecution {consecution.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for module in (run, plan, journal):
+        module.add_parser(commands)
+    return parser

@@ -1,0 +1,59 @@
+"""``consecution plan``: what a run would start, without starting it."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+from typing import Any
+
+from consecution.cli.run import add_option_flags, options_from
+from consecution.cli.target import HELP, load_target
+from consecution.errors import UsageError
+from consecution.plan import Plan, describe, to_dot, to_mermaid
+
+DRAW_TIMEOUT_S = 60
+EXAMPLES = """examples:
+  consecution plan examples/profit_share.py
+  consecution plan etl.py --format mermaid
+  consecution plan etl.py --format svg > plan.svg
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add this command's parser."""
+    parser = commands.add_parser(
+        "plan",
+        help="show tasks, workers and edges of a pipeline",
+        description="Show what a run would start: tasks, workers, edges, and a picture.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="TARGET", help=HELP)
+    parser.add_argument(
+        "--format",
+        choices=("text", "mermaid", "dot", "svg"),
+        default="text",
+        help="text (default), mermaid, dot, or svg, which needs Graphviz",
+    )
+    add_option_flags(parser)
+    parser.set_defaults(command=show)
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Print the plan."""
+    plan = load_target(arguments.target).plan(**options_from(arguments))
+    formats = {"text": describe, "mermaid": to_mermaid, "dot": to_dot, "svg": to_svg}
+    print(formats[arguments.format](plan))
+    return 0
+
+
+def to_svg(plan: Plan) -> str:
+    """The plan drawn by Graphviz's ``dot``; UsageError where that is not installed."""
+    dot = shutil.which("dot")
+    if dot is None:
+        raise UsageError("--format svg needs Graphviz's `dot`: install graphviz, or use --format mermaid")
+    drawn = subprocess.run([dot, "-Tsvg"], input=to_dot(plan), capture_output=True, text=True, timeout=DRAW_TIMEOUT_S)
+    if drawn.returncode:
+        raise UsageError(f"dot could not draw the plan: {drawn.stderr.strip()}")
+    return drawn.stdout

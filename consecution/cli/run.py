@@ -1,0 +1,109 @@
+"""``consecution run``: run a pipeline to its end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from typing import Any
+
+from consecution.cli.target import HELP, load_target
+from consecution.options import SETTINGS, Setting
+from consecution.report import Status
+
+LINE_EVERY_S = 5.0
+DESCRIPTION = """Run a pipeline to the end of its stream.
+
+exit codes: 0 all items completed, 1 some failed, 2 usage or bad pipeline, 3 stopped with work pending
+"""
+EXAMPLES = """examples:
+  consecution run examples/airports.py < examples/airports.txt
+  consecution run etl.py --state-dir state --retries 5
+  consecution run etl.py:nightly --mode thread --robustness track --json
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add this command's parser."""
+    parser = commands.add_parser(
+        "run",
+        help="run a pipeline to the end of its stream",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="TARGET", help=HELP)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    add_option_flags(parser)
+    parser.set_defaults(command=run)
+
+
+def add_option_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting."""
+    for setting in SETTINGS:
+        _add_flag(parser, setting)
+
+
+def _add_flag(parser: argparse.ArgumentParser, setting: Setting) -> None:
+    if setting.kind == "flag":
+        parser.add_argument(setting.flag, action="store_true", default=argparse.SUPPRESS, help=setting.meaning)
+        return
+    kinds = {"int": int, "float": float}
+    default = "" if setting.default is None else f" (default {setting.default})"
+    unit = f" [{setting.unit}]" if setting.unit else ""
+    parser.add_argument(
+        setting.flag,
+        type=kinds.get(setting.kind, str),
+        choices=setting.choices or None,
+        metavar=None if setting.choices else setting.kind.upper(),
+        default=argparse.SUPPRESS,
+        help=(setting.meaning + unit + default).replace("%", "%%"),
+    )
+
+
+def options_from(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given as flags."""
+    given = vars(arguments)
+    return {setting.name: given[setting.name] for setting in SETTINGS if setting.name in given}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the target, show progress, print the report."""
+    pipeline = load_target(arguments.target)
+    progress = None if arguments.quiet else Progress(live=sys.stderr.isatty())
+    report = pipeline.run(on_status=progress, **options_from(arguments))
+    if progress is not None:
+        progress.clear()
+    print(json.dumps(report.to_dict(), indent=1) if arguments.json else report)
+    return report.exit_code
+
+
+class Progress:
+    """Shows how far a run is: one line that is written over on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, *, live: bool) -> None:
+        self._live = live
+        self._last_s = time.monotonic()
+        self._shown = ""
+
+    def __call__(self, status: Status) -> None:
+        now_s = time.monotonic()
+        if self._live:
+            columns = shutil.get_terminal_size().columns
+            line = str(status)[: columns - 1]
+            sys.stderr.write("\r" + line.ljust(len(self._shown)))
+            sys.stderr.flush()
+            self._shown = line
+        elif now_s - self._last_s >= LINE_EVERY_S:
+            self._last_s = now_s
+            print(status, file=sys.stderr)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            sys.stderr.write("\r" + " " * len(self._shown) + "\r")
+            sys.stderr.flush()
+            self._shown = ""

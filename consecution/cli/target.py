@@ -1,0 +1,62 @@
+"""Which pipeline a command is about: ``file.py``, ``file.py:name`` or ``package.module:name``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from consecution.errors import UsageError
+from consecution.pipeline import Pipeline
+
+DEFAULT_NAME = "pipeline"
+HELP = "file.py, file.py:name or package.module:name; the default name is 'pipeline'"
+
+
+def load_target(target: str) -> Pipeline:
+    """Import the target's module and find its pipeline. UsageError says what is there instead.
+
+    A file is imported by its name, with its folder first on the path, so that workers can import it too.
+    """
+    place, _, name = target.partition(":")
+    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    name = name or DEFAULT_NAME
+    found = getattr(module, name, None)
+    if isinstance(found, Pipeline):
+        return found
+    there = sorted(key for key, value in vars(module).items() if isinstance(value, Pipeline))
+    if found is not None:
+        what = f"{name!r} in {place} is a {type(found).__name__}, not a Pipeline"
+    else:
+        what = f"{place} has no {name!r}"
+    hint = f"it has the pipelines {', '.join(there)}: use {place}:{there[0]}" if there else "it has no pipeline"
+    raise UsageError(f"{what}; {hint}")
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    stem = path.stem
+    if not stem.isidentifier():
+        raise UsageError(f"{path}: the name of the file must be a Python name, so that workers can import it")
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    module = _import_module(stem)
+    origin = getattr(module, "__file__", None)
+    if origin is None or Path(origin).resolve() != path.resolve():
+        raise UsageError(
+            f"{path}: a module named {stem!r} exists already ({origin or 'built in'}); give the file another name"
+        )
+    return module
+
+
+def _import_module(name: str) -> Any:
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and name.split(".")[0] == error.name.split(".")[0]:
+            raise UsageError(f"there is no module {name!r} (and no file of that name ending in .py)") from error
+        raise UsageError(f"{name} cannot be imported: {error}; install what it needs") from error
