@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 SHOWN_FAILURES = 10
-WIDTH = 78
+WIDTH = 100
+"""The most columns a printed report takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +160,13 @@ class Report:
         lines = [f"  Failed items ({self.failed:,}):"]
         for failure in self.failures[-SHOWN_FAILURES:]:
             tries = "1 try" if failure.attempts == 1 else f"{failure.attempts} tries"
-            lines.append(f"  - at {failure.node} after {tries}: {_shorten(_text_of(failure.item))}")
-            lines.append(f"      {_shorten(failure.error)}")
-        if len(self.failures) > SHOWN_FAILURES:
-            lines.append(f"  ... and {self.failed - SHOWN_FAILURES:,} more, in report.failures")
+            lines.append("  - " + _shorten(f"at {failure.node} after {tries}: {_text_of(failure.item)}", WIDTH - 4))
+            lines.append("      " + _shorten(failure.error, WIDTH - 6))
+        shown, kept = min(len(self.failures), SHOWN_FAILURES), len(self.failures)
+        if self.failed > kept:
+            lines.append(f"  ... and {self.failed - shown:,} more; the last {kept:,} are in report.failures")
+        elif kept > shown:
+            lines.append(f"  ... and {kept - shown:,} more, in report.failures")
         return lines
 
     def _next_step(self) -> str:
@@ -188,6 +192,6 @@ def _text_of(item: Any) -> str:
         return f"<{type(item).__name__}, whose repr raises {type(error).__name__}>"
 
 
-def _shorten(text: str) -> str:
+def _shorten(text: str, columns: int) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
+    return line if len(line) <= columns else line[: columns - 3] + "..."

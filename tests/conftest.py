@@ -1,0 +1,31 @@
+"""What many tests share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+WriteModule = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WriteModule]:
+    """Write a module into a folder that is the current one; what it leaves behind is forgotten afterwards."""
+    path_before, modules_before = list(sys.path), set(sys.modules)
+    monkeypatch.chdir(tmp_path)
+    written: list[Path] = []
+
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / f"{name}.py"
+        path.write_text(text)
+        written.append(path)
+        return path
+
+    yield write
+    sys.path[:] = path_before
+    for path in written:
+        if path.stem not in modules_before:
+            sys.modules.pop(path.stem, None)
