@@ -232,8 +232,18 @@ class _Planner:
 
 def _sign(nodes: list[NodePlan], edges: tuple[EdgePlan, ...]) -> str:
     """A hash of the graph's shape (not of its code), the same in every run."""
-    shape = [[n.name, n.replicas] for n in nodes], [[e.source, e.target, e.grouping.value] for e in edges]
+    shape = (
+        [[n.name, n.replicas, [_shape_of(outlet) for outlet in n.outlets]] for n in nodes],
+        [[e.source, e.target, e.grouping.value] for e in edges],
+    )
     return hashlib.blake2b(json.dumps(shape).encode(), digest_size=16).hexdigest()
+
+
+def _shape_of(outlet: Outlet) -> Any:
+    """An edge by its index, a route by its choices and what lies behind them."""
+    if isinstance(outlet, EdgePlan):
+        return outlet.index
+    return [list(outlet.choices), [[_shape_of(inner) for inner in branch] for branch in outlet.outlets]]
 
 
 # -- pictures ------------------------------------------------------------------------------------

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from consecution import (
+    Broadcast,
+    Chunk,
+    GroupByNode,
+    Node,
+    Pipeline,
+    Producer,
+    Route,
+    TextLines,
+)
+from consecution.errors import GraphError, UsageError
+from consecution.options import Options
+from consecution.plan import EdgePlan, Grouping, Plan, RoutePlan, describe, make_plan, to_dot, to_mermaid
+
+ANY_LEVEL = Options.of(robustness="none")
+
+
+class Pass(Node):
+    def process(self, item: Any) -> None:
+        self.push(item)
+
+
+class CountsUp(Pass):
+    def end(self) -> None:
+        self.push("the end")
+
+
+def by_first(item: Any) -> Any:
+    return item[0]
+
+
+def plan_of(top: Node, *, has_iterable: bool = True, options: Options = ANY_LEVEL) -> Plan:
+    return make_plan(top, options, has_iterable=has_iterable)
+
+
+def arrows(plan: Plan) -> list[tuple[str, str, Grouping]]:
+    return [(edge.source, edge.target, edge.grouping) for edge in plan.edges]
+
+
+def test_an_iterable_is_a_source_before_the_top_node() -> None:
+    plan = plan_of(Pass("a") | Pass("b"))
+
+    assert plan.source_name == "source"
+    assert arrows(plan) == [("source", "a", Grouping.SINGLE), ("a", "b", Grouping.SINGLE)]
+    assert [(node.name, node.is_source, node.parents) for node in plan.nodes] == [
+        ("source", True, ()),
+        ("a", False, ("source",)),
+        ("b", False, ("a",)),
+    ]
+
+
+def test_the_source_avoids_names_that_are_taken() -> None:
+    assert plan_of(Pass("source") | Pass("source_2")).source_name == "source_3"
+
+
+@pytest.mark.parametrize("has_iterable", [False, True])
+def test_a_producer_keeps_its_place_and_name_whoever_gives_the_items(has_iterable: bool) -> None:
+    plan = plan_of(Producer(range(3), name="numbers") | Pass("a"), has_iterable=has_iterable)
+
+    assert plan.source_name == "numbers"
+    assert arrows(plan) == [("numbers", "a", Grouping.SINGLE)]
+
+
+def test_tasks_are_numbered_through_with_the_source_first() -> None:
+    plan = plan_of(Pass("a") * 2 | Pass("b"))
+
+    assert [task.name for task in plan.tasks] == ["source.0", "a.0", "a.1", "b.0"]
+    assert [task.index for task in plan.tasks] == [0, 1, 2, 3]
+    assert plan.tasks_of("a") == (1, 2)
+    assert plan.task(2).replica == 1
+
+
+def test_edges_are_found_by_their_index() -> None:
+    plan = plan_of(Pass("a") | [Pass("b"), Pass("c")])
+
+    assert all(plan.edge(edge.index) is edge for edge in plan.edges)
+
+
+def test_parents_come_before_children_however_the_graph_is_drawn() -> None:
+    plan = plan_of(Pass("a") | [Pass("b") | Pass("c"), Pass("d")] | Pass("e"))
+
+    order = {node.name: place for place, node in enumerate(plan.nodes)}
+    assert all(order[edge.source] < order[edge.target] for edge in plan.edges)
+    assert set(plan.node("e").parents) == {"c", "d"}
+
+
+@pytest.mark.parametrize(
+    ("target", "grouping", "keyed"),
+    [
+        (lambda: Pass("b"), Grouping.SINGLE, False),
+        (lambda: Pass("b").by(by_first), Grouping.SINGLE, False),
+        (lambda: Pass("b") * 3, Grouping.SHUFFLE, False),
+        (lambda: (Pass("b") * 3).by(by_first), Grouping.BY_KEY, True),
+    ],
+)
+def test_replicas_and_key_decide_the_grouping(target: Callable[[], Node], grouping: Grouping, keyed: bool) -> None:
+    edge = plan_of(Pass("a") | target()).edges[1]
+
+    assert edge.grouping is grouping
+    assert edge.key_function is (by_first if keyed else None)
+
+
+def test_a_router_becomes_part_of_the_node_before_it() -> None:
+    plan = plan_of(Pass("a") | [Pass("b"), Pass("c") * 2, by_first])
+
+    assert [node.name for node in plan.nodes] == ["source", "a", "b", "c"]
+    (route,) = plan.node("a").outlets
+    assert isinstance(route, RoutePlan)
+    assert (route.choose, route.choices) == (by_first, ("b", "c"))
+    assert [branch[0] for branch in route.outlets] == list(plan.edges[1:])
+    assert arrows(plan)[1:] == [("a", "b", Grouping.SINGLE), ("a", "c", Grouping.SHUFFLE)]
+
+
+def test_a_route_without_a_function_chooses_round_robin() -> None:
+    (route,) = plan_of(Pass("a") | Route([Pass("b"), Pass("c")])).node("a").outlets
+
+    assert isinstance(route, RoutePlan)
+    assert route.choose is None
+
+
+def test_a_broadcast_has_an_outlet_for_each_way() -> None:
+    outlets = plan_of(Pass("a") | Broadcast([Pass("b"), Pass("c")])).node("a").outlets
+
+    assert [outlet.target for outlet in outlets if isinstance(outlet, EdgePlan)] == ["b", "c"]
+
+
+def test_sinks_are_known_as_sinks(tmp_path: Any) -> None:
+    plan = plan_of(Pass("a") | TextLines("file", tmp_path / "out.txt"))
+
+    assert [node.name for node in plan.nodes if node.is_sink] == ["file"]
+
+
+def test_a_pipeline_without_a_source_is_refused_with_the_remedy() -> None:
+    with pytest.raises(UsageError, match=r"begin it with Producer\(\.\.\.\), or give run\(\) an iterable"):
+        plan_of(Pass("a"), has_iterable=False)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [lambda: CountsUp("n"), lambda: Chunk(3, name="n"), lambda: GroupByNode("n")],
+    ids=["overrides end", "Chunk", "GroupByNode"],
+)
+def test_robust_refuses_nodes_that_collect_until_the_end(node: Callable[[], Node]) -> None:
+    with pytest.raises(UsageError, match=r"N\(n\).*robustness='track'"):
+        plan_of(Pass("a") | node(), options=Options())
+
+
+@pytest.mark.parametrize("level", ["none", "confirm", "track"])
+def test_other_levels_take_nodes_that_collect_until_the_end(level: str) -> None:
+    plan = plan_of(Pass("a") | CountsUp("n"), options=Options.of(robustness=level))
+
+    assert [node.name for node in plan.nodes if node.wants_end] == ["n"]
+
+
+def test_a_producer_below_another_node_is_refused() -> None:
+    top = Pass("a")
+    top.add_downstream(Producer(range(3), name="late"))
+
+    with pytest.raises(GraphError, match="a producer begins a pipeline"):
+        plan_of(top)
+
+
+@pytest.mark.parametrize("change", [lambda p: p * 2, lambda p: p.by(by_first)], ids=["replicas", "key"])
+def test_a_producer_with_replicas_or_a_key_is_refused(change: Callable[[Node], Node]) -> None:
+    with pytest.raises(GraphError, match="one replica and no key"):
+        plan_of(change(Producer(range(3))) | Pass("a"))
+
+
+def test_a_second_top_node_is_refused() -> None:
+    first, second, below = Pass("first"), Pass("second"), Pass("below")
+    _ = first | below
+    _ = second | below
+
+    with pytest.raises(GraphError, match="nothing flows from"):
+        plan_of(first)
+
+
+def test_two_nodes_of_one_name_are_refused() -> None:
+    top, twin = Pass("a"), Pass("b")
+    _ = top | [twin, Pass("c")]
+    twin.rename("c")
+
+    with pytest.raises(GraphError, match="c"):
+        plan_of(top)
+
+
+def test_a_loop_is_refused() -> None:
+    top, below = Pass("a"), Pass("b")
+    _ = top | below
+    below._downstream_nodes.append(below)
+
+    with pytest.raises(GraphError, match="acyclic"):
+        plan_of(top)
+
+
+def test_a_sink_with_something_behind_it_is_refused(tmp_path: Any) -> None:
+    with pytest.raises(GraphError, match="a sink ends a pipeline"):
+        plan_of(Pass("a") | TextLines("file", tmp_path / "out.txt") | Pass("b"))
+
+
+def test_a_sink_with_more_replicas_than_it_can_have_is_refused(tmp_path: Any) -> None:
+    with pytest.raises(GraphError, match="1 replica only"):
+        plan_of(Pass("a") | TextLines("file", tmp_path / "out.txt") * 2)
+
+
+def test_routes_that_lead_elsewhere_than_their_nodes_are_refused() -> None:
+    top, lost = Pass("a"), Pass("b")
+    _ = top | [lost, Pass("c"), by_first]
+    (router,) = top._downstream_nodes
+    router.remove_downstream(lost)
+
+    with pytest.raises(GraphError, match="routes"):
+        plan_of(top)
+
+
+def test_the_signature_stays_when_the_same_graph_is_drawn_again() -> None:
+    assert plan_of(Pass("a") | Pass("b") * 2).signature == plan_of(Pass("a") | Pass("b") * 2).signature
+
+
+def test_the_signature_ignores_code_and_options() -> None:
+    one = plan_of(Pass("a") | Pass("b"))
+    other = plan_of(CountsUp("a") | Pass("b"), options=Options.of(robustness="track", retries=7))
+
+    assert one.signature == other.signature
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda: Pass("a") | Pass("b") * 3,
+        lambda: Pass("a") | Pass("renamed") * 2,
+        lambda: Pass("a") | (Pass("b") * 2).by(by_first),
+        lambda: Pass("a") | [Pass("b") * 2, Pass("c")],
+        lambda: Pass("a"),
+    ],
+    ids=["replicas", "name", "grouping", "one more", "one less"],
+)
+def test_the_signature_changes_with_the_shape(changed: Callable[[], Node]) -> None:
+    assert plan_of(changed()).signature != plan_of(Pass("a") | Pass("b") * 2).signature
+
+
+def test_the_signature_tells_a_route_from_a_broadcast() -> None:
+    routed = plan_of(Pass("a") | Route([Pass("b"), Pass("c")], by_first))
+    broadcast = plan_of(Pass("a") | Broadcast([Pass("b"), Pass("c")]))
+
+    assert routed.signature != broadcast.signature
+
+
+def test_a_pipeline_plans_without_starting() -> None:
+    plan = Pipeline(Pass("a")).plan([1, 2], robustness="track")
+
+    assert plan.options == Options.of(robustness="track")
+
+
+def test_the_description_names_tasks_edges_and_routes() -> None:
+    text = describe(plan_of(Pass("a") * 9 | [Pass("b"), Pass("c"), by_first]))
+
+    assert "12 tasks" in text
+    assert "a.0, a.1, a.2, a.3, ... a.8" in text
+    assert "one of, by a.by_first" in text
+
+
+def test_a_mermaid_picture_shows_every_node_and_edge() -> None:
+    text = to_mermaid(plan_of(Pass('a "b" <c>') | Pass("d") * 2))
+
+    assert text.splitlines() == [
+        "flowchart LR",
+        '    n0(["source"])',
+        '    n1["a &quot;b&quot; &lt;c&gt;"]',
+        '    n2["d x 2"]',
+        "    n0 --> n1",
+        '    n1 -->|"shuffle"| n2',
+    ]
+
+
+def test_a_dot_picture_quotes_names() -> None:
+    text = to_dot(plan_of(Pass('a "b"')))
+
+    assert 'n1 [label="a \\"b\\"", shape=box];' in text
+    assert text.endswith("}")
