@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import UsageError
+from consecution.errors import ConsecutionError, UsageError
 from consecution.pipeline import Pipeline
 
 DEFAULT_NAME = "pipeline"
@@ -60,3 +61,8 @@ def _import_module(name: str) -> Any:
         if error.name is not None and name.split(".")[0] == error.name.split(".")[0]:
             raise UsageError(f"there is no module {name!r} (and no file of that name ending in .py)") from error
         raise UsageError(f"{name} cannot be imported: {error}; install what it needs") from error
+    except ConsecutionError:
+        raise
+    except Exception as error:
+        told = "".join(traceback.format_exception(error)).rstrip()
+        raise UsageError(f"{name} cannot be imported; it raises:\n{told}") from error

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from consecution import Pipeline, Report, Status
+from consecution.cli import main
+from consecution.cli.run import Progress
+from consecution.options import SETTINGS
+from tests.conftest import WriteModule
+from tests.test_report import report
+
+NUMBERS = """
+from consecution import Pipeline, Producer
+
+def halve(number):
+    return 12 // number
+
+pipeline = Pipeline(Producer(range({first}, 5)) | halve)
+"""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Runs nothing: notes the options a run was asked for, and reports work pending."""
+    seen: dict[str, Any] = {}
+
+    def run(self: Pipeline, iterable: Any = None, **options: Any) -> Report:
+        seen.update(options)
+        return report(completed=4, pending=6, stopped=True)
+
+    monkeypatch.setattr(Pipeline, "run", run)
+    return seen
+
+
+def test_all_completed_exits_0_and_prints_the_report(
+    write_module: WriteModule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_module("run_good", NUMBERS.format(first=1))
+
+    code = main(["run", str(path), "--mode", "inline"])
+
+    assert code == 0
+    assert "emitted 4 = completed 4 + pending 0" in capsys.readouterr().out
+
+
+def test_some_failed_exits_1_and_lists_them(write_module: WriteModule, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_module("run_bad", NUMBERS.format(first=0))
+
+    code = main(["run", str(path), "--mode", "inline", "--retries", "0"])
+
+    assert code == 1
+    assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_work_pending_exits_3(write_module: WriteModule, asked: dict[str, Any]) -> None:
+    assert main(["run", str(write_module("run_pending", NUMBERS.format(first=1)))]) == 3
+
+
+def test_flags_become_options_and_the_rest_keeps_its_default(write_module: WriteModule, asked: dict[str, Any]) -> None:
+    path = write_module("run_flags", NUMBERS.format(first=1))
+
+    main(["run", str(path), "--timeout-s", "2.5", "--max-pending", "7", "--fresh", "--state-dir", "s", "--quiet"])
+
+    assert asked == {"timeout_s": 2.5, "max_pending": 7, "fresh": True, "state_dir": "s", "on_status": None}
+
+
+def test_every_setting_has_a_flag_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+
+    text = capsys.readouterr().out
+    assert [setting.flag for setting in SETTINGS if setting.flag not in text] == []
+    assert "exit codes" in text
+
+
+def test_json_is_the_report_and_nothing_else(write_module: WriteModule, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_module("run_json", NUMBERS.format(first=1))
+
+    main(["run", str(path), "--mode", "inline", "--json"])
+
+    assert Report.from_dict(json.loads(capsys.readouterr().out)).completed == 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nowhere.py"],
+        ["run_usage.py", "--retries", "-1"],
+        ["run_usage.py", "--batch-size", "0"],
+        ["run_usage.py:nothing"],
+        ["run_broken.py"],
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_usage_errors_exit_2_with_one_message(
+    write_module: WriteModule, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    write_module("run_usage", NUMBERS.format(first=1))
+    write_module("run_broken", "1 / 0")
+
+    code = main(["run", *arguments])
+
+    assert code == 2
+    assert capsys.readouterr().err.startswith("consecution: ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["run", "x.py", "--mode", "proces"], ["walk"]])
+def test_a_line_that_cannot_be_parsed_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+
+    assert caught.value.code == 2
+    assert "usage: consecution" in capsys.readouterr().err
+
+
+def test_a_real_command_line_runs_worker_processes(write_module: WriteModule) -> None:
+    path = write_module("run_real", NUMBERS.format(first=1))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "consecution", "run", str(path), "--quiet", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 0, done.stderr
+    found = Report.from_dict(json.loads(done.stdout))
+    assert (found.mode, found.completed, found.confirmed) == ("process", 4, True)
+
+
+STATUS = Status("running", 10, 5, 0, 5, 0, 0, 1.0, ())
+
+
+def test_a_terminal_shows_one_line_and_clears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    progress = Progress(live=True)
+
+    progress(STATUS)
+    progress.clear()
+
+    assert "\n" not in shown.getvalue()
+    assert shown.getvalue().startswith("\rrunning: 5 done")
+    assert shown.getvalue().endswith(" \r")
+
+
+def test_elsewhere_a_line_comes_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, now_s = io.StringIO(), [0.0]
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr("consecution.cli.run.time.monotonic", lambda: now_s[0])
+    progress = Progress(live=False)
+
+    for second in range(12):
+        now_s[0] = float(second)
+        progress(STATUS)
+
+    assert shown.getvalue().splitlines() == [str(STATUS)] * 2
