@@ -1,4 +1,8 @@
-"""What `|` means: nodes, lists and groups become edges, routers and names.
+"""What `|` means: nodes, functions, lists and groups become edges, routers and names.
+
+A chain is drawn from the ends of what stands left to the beginnings of what stands right. A list right of
+`|` is a broadcast; with a bare function in it, a route by that function. `Broadcast`, `Route` and `Merge`
+say the same in words, and nest.
 
 Everything here works on the links that nodes hold (``_upstream_nodes``, ``_downstream_nodes``) and starts
 nothing.
@@ -6,9 +10,13 @@ nothing.
 
 from __future__ import annotations
 
+import functools
+import inspect
+import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from consecution.errors import GraphError
 
@@ -23,19 +31,21 @@ class Group:
     """Several nodes that stand in a chain together. `Broadcast`, `Merge` and `Route` are its kinds."""
 
     def __init__(self, members: Iterable[Member], *, name: str | None = None) -> None:
-        self.members: list[Member] = [as_member(member) for member in as_list(members, type(self).__name__)]
+        self.members: list[Node | Group] = [as_member(member) for member in as_list(members, type(self).__name__)]
         self.name = name
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Node | Group]:
         return iter(self.members)
 
     def __or__(self, other: Member) -> Group:
         connect(self, other)
         return self
 
-    def __ror__(self, other: Member) -> Group:
-        connect(other, self)
-        return self
+    def __ror__(self, other: Member) -> Node | Group:
+        # What was left is the chain's beginning now; this group has become its inside.
+        left = as_left(other)
+        connect(left, self)
+        return left
 
     def __mul__(self, replicas: int) -> Group:
         raise GraphError(
@@ -44,12 +54,31 @@ class Group:
 
     __rmul__ = __mul__
 
+    def by(self, key_function: Any) -> Group:
+        """Refused: only a node is grouped by key."""
+        raise GraphError(f"{self}.by(...): only a node is grouped by key; write it at the nodes inside: [a.by(f), b]")
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.members})"
 
 
 class Broadcast(Group):
-    """Every item goes to each of the members: ``a | Broadcast([b, c])`` is ``a | [b, c]``."""
+    """Every item goes to each of the members: ``a | Broadcast([b, c])`` is ``a | [b, c]``.
+
+    Inside a `Route` it is one choice, called ``name`` ('broadcast'): a node that passes its items on to all.
+    """
+
+    @functools.cached_property
+    def entry(self) -> Node:
+        """The node by which a route reaches all members."""
+        from consecution.nodes import Map
+
+        entry = Map(pass_on, self.name or "broadcast")
+        if self.name is None:
+            entry._stem = entry.name
+        for beginning in _beginnings(self):
+            _attach(entry, beginning)
+        return entry
 
 
 class Merge(Group):
@@ -59,115 +88,205 @@ class Merge(Group):
 class Route(Group):
     """Each item goes to one of the members.
 
-    ``by(item)`` returns the member's name or index; None sends items round robin. ``a | Route([b, c], f)``
-    is ``a | [b, c, f]``.
+    ``by(item)`` returns a member's name or index; without it items go round robin. ``a | Route([b, c], f)``
+    is ``a | [b, c, f]``. A member that is a list or `Merge` offers each of its nodes as a choice, another
+    route the choice to be routed once more.
     """
 
     def __init__(
         self,
         members: Iterable[Member],
         by: Callable[[Any], str | int] | None = None,
-        *,
         name: str | None = None,
     ) -> None:
         super().__init__(members, name=name)
-        if by is not None and not callable(by):
-            raise GraphError(f"Route(..., by={by!r}): by must be a function of an item, or None for round robin")
-        self.by = by
+        if by is not None:
+            check_function(by, f"Route(..., by={by!r})", "a function that returns a member's name or index")
+        self.choose = by
+
+
+def pass_on(item: Any) -> Any:
+    """The item itself."""
+    return item
+
+
+# -- what may stand where ------------------------------------------------------------------------
 
 
 def as_list(members: Any, where: str) -> list[Any]:
-    """The members of a list or group; GraphError where there is none, or it is no list."""
+    """The members of a list or group. GraphError where it is no list, is empty, or holds something twice."""
     if isinstance(members, (str, bytes)) or not hasattr(members, "__iter__"):
         raise GraphError(f"{where}: expected a list of nodes, found {members!r}")
     found = list(members)
     if not found:
         raise GraphError(f"{where}: the list of nodes is empty; put at least one node into it")
+    _check_each_once(found, where)
     return found
 
 
-def as_member(member: Any) -> Member:
-    """A bare function becomes a map node, a generator function a flat-map node."""
+def _check_each_once(members: list[Any], where: str) -> None:
+    from consecution.nodes import Node
+
+    times = Counter(id(member) for member in members if isinstance(member, (Node, Group, list, tuple)))
+    for member in members:
+        if times[id(member)] > 1:
+            raise GraphError(
+                f"{where}: {member} stands in it {times[id(member)]} times; for replicas multiply each node, "
+                "not the list: [b * 2, c * 2]"
+            )
+
+
+def as_member(member: Member) -> Node | Group:
+    """A node or group is itself, a bare function becomes a node, a list a group; GraphError for all else."""
     from consecution.nodes import Node, node_from_function
 
     if isinstance(member, (Node, Group)):
         return member
-    if callable(member) and not isinstance(member, type):
+    if isinstance(member, type) and issubclass(member, Node):
+        raise GraphError(f"{member.__name__} is a class of nodes, not a node: write {member.__name__}(...)")
+    if callable(member):
         return node_from_function(member)
     if isinstance(member, (str, bytes)) or not hasattr(member, "__iter__"):
         raise GraphError(
             f"Don't know what to do with {member!r}.  It's not a node, and it's not iterable; a pipeline is made "
             "of nodes, functions, and lists of them."
         )
-    return as_right_member(member)
+    return _as_group(as_list(member, "a list right of |"))
+
+
+def as_left(member: Member) -> Node | Group:
+    """The same for what stands left of `|`, where a function in a list has nothing to route to."""
+    from consecution.nodes import Node
+
+    if isinstance(member, (Node, Group, str, bytes)) or callable(member) or not hasattr(member, "__iter__"):
+        return as_member(member)
+    listed = as_list(member, "a list left of |")
+    routers = [inner for inner in listed if _is_bare_function(inner)]
+    if routers:
+        raise GraphError(
+            f"a list left of |: {_name_of(routers[0])} is a bare function, which in a list is its router; if it "
+            f"is a step, write Map({_name_of(routers[0])})"
+        )
+    return Merge([as_left(inner) for inner in listed])
+
+
+def _as_group(listed: list[Any]) -> Group:
+    """A list is a route by the bare function in it; without one it is as good as its members."""
+    routers = [member for member in listed if _is_bare_function(member)]
+    if not routers:
+        return Merge(listed)
+    names = ", ".join(map(_name_of, routers))
+    if len(routers) == len(listed):
+        raise GraphError(
+            f"a list right of |: the bare function in it ({names}) routes between the nodes beside it, and there "
+            "are none; if it is a step, wrap it: Map(function)"
+        )
+    if len(routers) > 1:
+        raise GraphError(
+            f"a list right of |: one bare function may stand in it, its router; found {names}; wrap those that "
+            "are steps: Map(function)"
+        )
+    return Route([member for member in listed if not _is_bare_function(member)], routers[0])
+
+
+def _is_bare_function(member: Any) -> bool:
+    from consecution.nodes import Node
+
+    if isinstance(member, type) and issubclass(member, Node):
+        return False
+    return callable(member) and not isinstance(member, Node)
+
+
+def check_function(function: Any, where: str, expected: str) -> None:
+    """GraphError for what cannot be called with an item, and for async functions."""
+    if not callable(function):
+        raise GraphError(f"{where}: expected {expected}, found {type(function).__name__}")
+    for form in forms_of(function):
+        if inspect.iscoroutinefunction(form) or inspect.isasyncgenfunction(form):
+            raise GraphError(
+                f"{where}: {name_of_callable(function)} is async, which a pipeline cannot run; call "
+                "asyncio.run(...) in an ordinary function"
+            )
+
+
+def forms_of(function: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
+    """The function, and where it is an object that can be called, the method that is then run."""
+    return function, type(function).__call__
+
+
+def name_of_callable(function: Callable[..., Any]) -> str:
+    """The name a node or router gets from its function: ``lambda`` for a lambda, a class's for an object."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__name__", type(function).__name__)
+    return "lambda" if name == "<lambda>" else str(name)
+
+
+def _name_of(member: Any) -> str:
+    return name_of_callable(member) if _is_bare_function(member) else str(member)
+
+
+# -- drawing edges -------------------------------------------------------------------------------
+
+
+_Beginning: TypeAlias = "Node | _Junction"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Junction:
+    """A route with its choices looked up: they must be known before the first edge is drawn."""
+
+    route: Route
+    choices: tuple[_Beginning, ...]
 
 
 def connect(lefts: Member, rights: Member) -> None:
-    """Draw the edges from every end of ``lefts`` to every beginning of ``rights``."""
-    ends = exposed(lefts, "right")
-    _connect_ends(ends, as_right_member(rights))
+    """Draw the edges from every end of ``lefts`` to every beginning of ``rights``.
+
+    GraphError, a ValueError, for double names, loops, and what makes no pipeline.
+    """
+    ends = exposed(as_left(lefts), "right")
+    beginnings = _beginnings(as_member(rights))
+    for end in ends:
+        for beginning in beginnings:
+            _attach(end, beginning)
 
 
-def as_right_member(rights: Member) -> Member:
-    """What stands right of a `|`, as a node or a group. A list with a bare function is a route by it."""
-    if callable(rights) or isinstance(rights, (Group, str, bytes)) or not hasattr(rights, "__iter__"):
-        return as_member(rights)
-    listed = as_list(rights, "right of |")
-    routers = [member for member in listed if callable(member)]
-    if not routers:
-        return Broadcast(map(as_right_member, listed))
-    if len(listed) == 1:
-        return as_member(listed[0])
-    if len(routers) > 1:
-        raise GraphError(
-            f"right of |: a list may hold one bare function, its router; found {len(routers)}: wrap those that "
-            "are nodes as Map(function)"
-        )
-    return Route([as_right_member(member) for member in listed if not callable(member)], routers[0])
-
-
-def _connect_ends(ends: list[Node], member: Member) -> None:
-    if isinstance(member, (Broadcast, Merge)):
-        for inner in member:
-            _connect_ends(ends, inner)
-        return
-    _name_apart(ends, member)
+def _beginnings(member: Node | Group) -> tuple[_Beginning, ...]:
+    """Where edges into a member arrive, each once: at its first nodes, and at routes."""
     if isinstance(member, Route):
-        _connect_route(ends, member.members, member.by, member.name)
+        return (_Junction(member, _each_once(map(_choices, member))),)
+    if isinstance(member, Group):
+        return _each_once(map(_beginnings, member))
+    return tuple(exposed(member, "left"))
+
+
+def _choices(member: Node | Group) -> tuple[_Beginning, ...]:
+    """What a route chooses between: each beginning of a member, but a broadcast is one choice."""
+    if isinstance(member, Broadcast):
+        return (member.entry,)
+    if isinstance(member, Merge):
+        return _each_once(map(_choices, member))
+    return _beginnings(member)
+
+
+def _each_once(found: Iterable[Iterable[_Beginning]]) -> tuple[_Beginning, ...]:
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(found)))
+
+
+def _attach(left: Node, right: _Beginning) -> None:
+    if not isinstance(right, _Junction):
+        left.add_downstream(right)
         return
-    beginnings = exposed(member, "left")
-    for left in ends:
-        for right in beginnings:
-            left.add_downstream(right)
-
-
-def _connect_route(
-    ends: Sequence[Node], members: Iterable[Member], by: Callable[[Any], Any] | None, name: str | None
-) -> None:
     from consecution.nodes import RouterNode
 
-    targets = exposed(members, "left")
-    for left in ends:
-        suffix = name_of_callable(by) if by is not None else "round_robin"
-        router = RouterNode(name or f"{left.name}.{suffix}", {node.name: node for node in targets}, by)
-        left.add_downstream(router)
-        for target in targets:
-            router.add_downstream(target)
-
-
-def _name_apart(ends: Sequence[Node], member: Member) -> None:
-    """Give nodes that got their names from functions new ones where the graph has them already."""
-    there = {node for end in ends for node in end.all_nodes}
-    taken = {node.name for node in there}
-    for node in dict.fromkeys(n for first in exposed(member, "left") for n in walk(first, "both", "depth_first")):
-        if node in there:
-            continue
-        if node._named_by_function and node.name in taken:
-            stem, number = node.name, 2
-            while f"{stem}_{number}" in taken:
-                number += 1
-            node.rename(f"{stem}_{number}")
-        taken.add(node.name)
+    route = right.route
+    suffix = "round_robin" if route.choose is None else name_of_callable(route.choose)
+    router = RouterNode(route.name or f"{left.name}.{suffix}", route.choose)
+    router._suffix = None if route.name else suffix
+    left.add_downstream(router)
+    for choice in right.choices:
+        _attach(router, choice)
 
 
 def exposed(member: Member, pointing: str) -> list[Node]:
@@ -176,8 +295,7 @@ def exposed(member: Member, pointing: str) -> list[Node]:
         raise ValueError('pointing must be "left" or "right"')
     found: dict[Node, None] = {}
     for node in flatten(member):
-        direction = "up" if pointing == "left" else "down"
-        for walked in node.depth_first_walk(direction, as_ordered_list=True):
+        for walked in walk(node, "up" if pointing == "left" else "down", "depth_first"):
             links = walked._upstream_nodes if pointing == "left" else walked._downstream_nodes
             if not links:
                 found.setdefault(walked)
@@ -188,28 +306,71 @@ def flatten(member: Member) -> list[Node]:
     """All nodes of a nested list or group, in order."""
     from consecution.nodes import Node
 
-    if isinstance(member, Node):
-        return [member]
-    if isinstance(member, Group):
-        return [node for inner in member for node in flatten(inner)]
-    if isinstance(member, (str, bytes)) or not hasattr(member, "__iter__"):
-        made = as_member(member)
-        return flatten(made)
-    return [node for inner in as_list(member, "left of |") for node in flatten(inner)]
+    made = as_member(member)
+    if isinstance(made, Node):
+        return [made]
+    return [node for inner in made for node in flatten(inner)]
 
 
-def name_of_callable(function: Callable[..., Any]) -> str:
-    """The name a node or router gets from its function: ``lambda`` for a lambda, a class's for an object."""
-    name = getattr(function, "__name__", type(function).__name__)
-    return "lambda" if name == "<lambda>" else str(name)
+def replace(old: Node, new: Node) -> None:
+    """Put ``new`` in the place of ``old``, in its place among its neighbours too. ``old`` is cut off."""
+    for up in old._upstream_nodes:
+        up._replace_downstream(old, new)
+    for down in old._downstream_nodes:
+        down._upstream_nodes = [new if node is old else node for node in down._upstream_nodes]
+    new._upstream_nodes = old._upstream_nodes + new._upstream_nodes
+    new._downstream_nodes = old._downstream_nodes + new._downstream_nodes
+    old._upstream_nodes, old._downstream_nodes = [], []
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+
+def name_apart(left: Node, right: Node) -> None:
+    """Before the graphs of two nodes become one: new names for nodes that did not get theirs from the user.
+
+    A name the user gave stays; of equal names made from functions the left one stays: f, f_2, f_3.
+    """
+    lefts = walk(left, "both", "depth_first")
+    rights = walk(right, "both", "depth_first")
+    if right in set(lefts):
+        return
+    nodes = lefts + rights
+    taken = {node.name for node in nodes if node._stem is None}
+    for node in nodes:
+        if node._stem is None:
+            continue
+        if node.name in taken:
+            node.rename(_free_name(node._stem, taken))
+        taken.add(node.name)
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    if stem not in taken:
+        return stem
+    number = 2
+    while f"{stem}_{number}" in taken:
+        number += 1
+    return f"{stem}_{number}"
+
+
+def check_names(node: Node) -> None:
+    """GraphError where two nodes share a name."""
+    counts = Counter(n.name for n in walk(node, "both", "depth_first"))
+    doubles = [name for name, count in counts.items() if count > 1]
+    if doubles:
+        raise GraphError(f"\n\nNode names must be unique.  Duplicates {doubles} found.")
+
+
+# -- walking -------------------------------------------------------------------------------------
 
 
 def walk(node: Node, direction: str, how: str) -> list[Node]:
     """All nodes that can be reached, in the order they are met. ValueError for another word."""
     if how not in ("depth_first", "breadth_first"):
-        raise ValueError("'how' argument must be one of ['depth_first', 'breadth_first']")
+        raise ValueError(f"'how' argument must be one of ['depth_first', 'breadth_first'], found {how!r}")
     if direction not in ("up", "down", "both"):
-        raise ValueError("direction must be 'up', 'down' or 'both'")
+        raise ValueError(f"direction must be 'up', 'down' or 'both', found {direction!r}")
     met: dict[Node, None] = {}
     waiting = deque([node])
     add = waiting.appendleft if how == "breadth_first" else waiting.append
@@ -226,14 +387,6 @@ def walk(node: Node, direction: str, how: str) -> list[Node]:
     return list(met)
 
 
-def check_names(node: Node) -> None:
-    """GraphError where two nodes share a name."""
-    counts = Counter(n.name for n in walk(node, "both", "depth_first"))
-    doubles = [name for name, count in counts.items() if count > 1]
-    if doubles:
-        raise GraphError(f"\n\nNode names must be unique.  Duplicates {doubles} found.")
-
-
 def check_cycles(node: Node) -> None:
     """GraphError where a node would come after itself."""
     above = set(walk(node, "up", "depth_first"))
@@ -243,20 +396,28 @@ def check_cycles(node: Node) -> None:
 
 
 def sort_topologically(top_node: Node) -> list[Node]:
-    """All nodes below ``top_node`` and itself, parents before children, otherwise in the order drawn."""
-    waits = dict.fromkeys(walk(top_node, "down", "breadth_first"), 0)
-    for node in waits:
-        for child in node._downstream_nodes:
-            waits[child] += 1
-    ready = deque([top_node])
+    """``top_node`` and all nodes below it, parents before children, otherwise breadth first as drawn."""
+    return _sort(top_node, depth_first=False)
+
+
+def sort_top_down(top_node: Node) -> list[Node]:
+    """The same nodes, parents before children, otherwise each branch as deep as it goes before the next."""
+    return _sort(top_node, depth_first=True)
+
+
+def _sort(top_node: Node, *, depth_first: bool) -> list[Node]:
+    """A node's turn has come when it has been arrived at from all its parents."""
+    below = walk(top_node, "down", "breadth_first")
+    waits_for = Counter([top_node, *(child for node in below for child in node._downstream_nodes)])
+    arrivals = deque([top_node])
     ordered: list[Node] = []
-    while ready:
-        node = ready.popleft()
-        ordered.append(node)
-        for child in node._downstream_nodes:
-            waits[child] -= 1
-            if not waits[child]:
-                ready.append(child)
-    if len(ordered) < len(waits):
+    while arrivals:
+        node = arrivals.pop() if depth_first else arrivals.popleft()
+        waits_for[node] -= 1
+        if not waits_for[node]:
+            ordered.append(node)
+            children = node._downstream_nodes
+            arrivals.extend(reversed(children) if depth_first else children)
+    if len(ordered) < len(below):
         raise GraphError("\n\nYour graph is not acyclic.  It has loops.")
     return ordered

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import itertools
 import operator
 import sys
 import traceback
@@ -49,7 +51,9 @@ class Node:
     push: Callable[[Any], Any]
     global_state: Any
     _process: Callable[[Any], Any]
-    _named_by_function = False
+    _stem: str | None = None
+    """What a name is made from that the user did not give; the graph may number it: f, f_2."""
+    _plot_shape = "rectangle"
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         for key, value in kwargs.items():
@@ -58,10 +62,7 @@ class Node:
         self.clock = Clock()
         self._upstream_nodes: list[Node] = []
         self._downstream_nodes: list[Node] = []
-        self._num_top_down_calls = 0
         self._logging: str | None = None
-        self._pydot_node_kwargs: dict[str, str] = {"name": name, "shape": "rectangle"}
-        self._pydot_edge_kwarg_list: list[dict[str, str]] = []
 
     # -- what users override ---------------------------------------------------------------------
 
@@ -91,7 +92,7 @@ class Node:
         return id(self)
 
     def __eq__(self, other: object) -> bool:
-        return self is other
+        return hash(self) == hash(other) if isinstance(other, Node) else NotImplemented
 
     def __lt__(self, other: Node) -> bool:
         return self.name < other.name
@@ -103,9 +104,13 @@ class Node:
         )
 
     def rename(self, name: str) -> None:
-        """Give the node another name, while it is not yet connected."""
+        """Give the node another name. Nobody looks whether it is free: `add_downstream` does."""
         self.name = name
-        self._pydot_node_kwargs["name"] = name
+        for node in self._downstream_nodes:
+            node._parent_renamed(self)
+
+    def _parent_renamed(self, parent: Node) -> None:
+        """For those whose own name holds that of their parent."""
 
     # -- composition -----------------------------------------------------------------------------
 
@@ -128,8 +133,7 @@ class Node:
 
     def by(self, key_function: Callable[[Any], Any]) -> Node:
         """Group the items that reach this node by key: one key always meets the same replica."""
-        if not callable(key_function):
-            raise GraphError(f"{self}.by({key_function!r}): expected a function that returns an item's key")
+        graph.check_function(key_function, f"{self}.by({key_function!r})", "a function that returns an item's key")
         self.key_function = key_function
         return self
 
@@ -137,25 +141,26 @@ class Node:
         """Connect a node after this one. GraphError for double names, loops, and what is no node."""
         if not isinstance(other, Node):
             raise GraphError(f"Trying to connect a non-node type: {other!r} after {self}")
+        if self is other:
+            raise GraphError(f"{self} can't be downstream to itself")
+        graph.name_apart(self, other)
         self._downstream_nodes.append(other)
         other._upstream_nodes.append(self)
         try:
             graph.check_names(self)
-            if self.name == other.name:
-                raise GraphError(f"{self} can't be downstream to itself")
             graph.check_cycles(self)
         except GraphError:
             self._downstream_nodes.pop()
             other._upstream_nodes.pop()
             raise
-        self._pydot_edge_kwarg_list.append({"tail_name": self.name, "head_name": other.name})
 
     def remove_downstream(self, other: Node) -> None:
         """Disconnect a node; nothing happens if it is not connected."""
-        other._upstream_nodes = [n for n in other._upstream_nodes if n.name != self.name]
-        self._downstream_nodes = [n for n in self._downstream_nodes if n.name != other.name]
-        edges = self._pydot_edge_kwarg_list
-        self._pydot_edge_kwarg_list = [edge for edge in edges if edge["head_name"] != other.name]
+        self._downstream_nodes = [node for node in self._downstream_nodes if node is not other]
+        other._upstream_nodes = [node for node in other._upstream_nodes if node is not self]
+
+    def _replace_downstream(self, old: Node, new: Node) -> None:
+        self._downstream_nodes = [new if node is old else node for node in self._downstream_nodes]
 
     # -- walking ---------------------------------------------------------------------------------
 
@@ -202,13 +207,8 @@ class Node:
 
     def top_down_call(self, method_name: str) -> None:
         """Call the named method on this node and all below it, parents before children."""
-        self._num_top_down_calls += 1
-        if self._num_top_down_calls < len(self._upstream_nodes):
-            return
-        self._num_top_down_calls = 0
-        getattr(self, method_name)()
-        for node in self._downstream_nodes:
-            node.top_down_call(method_name)
+        for node in graph.sort_top_down(self):
+            getattr(node, method_name)()
 
     def top_down_make_repr(self) -> None:
         """Write the text of the graph into the pipeline, a line per node, top down."""
@@ -249,17 +249,20 @@ class Node:
         drawing = Digraph(comment="pipeline")
         nodes = graph.walk(self, "both", "breadth_first")
         for node in nodes:
-            drawing.node(**node._pydot_node_kwargs)
+            drawing.node(name=node.name, shape=node._plot_shape)
         for node in nodes:
-            for edge in node._pydot_edge_kwarg_list:
-                drawing.edge(**edge)
+            for below in node._downstream_nodes:
+                drawing.edge(tail_name=node.name, head_name=below.name)
         return drawing
 
     def plot(self, file_name: str = "pipeline", kind: str = "png") -> None:
-        """Draw the graph into ``file_name``, as 'png' or 'pdf'. Needs Graphviz."""
-        drawing = self._build_pydot_graph()
+        """Draw the graph into ``file_name``, as 'png' or 'pdf'. Needs Graphviz and its Python package.
+
+        ValueError for another kind, MissingExtraError without the package, RuntimeError without Graphviz.
+        """
         if kind not in PLOT_KINDS:
             raise ValueError(f"Only the following kinds are supported: {PLOT_KINDS}; found {kind!r}")
+        drawing = self._build_pydot_graph()
         drawing.format = kind
         try:
             drawing.render(file_name.replace(f".{kind}", ""))
@@ -286,15 +289,20 @@ class Node:
                 f"file: {where.filename}, line{where.lineno}\n--> {where.line}\n\n"
             ) from error
 
-    def _end(self) -> None:
-        """Everything a node does at the end of the stream; `end` is the user's part of it."""
-        self.end()
+    def _break_off(self) -> None:
+        """The stream broke off with an exception: forget what was gathered. Items may come again."""
 
-    def _push(self, item: Any) -> None:
-        if self._logging == "output":
-            self._write_log(item)
-        for node in self._downstream_nodes:
-            node._process(item)
+    def _push_function(self) -> Callable[[Any], Any]:
+        """What ``self.push`` is, item by item: as few calls as the nodes below allow."""
+        below = [node._item_processor() for node in self._downstream_nodes]
+        if len(below) == 1 and self._logging != "output":
+            return below[0]
+
+        def push(item: Any) -> None:
+            for process in below:
+                process(item)
+
+        return self._logging_to(push) if self._logging == "output" else push
 
     # -- frame by frame, in an engine ------------------------------------------------------------
 
@@ -308,7 +316,7 @@ class Node:
         the exception propagates; called again with the same cursor, the node goes on after that item.
         """
         if self._logging == "output":
-            self.push = self._logging_push(out)
+            self.push = self._logging_to(out.append)
         process = self._item_processor()
         mark = len(out)
         try:
@@ -319,12 +327,12 @@ class Node:
             del out[mark:]
             raise
 
-    def _logging_push(self, out: list[Any]) -> Callable[[Any], None]:
-        def push(item: Any) -> None:
+    def _logging_to(self, push: Callable[[Any], Any]) -> Callable[[Any], None]:
+        def log_and_push(item: Any) -> None:
             self._write_log(item)
-            out.append(item)
+            push(item)
 
-        return push
+        return log_and_push
 
     def _wants_end(self) -> bool:
         """Whether something happens at the end of the stream."""
@@ -336,35 +344,68 @@ class Node:
         for attribute in ("pipeline", "push", "global_state", "_process"):
             twin.__dict__.pop(attribute, None)
         twin._upstream_nodes, twin._downstream_nodes = [], []
-        twin._pydot_edge_kwarg_list = []
         return twin
 
 
 class RouterNode(Node):
-    """Sends each item to one of the nodes behind it, as a function of the item chooses.
+    """Sends each item to one of the nodes behind it: ``choose(item)`` is its name or index.
 
-    Made by ``a | [b, c, function]`` and by `Route`; engines make it part of the node before it.
+    Made by ``a | [b, c, function]`` and by `Route`; engines make it part of the node before it. Without
+    ``choose`` items go round robin.
     """
 
-    def __init__(self, name: str, end_point_map: dict[str, Node], choose: Callable[[Any], str | int] | None) -> None:
+    _plot_shape = "oval"
+    _suffix: str | None = None
+    """What follows the parent's name in this one's."""
+
+    def __init__(self, name: str, choose: Callable[[Any], str | int] | None) -> None:
         super().__init__(name)
-        self._end_point_map = end_point_map
-        self._pydot_node_kwargs = {"name": name, "shape": "oval"}
+        self._stem = name
         self.choose = choose
-        self._chooser = RouteChooser(name, choose, tuple(end_point_map))
+        self._end_points: list[Node] = []
+
+    @property
+    def _end_point_map(self) -> dict[str, Node]:
+        """What an item may be sent to, by name, in the order of their indices."""
+        return {node.name: node for node in self._end_points}
+
+    def add_downstream(self, other: Node) -> None:
+        """Connect a node after this one, as a choice more."""
+        super().add_downstream(other)
+        self._end_points.append(other)
+
+    def _replace_downstream(self, old: Node, new: Node) -> None:
+        super()._replace_downstream(old, new)
+        self._end_points = [new if node is old else node for node in self._end_points]
+
+    def _parent_renamed(self, parent: Node) -> None:
+        if self._suffix is not None:
+            self._stem = f"{parent.name}.{self._suffix}"
+            self.rename(self._stem)
+
+    def begin(self) -> None:
+        self._chooser = RouteChooser(self.name, self.choose, tuple(self._end_point_map))
+        self._ways = [node._item_processor() for node in self._end_points]
 
     def process(self, item: Any) -> None:
-        names = tuple(self._end_point_map)
-        self._end_point_map[names[self._chooser.index_of(item)]]._process(item)
+        self._ways[self._chooser.index_of(item)](item)
 
 
 _RouterNode = RouterNode
 
 
 class GroupByNode(Node):
-    """Collects consecutive items of one key and hands them to ``process(batch)`` as a list."""
+    """Collects consecutive items of one key and hands them to ``process(batch)`` as a list.
+
+    The last batch, empty where no item came, is handed over before ``end``, wherever that is overridden.
+    """
 
     _NO_KEY = object()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not hasattr(cls.end, "_flushes"):
+            cls.end = _flush_before(cls.end)  # type: ignore[assignment,method-assign]
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
@@ -400,32 +441,42 @@ class GroupByNode(Node):
     def _wants_end(self) -> bool:
         return True
 
-    def _end(self) -> None:
-        batch, self._batch_ = self._batch_, []
-        self._previous_key = self._NO_KEY
+    def _flush(self) -> None:
+        batch = self._batch_
+        self._break_off()
         self.process(batch)
-        self.end()
+
+    def _break_off(self) -> None:
+        self._batch_, self._previous_key = [], self._NO_KEY
 
     def _detached_copy(self) -> Node:
         twin = super()._detached_copy()
-        assert isinstance(twin, GroupByNode)
-        twin._batch_, twin._previous_key = [], self._NO_KEY
+        twin._break_off()
         return twin
+
+
+def _flush_before(end: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(end)
+    def flush_and_end(self: GroupByNode) -> Any:
+        # An override that calls super().end() comes here twice; the outermost flushes.
+        if type(self).end is flush_and_end:
+            self._flush()
+        return end(self)
+
+    flush_and_end._flushes = True  # type: ignore[attr-defined]
+    return flush_and_end
+
+
+GroupByNode.end = _flush_before(Node.end)  # type: ignore[assignment,method-assign]
 
 
 class _FunctionNode(Node):
     """A node made of a function of one item."""
 
     def __init__(self, function: Callable[[Any], Any], name: str | None = None) -> None:
-        if not callable(function):
-            raise GraphError(f"{type(self).__name__}({function!r}): expected a function of an item")
-        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            raise GraphError(
-                f"{type(self).__name__}({graph.name_of_callable(function)}): async functions cannot run in a "
-                "pipeline yet; call asyncio.run inside an ordinary function"
-            )
+        graph.check_function(function, f"{type(self).__name__}({function!r})", "a function of an item")
         super().__init__(name or graph.name_of_callable(function))
-        self._named_by_function = name is None
+        self._stem = None if name else self.name
         self._function = function
 
     def _has_own_loop(self, kind: type[_FunctionNode]) -> bool:
@@ -443,10 +494,10 @@ class Map(_FunctionNode):
         if not self._has_own_loop(Map):
             super()._process_frame(cursor, out)
             return
-        before = len(out) + operator.length_hint(cursor)
+        expected = len(out) + operator.length_hint(cursor)
         out.extend(map(self._function, cursor))
-        if len(out) + operator.length_hint(cursor) != before:
-            # A StopIteration looks to `extend` like the end of the items.
+        if len(out) + operator.length_hint(cursor) != expected:
+            # To `extend` a StopIteration looks like the end of the items.
             raise RuntimeError(f"{self}: {graph.name_of_callable(self._function)} raised StopIteration")
 
 
@@ -495,44 +546,64 @@ class Chunk(Node):
     What is left at the end of the stream goes as a shorter list.
     """
 
-    def __init__(self, by: int | Callable[[Any], Any], name: str | None = None) -> None:
-        if not callable(by) and (type(by) is not int or by < 1):
-            raise GraphError(f"Chunk({by!r}): expected a whole number of 1 or more, or a function of an item")
+    def __init__(self, n_or_function: int | Callable[[Any], Any], name: str | None = None) -> None:
+        if callable(n_or_function):
+            graph.check_function(n_or_function, "Chunk(...)", "a function of an item")
+        elif type(n_or_function) is not int or n_or_function < 1:
+            raise GraphError(
+                f"Chunk({n_or_function!r}): expected a whole number of 1 or more, or a function of an item"
+            )
         super().__init__(name or "chunk")
-        self._named_by_function = name is None
-        self._by = by
+        self._stem = None if name else self.name
+        self._by = n_or_function
         self._chunk: list[Any] = []
         self._value: Any = None
 
     def begin(self) -> None:
-        self._chunk = []
+        self._break_off()
 
     def process(self, item: Any) -> None:
         if callable(self._by):
-            value = self._by(item)
-            if self._chunk and value != self._value:
-                self._flush()
-            self._value = value
-            self._chunk.append(item)
-            return
+            self._begin_chunk_if_new(self._by(item))
         self._chunk.append(item)
-        if len(self._chunk) >= self._by:
+        if len(self._chunk) == self._by:
             self._flush()
 
     def end(self) -> None:
         if self._chunk:
             self._flush()
 
+    def _begin_chunk_if_new(self, value: Any) -> None:
+        if self._chunk and value != self._value:
+            self._flush()
+        self._value = value
+
     def _flush(self) -> None:
         chunk, self._chunk = self._chunk, []
         self.push(chunk)
 
+    def _break_off(self) -> None:
+        self._chunk, self._value = [], None
+
+    def _detached_copy(self) -> Node:
+        twin = super()._detached_copy()
+        twin._break_off()
+        return twin
+
+    def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
+        if not isinstance(self._by, int) or type(self).process is not Chunk.process or self._logging is not None:
+            super()._process_frame(cursor, out)
+            return
+        while operator.length_hint(cursor):
+            self._chunk.extend(itertools.islice(cursor, self._by - len(self._chunk)))
+            if len(self._chunk) == self._by:
+                self._flush()
+
 
 def node_from_function(function: Callable[[Any], Any]) -> Node:
     """The node a bare function stands for: a flat-map if it is a generator function, else a map."""
-    if inspect.isgeneratorfunction(function):
-        return FlatMap(function)
-    return Map(function)
+    makes_many = any(map(inspect.isgeneratorfunction, graph.forms_of(function)))
+    return FlatMap(function) if makes_many else Map(function)
 
 
 __all__ = [

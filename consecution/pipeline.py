@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from consecution import graph
 from consecution.errors import GraphError, UsageError
-from consecution.graph import Group
 from consecution.nodes import Node
 from consecution.options import Options
 from consecution.producer import Producer
@@ -56,7 +56,7 @@ class Pipeline:
     _longest_node_name_len_: int
 
     def __init__(self, node: Node, global_state: Any = None) -> None:
-        if isinstance(node, Group) or not isinstance(node, Node):
+        if not isinstance(node, Node):
             raise GraphError(
                 f"Pipeline({node!r}): expected a node, the top of a graph; begin the chain with one node or Producer"
             )
@@ -82,11 +82,7 @@ class Pipeline:
         self._node_lookup[node.name] = node
         node._process = node._item_processor()
         if with_push:
-            below = node._downstream_nodes
-            if len(below) == 1 and node._logging is None:
-                node.push = below[0]._item_processor()
-            else:
-                node.push = node._push
+            node.push = node._push_function()
 
     # -- looking at it and changing it -----------------------------------------------------------
 
@@ -98,22 +94,16 @@ class Pipeline:
 
     def __setitem__(self, name: str, replacement: Node) -> None:
         """Put a node in the place of the one that has its name."""
+        if not isinstance(replacement, Node):
+            raise GraphError(f"pipeline[{name!r}] = {replacement!r}: expected a node")
         if name != replacement.name:
             raise ValueError(
                 f"Replacement node must have the same name.  Expected {name!r}, found {replacement.name!r}."
             )
         replaced = self[name]
-        ups, downs = list(replaced._upstream_nodes), list(replaced._downstream_nodes)
-        for up in ups:
-            up.remove_downstream(replaced)
-        for down in downs:
-            replaced.remove_downstream(down)
-        for up in ups:
-            if hasattr(up, "_end_point_map"):
-                up._end_point_map[name] = replacement
-            up.add_downstream(replacement)
-        for down in downs:
-            replacement.add_downstream(down)
+        if replacement is replaced:
+            return
+        graph.replace(replaced, replacement)
         self.initialize_node(replacement)
         if self.top_node is replaced:
             self.top_node = replacement
@@ -175,17 +165,21 @@ class Pipeline:
         An exception of a node ends it and comes out here. Without an iterable the pipeline's Producer is read.
         """
         items = self._own_items() if iterable is None else iterable
-        self.begin()
         try:
-            if isinstance(self.top_node, Producer):
-                process = self.top_node.push
-            else:
-                process = self.top_node._process
+            self.begin()
+            top = self.top_node
+            process = top.push if isinstance(top, Producer) else top._process
             for item in items:
                 process(item)
             return self.end()
-        finally:
-            self._is_running = False
+        except BaseException:
+            self._break_off()
+            raise
+
+    def _break_off(self) -> None:
+        self._is_running = False
+        for node in self.top_node.all_nodes:
+            node._break_off()
 
     def _own_items(self) -> Iterator[Any]:
         if not isinstance(self.top_node, Producer):
@@ -228,6 +222,8 @@ class Pipeline:
 def _wrap_begin(pipeline: Pipeline, user_begin: Callable[[], Any]) -> Callable[[], None]:
     def begin() -> None:
         user_begin()
+        for node in pipeline.top_node.all_nodes:
+            vars(node).pop("push", None)  # left over from an earlier stream; nobody pushes in begin()
         pipeline.top_node.top_down_call("_begin")
         pipeline.initialize(with_push=True)
         pipeline._is_running = True
@@ -237,7 +233,7 @@ def _wrap_begin(pipeline: Pipeline, user_begin: Callable[[], Any]) -> Callable[[
 
 def _wrap_end(pipeline: Pipeline, user_end: Callable[[], Any]) -> Callable[[], Any]:
     def end() -> Any:
-        pipeline.top_node.top_down_call("_end")
+        pipeline.top_node.top_down_call("end")
         pipeline._is_running = False
         return user_end()
 
