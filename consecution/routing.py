@@ -10,6 +10,7 @@ import datetime
 import decimal
 import enum
 import hashlib
+import itertools
 import math
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,6 +20,10 @@ from consecution.errors import KeyEncodingError
 
 SLOTS = 4096
 CACHED_KEYS = 65_536
+GREATEST_EXPONENT = 10_000
+"""Of a Decimal: equal to an int, it would be encoded with all its digits."""
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+SHOWN_LENGTH = 80
 ALLOWED = "str, bytes, int, float, bool, None, Enum, Decimal, date, datetime, UUID, and tuples of these"
 
 Key = Any
@@ -27,8 +32,10 @@ Key = Any
 def encode_key(key: Key) -> bytes:
     """The canonical bytes of a key: equal keys encode equally, in every process and every run.
 
-    Numbers that are equal are one key (``1``, ``1.0``, ``True``, ``Decimal(1)``), as in a dict.
-    KeyEncodingError for anything that has no stable encoding, such as a list or an object of your own.
+    Numbers that are equal are one key (``1``, ``1.0``, ``True``, ``Decimal(1)``), as in a dict; every NaN
+    is the same. Times with a zone are one key if they are the same moment. A member of an enumeration
+    that is also a number or string is that number or string. KeyEncodingError for anything that has no
+    stable encoding, such as a list or an object of your own.
     """
     encode = _ENCODERS.get(type(key))
     if encode is not None:
@@ -37,29 +44,42 @@ def encode_key(key: Key) -> bytes:
         if isinstance(key, kind):
             return encode_kind(key)
     raise KeyEncodingError(
-        f"a key must be one of {ALLOWED}; found {type(key).__name__}: {str(key)[:80]!r}: "
-        "let the key function return, say, a tuple of its fields"
+        f"a key must be one of {ALLOWED}; found {_show(key)}: let the key function return, say, a tuple of its fields"
     )
 
 
+def _show(key: Key) -> str:
+    text = repr(key)
+    return f"{type(key).__name__} {text if len(text) <= SHOWN_LENGTH else text[:SHOWN_LENGTH] + '...'}"
+
+
 def _encode_int(key: int) -> bytes:
-    return b"i%d" % key
+    # Hexadecimal, for Python refuses to write very long numbers as decimals.
+    return b"i%x" % int(key)
+
+
+def _encode_ratio(numerator: int, denominator: int) -> bytes:
+    return _encode_int(numerator) if denominator == 1 else b"r%x/%x" % (numerator, denominator)
 
 
 def _encode_float(key: float) -> bytes:
-    if key.is_integer():
-        return _encode_int(int(key))
     if math.isfinite(key):
-        numerator, denominator = key.as_integer_ratio()
-        return b"r%d/%d" % (numerator, denominator)
-    return b"f" + (b"nan" if math.isnan(key) else repr(key).encode())
+        return _encode_ratio(*key.as_integer_ratio())
+    return b"fnan" if math.isnan(key) else b"finf" if key > 0 else b"f-inf"
 
 
 def _encode_decimal(key: decimal.Decimal) -> bytes:
-    if not key.is_finite():
-        return _encode_float(float(key)) if not key.is_snan() else b"fnan"
-    numerator, denominator = key.as_integer_ratio()
-    return _encode_int(numerator) if denominator == 1 else b"r%d/%d" % (numerator, denominator)
+    if key.is_nan():
+        return _encode_float(math.nan)
+    if key.is_infinite():
+        return _encode_float(float(key))
+    if abs(key.adjusted()) > GREATEST_EXPONENT:
+        raise KeyEncodingError(f"a key's exponent must be within {GREATEST_EXPONENT}; found Decimal {key}")
+    return _encode_ratio(*key.as_integer_ratio())
+
+
+def _encode_str(key: str) -> bytes:
+    return b"s" + str.encode(key, "utf-8", "surrogatepass")
 
 
 def _encode_tuple(key: tuple[Any, ...]) -> bytes:
@@ -67,39 +87,33 @@ def _encode_tuple(key: tuple[Any, ...]) -> bytes:
     return b"t%d:" % len(parts) + b"".join(b"%d:" % len(part) + part for part in parts)
 
 
+def _encode_datetime(key: datetime.datetime) -> bytes:
+    if key.utcoffset() is None:
+        return b"d" + key.replace(tzinfo=None, fold=0).isoformat().encode()
+    since = key - EPOCH
+    return b"z%d,%d,%d" % (since.days, since.seconds, since.microseconds)
+
+
 def _encode_enum(key: enum.Enum) -> bytes:
     kind = type(key)
     return f"e{kind.__module__}.{kind.__qualname__}.{key.name}".encode()
 
 
-def _encode_datetime(key: datetime.datetime) -> bytes:
-    if key.tzinfo is not None:
-        key = key.astimezone(datetime.UTC)
-    return b"d" + key.isoformat().encode()
-
-
 _ENCODERS: dict[type, Callable[[Any], bytes]] = {
-    str: lambda key: b"s" + key.encode("utf-8", "surrogatepass"),
-    bytes: lambda key: b"b" + key,
+    str: _encode_str,
     int: _encode_int,
     bool: _encode_int,
     float: _encode_float,
-    type(None): lambda key: b"n",
     tuple: _encode_tuple,
+    bytes: lambda key: b"b" + bytes(key),
+    type(None): lambda key: b"n",
     decimal.Decimal: _encode_decimal,
     datetime.datetime: _encode_datetime,
     datetime.date: lambda key: b"D" + key.isoformat().encode(),
     uuid.UUID: lambda key: b"u" + key.bytes,
 }
-_BASES: tuple[tuple[type, Callable[[Any], bytes]], ...] = (
-    (enum.IntEnum, _encode_int),
-    (enum.StrEnum, lambda key: _ENCODERS[str](str(key))),
-    (enum.Enum, _encode_enum),
-    (int, lambda key: _encode_int(int(key))),
-    (float, lambda key: _encode_float(float(key))),
-    (str, lambda key: _ENCODERS[str](str.__str__(key))),
-    (tuple, _encode_tuple),
-)
+_BASES: tuple[tuple[type, Callable[[Any], bytes]], ...] = (*_ENCODERS.items(), (enum.Enum, _encode_enum))
+"""Looked through for everything that is not exactly one of these: a datetime before a date, which it also is."""
 
 
 def slot_of(key: Key) -> int:
@@ -150,31 +164,29 @@ class KeyedRouter:
 class RouteChooser:
     """Chooses between named ways: by a function, or round robin where there is none.
 
-    The function returns the name of a way, or its index.
+    The function returns the name of a way, or its index: 0 for the first, so False is the first and True
+    the second.
     """
 
     def __init__(self, name: str, choose: Callable[[Any], str | int] | None, choices: tuple[str, ...]) -> None:
         self._name = name
-        self._choose = choose
         self._choices = choices
-        self._index = {choice: index for index, choice in enumerate(choices)}
-        self._next = -1
+        self._index: dict[Any, int] = {index: index for index in range(len(choices))}
+        self._index.update({choice: index for index, choice in enumerate(choices)})
+        turns = itertools.cycle(range(len(choices)))
+        self._choose = choose if choose is not None else lambda item: next(turns)
 
     def index_of(self, item: Any) -> int:
-        """The index of the way of one item; ValueError, which lists the ways, for any other answer."""
-        if self._choose is None:
-            self._next = (self._next + 1) % len(self._choices)
-            return self._next
+        """The index of the way of one item. ValueError, which lists the ways, for any other answer."""
         chosen = self._choose(item)
         try:
-            index = self._index.get(chosen)  # type: ignore[arg-type]
-        except TypeError:
-            index = None
-        if index is not None:
-            return index
-        if type(chosen) is int and 0 <= chosen < len(self._choices):
-            return chosen
-        raise ValueError(
+            return self._index[chosen]
+        except (KeyError, TypeError):
+            raise ValueError(self._refuse(chosen)) from None
+
+    def _refuse(self, chosen: Any) -> str:
+        by_index = f", or an index from 0 to {len(self._choices) - 1}" if isinstance(chosen, int) else ""
+        return (
             f"\n\nRouter node {self._name} encountered bad route path {chosen!r}.  Valid route paths are "
-            f"{list(self._choices)}, or an index from 0 to {len(self._choices) - 1}."
+            f"{list(self._choices)}{by_index}."
         )
