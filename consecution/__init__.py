@@ -75,10 +75,15 @@ _HOMES = {
 }
 """Public name → the module it lives in. Loaded when first asked for, so that importing is quick."""
 
+_MODULES = {"nodes", "pipeline", "utils"}
+"""The modules of 0.2.0, which are there after ``import consecution``."""
+
 __all__ = sorted(_HOMES)  # pyright: ignore
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"consecution.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'consecution' has no attribute {name!r}")
@@ -88,4 +93,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_MODULES})

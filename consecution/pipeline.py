@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from consecution import graph
 from consecution.errors import GraphError, UsageError
@@ -13,11 +13,37 @@ from consecution.options import Options
 from consecution.producer import Producer
 
 if TYPE_CHECKING:
+    import os
+
     from consecution.engine import Running
     from consecution.plan import Plan
     from consecution.report import Report, Status
 
 RULE = "-" * 68
+
+
+class RunOptions(TypedDict, total=False):
+    """What may be said about a run, for editors and type checkers; `Options` checks it.
+
+    `consecution.options.SETTINGS` has the defaults, units and meanings.
+    """
+
+    mode: Literal["inline", "thread", "process"]
+    robustness: Literal["none", "confirm", "track", "robust"]
+    state_dir: str | os.PathLike[str] | None
+    workers: Literal["per-task"]
+    retries: int
+    retry_delay_s: float
+    timeout_s: float
+    keep_failed: int
+    max_pending: int
+    max_pending_bytes: int
+    batch_size: int
+    linger_ms: float
+    sync: Literal["power", "process"]
+    fresh: bool
+    max_restarts: int
+    stop_timeout_s: float
 
 
 class GlobalState:
@@ -188,7 +214,7 @@ class Pipeline:
 
     # -- in an engine ----------------------------------------------------------------------------
 
-    def plan(self, iterable: Any = None, **options: Any) -> Plan:
+    def plan(self, iterable: Any = None, **options: Unpack[RunOptions]) -> Plan:
         """The plan of a run with these options; nothing is started."""
         from consecution.plan import make_plan
 
@@ -199,21 +225,21 @@ class Pipeline:
         iterable: Any = None,
         *,
         on_status: Callable[[Status], None] | None = None,
-        **options: Any,
+        **options: Unpack[RunOptions],
     ) -> Report:
         """Run to the end of the stream and report.
 
-        ``iterable`` takes the place of the pipeline's Producer. ``options`` are those of
-        `consecution.options.SETTINGS`: mode, robustness, state_dir, retries, ... ``on_status`` is called about
-        twice a second. In the main thread a first SIGINT or SIGTERM stops reading and finishes what is open,
+        ``iterable`` takes the place of the pipeline's Producer. ``options`` are those of `RunOptions`;
+        OptionError names one that does not exist or cannot be. ``on_status`` is called about twice a
+        second. In the main thread a first SIGINT or SIGTERM stops reading and finishes what is open,
         a second one stops at once; in ``robust`` nothing is lost either way.
         """
         from consecution import engine
 
         return engine.run(self, iterable, Options.of(**options), on_status=on_status)
 
-    def start(self, iterable: Any = None, **options: Any) -> Running:
-        """Start a run and return at once; see `consecution.engine.Running`."""
+    def start(self, iterable: Any = None, **options: Unpack[RunOptions]) -> Running:
+        """Start a run and return at once; the options are those of `run`. See `consecution.engine.Running`."""
         from consecution import engine
 
         return engine.start(self, iterable, Options.of(**options))
