@@ -49,7 +49,10 @@ def encode_key(key: Key) -> bytes:
 
 
 def _show(key: Key) -> str:
-    text = repr(key)
+    try:
+        text = repr(key)
+    except Exception:
+        return type(key).__name__
     return f"{type(key).__name__} {text if len(text) <= SHOWN_LENGTH else text[:SHOWN_LENGTH] + '...'}"
 
 
