@@ -295,7 +295,7 @@ def exposed(member: Member, pointing: str) -> list[Node]:
         raise ValueError('pointing must be "left" or "right"')
     found: dict[Node, None] = {}
     for node in flatten(member):
-        for walked in walk(node, "up" if pointing == "left" else "down", "depth_first"):
+        for walked in walk(node, "up" if pointing == "left" else "down", "breadth_first"):
             links = walked._upstream_nodes if pointing == "left" else walked._downstream_nodes
             if not links:
                 found.setdefault(walked)
