@@ -175,7 +175,7 @@ class Node:
     @property
     def root_nodes(self) -> list[Node]:
         """All nodes of the graph that nothing flows into."""
-        return [node for node in graph.walk(self, "both", "depth_first") if not node._upstream_nodes]
+        return [node for node in graph.walk(self, "both", "breadth_first") if not node._upstream_nodes]
 
     @property
     def terminal_node_set(self) -> set[Node]:

@@ -62,6 +62,10 @@ class GlobalState:
 
     __repr__ = __str__
 
+    if TYPE_CHECKING:  # the keyword arguments, whatever they are
+
+        def __getattr__(_item_self, name: str) -> Any: ...
+
     def __setitem__(_item_self, key: str, value: Any) -> None:
         setattr(_item_self, key, value)
 
@@ -88,12 +92,12 @@ class Pipeline:
             )
         self.top_node = node.top_node
         self.global_state = GlobalState() if global_state is None else global_state
-        self._node_lookup: dict[str, Node] = {}
         self.initialize()
 
     def initialize(self, with_push: bool = False) -> None:
         """Make every node part of this pipeline; ``with_push`` also lets them push item by item."""
         self._is_running = False
+        self._node_lookup: dict[str, Node] = {}
         nodes = self.top_node.walk("both", as_ordered_list=True)
         for node in nodes:
             self.initialize_node(node, with_push)
@@ -119,7 +123,7 @@ class Pipeline:
             raise KeyError(f"No node named '{name}'") from None
 
     def __setitem__(self, name: str, replacement: Node) -> None:
-        """Put a node in the place of the one that has its name."""
+        """Put a node in the place of the one that has its name. What is connected to it comes with it."""
         if not isinstance(replacement, Node):
             raise GraphError(f"pipeline[{name!r}] = {replacement!r}: expected a node")
         if name != replacement.name:
@@ -130,9 +134,11 @@ class Pipeline:
         if replacement is replaced:
             return
         graph.replace(replaced, replacement)
-        self.initialize_node(replacement)
+        graph.check_names(replacement)
+        graph.check_cycles(replacement)
         if self.top_node is replaced:
-            self.top_node = replacement
+            self.top_node = replacement.top_node
+        self.initialize_node(replacement)
 
     def __str__(self) -> str:
         return f"\nPipeline\n{RULE}\n{self._node_repr}{RULE}\n"
@@ -188,7 +194,8 @@ class Pipeline:
     def consume(self, iterable: Iterable[Any] | None = None) -> Any:
         """Process each item in this thread, one after another; returns what ``end`` returns.
 
-        An exception of a node ends it and comes out here. Without an iterable the pipeline's Producer is read.
+        Without an iterable the pipeline's Producer is read. An exception of a node ends it and comes out
+        here; what nodes had gathered is forgotten, their ``end`` is not called, and the pipeline can be used again.
         """
         items = self._own_items() if iterable is None else iterable
         try:
