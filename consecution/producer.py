@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from consecution.errors import UsageError
 from consecution.nodes import Node
 from consecution.source import Source
 
+READ_ITEMS = 1000
 
-def _pipe(**options: Any) -> Source:
+
+def _pipe() -> type[Source]:
     from consecution.sources.pipe import PipeSource
 
-    return PipeSource(**options)
+    return PipeSource
 
 
-def _manual(**options: Any) -> Source:
+def _manual() -> type[Source]:
     from consecution.sources.manual import ManualSource
 
-    return ManualSource(**options)
+    return ManualSource
 
 
-KINDS: dict[str, Callable[..., Source]] = {"pipe": _pipe, "manual": _manual}
-"""Kind → what makes its source from the producer's options."""
+KINDS: dict[str, Callable[[], type[Source]]] = {"pipe": _pipe, "manual": _manual}
+"""Kind → where to find the class of its source, whose arguments are the producer's options."""
 
 
 class Producer(Node):
@@ -31,44 +34,70 @@ class Producer(Node):
 
     ``what`` is a kind ("pipe": lines of standard input; "manual": items pushed by `Running.push`), any
     iterable, a function without arguments that returns an iterable (a generator function: it is called
-    anew in every run, and what was taken before is skipped), or a `Source`.
+    anew in every run, and what was taken before is skipped), or a `Source`. ``options`` are those of
+    the kind. UsageError for anything else.
     """
 
     def __init__(self, what: Any, name: str | None = None, **options: Any) -> None:
-        if isinstance(what, str) and what not in KINDS:
-            raise UsageError(
-                f"Producer({what!r}): unknown kind; expected one of {', '.join(map(repr, KINDS))}, an iterable, "
-                "or a function that returns one (for the characters of a text: list(text))"
-            )
+        self.kind = _kind_of(what)
         if options and not isinstance(what, str):
-            raise UsageError(f"Producer({what!r}): options {sorted(options)} go with a kind only")
+            raise UsageError(f"Producer({what!r}): options {sorted(options)} go with a kind only; leave them out")
         super().__init__(name or "producer")
-        self.kind = what if isinstance(what, str) else "iterable"
         self._what = what
         self._options = options
 
     def make_source(self) -> Source:
-        """A source for one run."""
-        if isinstance(self._what, str):
-            return KINDS[self._what](**self._options)
+        """A source for one run; a `Source` that was given is used in every run, one at a time."""
         if isinstance(self._what, Source):
+            self._what.may_block = False
             return self._what
+        if isinstance(self._what, str):
+            return self._make_kind(self._what)
         from consecution.sources.iterable import IterableSource
 
         return IterableSource(self._what)
+
+    def _make_kind(self, kind: str) -> Source:
+        make = KINDS[kind]()
+        known = [name for name in inspect.signature(make).parameters if name != "self"]
+        unknown = sorted(set(self._options) - set(known))
+        if unknown:
+            raise UsageError(f"Producer({kind!r}): unknown option {unknown[0]!r}; it takes {', '.join(known)}")
+        return make(**self._options)
 
     def process(self, item: Any) -> None:
         self.push(item)
 
     def __iter__(self) -> Iterator[Any]:
         """The items, read in this thread (`Pipeline.consume`)."""
-        source = self.make_source()
         if self.kind == "manual":
             raise UsageError(f"{self}: nobody pushes into a manual producer in consume(); use start(), or push()")
-        source.may_block = True
-        source.open(None)
-        try:
-            while (items := source.read(1000)) is not None:
-                yield from items
-        finally:
-            source.close()
+        source = self.make_source()
+        return iter(source) if isinstance(source, Iterable) else _read_all(source)
+
+
+def _kind_of(what: Any) -> str:
+    """The kind of source. Refuses what can be none, before anything starts."""
+    if isinstance(what, str):
+        if what not in KINDS:
+            raise UsageError(
+                f"Producer({what!r}): unknown kind; expected one of {', '.join(map(repr, KINDS))}, an iterable, "
+                "or a function that returns one (for the characters of a text: list(text))"
+            )
+        return what
+    if isinstance(what, Source):
+        return "source"
+    from consecution.sources.iterable import IterableSource
+
+    IterableSource(what)
+    return "iterable"
+
+
+def _read_all(source: Source) -> Iterator[Any]:
+    source.may_block = True
+    source.open(None)
+    try:
+        while (items := source.read(READ_ITEMS)) is not None:
+            yield from items
+    finally:
+        source.close()

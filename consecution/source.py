@@ -9,9 +9,9 @@ class Source:
     """Gives a stream of items, and knows how to go on at a place in it.
 
     An origin calls ``open`` once, then ``read`` and ``position`` in turn, all from one thread, then
-    ``close``. What ``read`` returned is journalled together with the position after it, before any of it is
-    processed; after a crash ``open`` gets the last position that was journalled, and items after it are
-    read again.
+    ``close``; the next run of the pipeline may open the same object again. What ``read`` returned is
+    journalled together with the position after it, before any of it is processed; after a crash ``open``
+    gets the last position that was journalled, and items after it are read again.
     """
 
     in_parent: bool = False

@@ -2,53 +2,88 @@
 
 from __future__ import annotations
 
+import collections
+import inspect
 import itertools
+import pickle
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+import time
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 from consecution.errors import SourceError, UsageError
 from consecution.source import Source
 from consecution.sources.handover import Handover
 
 PLAIN_SEQUENCES = (list, tuple, range, str, bytes)
+"""Exactly these types are read by slices; a class of one's own that inherits from them is iterated."""
+
 AHEAD_ITEMS = 4000
 """How far the feeder thread reads ahead of what was taken."""
+
+PATIENCE_S = 0.001
+"""How long a read in the caller's own thread goes on collecting, once it has something."""
 
 
 class IterableSource(Source):
     """Reads a sequence, an iterable, or what a function without arguments returns.
 
-    The position is the number of items read; going on means skipping that many. A function (a
-    generator function, say) is called anew for every run, in the process that started it; a generator, an
-    open file or a cursor is read there too, by a thread of its own, because it may block.
+    The position is the number of items read; going on means skipping that many, so the iterable must give
+    the same items in the same order again. A function (a generator function, say) is called anew for
+    every run, in the process that started it; a generator, an open file or a cursor is read there
+    too, by a thread of its own, because it may block. Lists, tuples, ranges and texts can be shipped to a worker.
+
+    UsageError for what cannot be iterated. SourceError from ``read`` if the iterable raises, after all items
+    before that were delivered.
     """
 
     def __init__(self, items: Iterable[Any] | Callable[[], Iterable[Any]]) -> None:
-        if not hasattr(items, "__iter__") and not hasattr(items, "__getitem__") and not callable(items):
-            raise UsageError(
-                f"the source {items!r} is not iterable: expected a sequence, an iterable, or a function that "
-                "returns one"
-            )
-        self._items = items
+        _check_iterable(items)
+        self._items: Any = items
         self._count = 0
-        self.in_parent = not isinstance(items, (tuple, range, str, bytes, list))
-        self._reader: _SequenceReader | _IteratorReader | _FeederReader | None = None
+        self.in_parent = type(items) not in PLAIN_SEQUENCES
+        self._reader: _Reader | None = None
 
     def __repr__(self) -> str:
         return f"IterableSource({type(self._items).__name__})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_items": _pack(self._items), "_reader": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _items=_unpack(state["_items"]))
+
     def open(self, position: Any) -> None:
         self._count = 0 if position is None else int(position)
-        if isinstance(self._items, PLAIN_SEQUENCES):
+        if type(self._items) in PLAIN_SEQUENCES:
             self._reader = _SequenceReader(self._items, self._count)
             return
-        items = self._items() if callable(self._items) and not hasattr(self._items, "__iter__") else self._items
+        if self._count and isinstance(self._items, (set, frozenset)):
+            raise SourceError(
+                f"{self!r} cannot go on after {self._count} items: a set has another order in every process; give "
+                "the run sorted(the_set), and start afresh with fresh=True"
+            )
+        items, made_here = self._make_items()
+        reader = _CallersReader if self.may_block else _FeederReader
+        self._reader = reader(iter(items), self._count, owned=made_here)
+
+    def _make_items(self) -> tuple[Any, bool]:
+        """The iterable, and whether it was made here and is ours to close."""
+        if _is_iterable(self._items):
+            return self._items, False
+        made = self._items()
+        _check_made(self._items, made)
+        return made, True
+
+    def __iter__(self) -> Iterator[Any]:
+        """All items from the start, one by one, in the caller's thread; errors come as they are."""
+        items, made_here = self._make_items()
         iterator = iter(items)
-        if self.may_block:
-            self._reader = _IteratorReader(iterator, self._count)
-        else:
-            self._reader = _FeederReader(iterator, self._count)
+        try:
+            yield from iterator
+        finally:
+            if made_here:
+                _close_iterator(iterator)
 
     def read(self, max_items: int) -> list[Any] | None:
         assert self._reader is not None, "read before open"
@@ -68,8 +103,20 @@ class IterableSource(Source):
             self._reader.close()
 
 
+class _Reader(Protocol):
+    def read(self, max_items: int) -> list[Any] | None: ...
+
+    def fileno(self) -> int | None: ...
+
+    def close(self) -> None: ...
+
+
 class _SequenceReader:
+    """Reads by slices."""
+
     def __init__(self, items: Sequence[Any], at: int) -> None:
+        if at > len(items):
+            raise _too_short(len(items), at)
         self._items = items
         self._at = at
 
@@ -85,44 +132,75 @@ class _SequenceReader:
         pass
 
 
-class _IteratorReader:
-    """Reads in the calling thread; blocks as long as the iterator does."""
+class _CallersReader:
+    """Reads in the caller's thread; blocks as long as the iterator does, but not to fill a batch.
 
-    def __init__(self, iterator: Iterator[Any], skip: int) -> None:
-        self._iterator = _skipped(iterator, skip)
+    It asks for 1, 2, 4, ... items and returns what it has once that took longer than `PATIENCE_S`.
+    """
+
+    def __init__(self, iterator: Iterator[Any], skip: int, *, owned: bool) -> None:
+        self._iterator = iterator
+        self._skip = skip
+        self._owned = owned
+        self._ended = False
+        self._error: BaseException | None = None
 
     def read(self, max_items: int) -> list[Any] | None:
         found: list[Any] = []
         try:
-            found.extend(itertools.islice(self._iterator, max_items))
-        except Exception as error:
-            if not found:
-                raise _read_error(error) from error
-            self._iterator = _raising(error)
-        return found or None
+            self._collect(found, max_items)
+        except (Exception, SystemExit) as error:
+            self._error = error
+        if found:
+            return found
+        if self._error is not None:
+            raise _read_error(self._error)
+        return None
+
+    def _collect(self, found: list[Any], max_items: int) -> None:
+        if self._error is not None or self._ended:
+            return
+        if self._skip:
+            _skip(self._iterator, self._skip)
+            self._skip = 0
+        enough_s = time.monotonic() + PATIENCE_S
+        step = 1
+        while len(found) < max_items and not self._ended:
+            wanted = min(len(found) + step, max_items)
+            found.extend(itertools.islice(self._iterator, wanted - len(found)))
+            self._ended = len(found) < wanted
+            step *= 2
+            if time.monotonic() > enough_s:
+                return
 
     def fileno(self) -> None:
         return None
 
     def close(self) -> None:
-        _close_iterator(self._iterator)
+        if self._owned:
+            _close_iterator(self._iterator)
 
 
 class _FeederReader:
     """A thread reads ahead, so that a slow iterator never holds up acknowledgements."""
 
-    def __init__(self, iterator: Iterator[Any], skip: int) -> None:
+    def __init__(self, iterator: Iterator[Any], skip: int, *, owned: bool) -> None:
         self._handover = Handover(AHEAD_ITEMS)
         self._iterator = iterator
         self._skip = skip
+        self._owned = owned
         threading.Thread(target=self._feed, name="consecution-feeder", daemon=True).start()
 
     def _feed(self) -> None:
         try:
-            if self._handover.feed(_skipped(self._iterator, self._skip)):
-                self._handover.end()
-        except Exception as error:
+            _skip(self._iterator, self._skip)
+            self._handover.feed(self._iterator)
+            if self._owned:
+                _close_iterator(self._iterator)
+        except BaseException as error:
             self._handover.end(_read_error(error))
+        else:
+            self._handover.end()
 
     def read(self, max_items: int) -> list[Any] | None:
         return self._handover.take(max_items)
@@ -134,22 +212,71 @@ class _FeederReader:
         self._handover.close()
 
 
-def _skipped(iterator: Iterator[Any], count: int) -> Iterator[Any]:
-    skipped = sum(1 for _ in itertools.islice(iterator, count))
-    if skipped < count:
-        raise SourceError(
-            f"the source has {skipped} items, but {count} of it were taken before: give the run the same "
-            "stream again, or start afresh with fresh=True"
+def _is_iterable(items: Any) -> bool:
+    """Whether ``iter`` takes it. A class is a function that makes something, unless it can be iterated itself."""
+    return hasattr(type(items), "__iter__") or hasattr(type(items), "__getitem__")
+
+
+def _check_iterable(items: Any) -> None:
+    if isinstance(items, AsyncIterable) or inspect.isasyncgenfunction(items) or inspect.iscoroutinefunction(items):
+        raise UsageError(
+            f"the source {items!r} is asynchronous: expected an ordinary iterable or function; an ordinary "
+            "generator may block as long as it likes, it is read by a thread of its own"
         )
-    return iterator
+    if not _is_iterable(items) and not callable(items):
+        raise UsageError(
+            f"the source {items!r} is not iterable: expected a sequence, an iterable, or a function without "
+            "arguments that returns one"
+        )
 
 
-def _raising(error: Exception) -> Iterator[Any]:
-    raise _read_error(error) from error
-    yield
+def _check_made(function: Any, made: Any) -> None:
+    if not _is_iterable(made):
+        name = getattr(function, "__name__", repr(function))
+        raise SourceError(f"the source {name}() returned {made!r}, which is not iterable: return or yield items")
 
 
-def _read_error(error: Exception) -> SourceError:
+class _Packed(bytes):
+    """A sequence as pickle wrote it."""
+
+
+def _pack(items: Any) -> Any:
+    """A list as bytes: dill, which ships sources, takes thirty times as long for one as pickle does.
+
+    Not where pickle cannot, or names a class of ``__main__``, which only dill knows how to ship.
+    """
+    if type(items) not in (list, tuple):
+        return items
+    try:
+        packed = pickle.dumps(items, protocol=5)
+    except Exception:
+        return items
+    return items if b"__main__" in packed else _Packed(packed)
+
+
+def _unpack(items: Any) -> Any:
+    return pickle.loads(items) if isinstance(items, _Packed) else items
+
+
+def _skip(iterator: Iterator[Any], count: int) -> None:
+    """Drop the items that were taken in an earlier life. SourceError if there are not that many."""
+    if not count:
+        return
+    counter = itertools.count()
+    collections.deque(zip(itertools.islice(iterator, count), counter, strict=False), maxlen=0)
+    skipped = next(counter)
+    if skipped < count:
+        raise _too_short(skipped, count)
+
+
+def _too_short(found: int, taken: int) -> SourceError:
+    return SourceError(
+        f"the source has {found} items, but {taken} of it were taken before: give the run the same stream again, "
+        "or start afresh with fresh=True"
+    )
+
+
+def _read_error(error: BaseException) -> SourceError:
     if isinstance(error, SourceError):
         return error
     made = SourceError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from typing import Any
 
 from consecution.errors import BackPressureError, NotRunningError
 from consecution.source import Source
 from consecution.sources.handover import Handover
+
+ENDED = "this run takes no more items: it has ended or was stopped; start another one"
 
 
 class Receipt:
@@ -19,20 +20,27 @@ class Receipt:
     is this very item when it was pushed alone.
     """
 
-    __slots__ = ("_decided", "_failed", "_lost")
+    __slots__ = ("_decided", "_failed", "_lost", "_news")
 
-    def __init__(self) -> None:
-        self._decided = threading.Event()
+    def __init__(self, news: threading.Condition) -> None:
+        self._news = news
+        self._decided = False
         self._failed = False
         self._lost = ""
+
+    def __repr__(self) -> str:
+        state = "open" if not self._decided else "lost" if self._lost else "failed" if self._failed else "done"
+        return f"Receipt({state})"
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the item is completely processed; False after ``timeout_s``.
 
         NotRunningError if the run ended before that, or the item was lost with a worker.
         """
-        if not self._decided.wait(timeout_s):
-            return False
+        if not self._decided:
+            with self._news:
+                if not self._news.wait_for(lambda: self._decided, timeout_s):
+                    return False
         if self._lost:
             raise NotRunningError(self._lost)
         return True
@@ -40,30 +48,30 @@ class Receipt:
     @property
     def done(self) -> bool:
         """The item is completely processed, or was given up; nothing will happen to it any more."""
-        return self._decided.is_set() and not self._lost
+        return self._decided and not self._lost
 
     @property
     def failed(self) -> bool:
         """An item of the batch was given up at some node."""
         return self._failed
 
-    def _settle(self, failed: bool) -> None:
-        self._failed = failed
-        self._decided.set()
-
-    def _lose(self, why: str) -> None:
-        if not self._decided.is_set():
-            self._lost = why
-            self._decided.set()
+    def _decide(self, *, failed: bool = False, lost: str = "") -> None:
+        """The first decision counts. The caller holds ``news`` and notifies those who wait."""
+        if not self._decided:
+            self._failed, self._lost, self._decided = failed, lost, True
 
 
 class ManualSource(Source):
-    """The source behind ``Producer("manual")``. ``max_waiting`` items may wait to be taken."""
+    """The source behind ``Producer("manual")``. ``max_waiting`` items may wait to be taken.
+
+    `push` and `finish` may be called by any thread, the rest by the one that reads.
+    """
 
     in_parent = True
 
     def __init__(self, max_waiting: int = 10_000) -> None:
         self._handover = Handover(max_waiting)
+        self._news = threading.Condition()
         self._read: deque[Receipt] = deque()
         self._open: dict[int, list[Receipt]] = {}
         self._finished = False
@@ -74,24 +82,20 @@ class ManualSource(Source):
 
     def push(self, item: Any, timeout_s: float | None = None) -> Receipt:
         """Hand over an item; waits while too many wait already. See `Running.push` for the errors."""
-        receipt = Receipt()
+        receipt = Receipt(self._news)
+        if self._handover.put((item, receipt), timeout_s):
+            return receipt
         if self._finished or self._handover.cancelled:
-            raise NotRunningError("this run takes no more items: it has ended or was stopped")
-        started_s = time.monotonic()
-        if not self._handover.put((item, receipt), timeout_s):
-            if self._handover.cancelled:
-                raise NotRunningError("this run takes no more items: it has ended or was stopped")
-            raise BackPressureError(
-                f"the pipeline is full: no room for another item within {time.monotonic() - started_s:.2f} s; "
-                "push again later, with a longer timeout_s, or raise max_pending"
-            )
-        return receipt
+            raise NotRunningError(ENDED)
+        raise BackPressureError(
+            f"the pipeline is full: no room for another item within {timeout_s} s; push again later, with a longer "
+            "timeout_s, or raise max_pending"
+        )
 
     def finish(self) -> None:
         """No more items will be pushed. Harmless when repeated."""
-        if not self._finished:
-            self._finished = True
-            self._handover.end()
+        self._finished = True
+        self._handover.end()
 
     def open(self, position: Any) -> None:
         self._count = 0 if position is None else int(position)
@@ -101,7 +105,7 @@ class ManualSource(Source):
         if not taken:
             return taken
         self._count += len(taken)
-        self._read.extend(receipt for _, receipt in taken)
+        self._read.extend([receipt for _, receipt in taken])
         return [item for item, _ in taken]
 
     def position(self) -> int:
@@ -114,16 +118,20 @@ class ManualSource(Source):
         self._open[seq] = [self._read.popleft() for _ in range(count)]
 
     def batch_settled(self, seq: int, failed: int, confirmed: bool) -> None:
-        for receipt in self._open.pop(seq, ()):
-            if confirmed:
-                receipt._settle(failed > 0)
-            else:
-                receipt._lose("the item was lost with a worker; robustness='robust' would have kept it")
+        lost = "" if confirmed else "the item was lost with a worker; robustness='robust' would have kept it"
+        self._decide(self._open.pop(seq, []), failed=failed > 0, lost=lost)
 
     def close(self) -> None:
-        self._handover.close()
-        waiting = [receipt for receipts in self._open.values() for receipt in receipts]
-        for receipt in (*waiting, *self._read):
-            receipt._lose("the run ended before this item was completely processed")
-        while taken := self._handover._items:
-            taken.popleft()[1]._lose("the run ended before this item was taken")
+        untaken = [receipt for _, receipt in self._handover.close()]
+        taken = [receipt for receipts in self._open.values() for receipt in receipts] + list(self._read)
+        self._open.clear()
+        self._read.clear()
+        self._decide(taken, lost="the run ended before this item was completely processed")
+        self._decide(untaken, lost="the run ended before this item was taken")
+
+    def _decide(self, receipts: list[Receipt], *, failed: bool = False, lost: str = "") -> None:
+        if receipts:
+            with self._news:
+                for receipt in receipts:
+                    receipt._decide(failed=failed, lost=lost)
+                self._news.notify_all()
