@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from consecution.nodes import Node
@@ -42,8 +43,8 @@ class Sink(Node):
     # -- item by item (`Pipeline.consume`) -------------------------------------------------------
 
     def begin(self) -> None:
-        self._waiting: list[Any] = []
         self.open()
+        self._waiting: list[Any] = []
 
     def process(self, item: Any) -> None:
         self._waiting.append(item)
@@ -53,6 +54,16 @@ class Sink(Node):
     def end(self) -> None:
         self._write_waiting()
         self.close()
+        del self._waiting
+
+    def _break_off(self) -> None:
+        """The stream broke off: what has reached the sink is written all the same, as far as it can be."""
+        if "_waiting" in vars(self):
+            with contextlib.suppress(Exception):
+                self._write_waiting()
+            with contextlib.suppress(Exception):
+                self.close()
+            del self._waiting
 
     def _write_waiting(self) -> None:
         items, self._waiting = self._waiting, []
