@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
+import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +92,7 @@ def ship(plan: Plan, task: int, global_state: Any, source: Source | None) -> byt
 
 def unship(blob: bytes) -> Shipment:
     """The shipment in these bytes, its node given a pipeline and a read-only global state."""
-    shipment: Shipment = dill.loads(blob)
+    shipment: Shipment = _loads(blob)
     if shipment.node is not None:
         state = FrozenGlobalState(shipment.global_state)
         shipment.node.pipeline = WorkerPipeline(state)  # type: ignore[assignment]
@@ -109,10 +111,38 @@ def can_ship(value: Any) -> bool:
 
 def _dumps(value: Any) -> bytes:
     main = sys.modules.get("__main__")
-    # A script is imported by every worker; what a notebook or prompt defined has to travel itself.
-    by_value = getattr(main, "__file__", None) is None
-    blob: bytes = dill.dumps(value, protocol=5, byref=False, recurse=by_value)
-    return blob
+    file = io.BytesIO()
+    if getattr(main, "__file__", None) is None:
+        # What a notebook or prompt defined has to travel itself, with the globals it uses.
+        dill.dump(value, file, protocol=5, byref=False, recurse=True)
+    else:
+        _ScriptPickler(file, protocol=5, byref=False, recurse=False).dump(value)
+    return file.getvalue()
+
+
+def _loads(blob: bytes) -> Any:
+    unpickler = dill.Unpickler(io.BytesIO(blob))
+    # What dill takes for the main module is the fork server's; the script was imported after that.
+    unpickler._main = sys.modules["__main__"]
+    return unpickler.load()
+
+
+class _ScriptPickler(dill.Pickler):  # type: ignore[misc]
+    """Names what stands at the top of a script: every worker imports it, and there has one of each."""
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> Any:
+        if isinstance(obj, (type, types.FunctionType)) and id(obj) not in self.memo and _is_at_top_of_main(obj):
+            return self.save_global(obj, name=obj.__qualname__)
+        return super().save(obj, save_persistent_id)
+
+
+def _is_at_top_of_main(value: Any) -> bool:
+    if value.__module__ != "__main__" or "<" in value.__qualname__:
+        return False
+    found: Any = sys.modules["__main__"]
+    for name in value.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is value
 
 
 def _plan_for(plan: Plan, planned: NodePlan) -> Plan:
