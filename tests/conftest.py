@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.compat import old_release
+
 WriteModule = Callable[[str, str], Path]
 
 
@@ -29,3 +31,12 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wr
     for path in written:
         if path.stem not in modules_before:
             sys.modules.pop(path.stem, None)
+
+
+@pytest.fixture(scope="session")
+def old_root() -> Path:
+    """The folder to import 0.2.0 from."""
+    try:
+        return old_release.provide()
+    except old_release.Unavailable as reason:
+        pytest.skip(str(reason))

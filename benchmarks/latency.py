@@ -1,0 +1,109 @@
+"""How long until the first result of a fresh run, and until output flows again after a worker was killed?"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contest import ROOT
+from consecution import Map, Pipeline, Producer, Sink
+
+WAIT_S = 60
+BEFORE_KILL_ITEMS = 50
+KILLED = "middle.0"
+
+
+class TimesSink(Sink):
+    """Appends the moment of every write to a file."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        super().__init__(name)
+        self._path = path
+
+    def open(self) -> None:
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def write(self, batch_id: Any, items: list[Any]) -> None:
+        os.write(self._fd, f"{time.time()!r}\n".encode())
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def pass_on(item: Any) -> Any:
+    return item
+
+
+def times_in(path: Path) -> list[float]:
+    try:
+        return [float(line) for line in path.read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"no {what} within {WAIT_S} s")
+        time.sleep(0.001)
+
+
+def first_result() -> float:
+    """Seconds from calling ``run`` in a fresh Python process to the first write, four nodes in four workers."""
+    with tempfile.TemporaryDirectory(prefix="consecution-bench-") as made:
+        path = Path(made) / "times"
+        command = [sys.executable, "-m", "benchmarks.latency", str(path)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=True)
+        return times_in(path)[0] - float(done.stdout.split()[0])
+
+
+def run_once(path: Path) -> None:
+    """In the fresh process: print when ``run`` was called."""
+    pipeline = Pipeline(Producer(range(10)) | Map(pass_on, "one") | Map(pass_on, "two") | TimesSink("sink", path))
+    print(repr(time.time()), flush=True)
+    pipeline.run()
+
+
+def recovery() -> float:
+    """Seconds from ``kill -9`` of a worker in the middle to the next write; items come one by one."""
+    with tempfile.TemporaryDirectory(prefix="consecution-bench-") as made:
+        path = Path(made) / "times"
+        pipeline = Pipeline(Producer("manual") | Map(pass_on, "middle") | TimesSink("sink", path))
+        with contextlib.redirect_stderr(io.StringIO()), pipeline.start(state_dir=Path(made) / "state") as running:
+            for number in range(BEFORE_KILL_ITEMS):
+                running.push(number).wait(WAIT_S)
+            pids: dict[str, int] = running.pids()  # type: ignore[attr-defined]
+            killed_s = time.time()
+            os.kill(pids[KILLED], signal.SIGKILL)
+            running.push(-1).wait(WAIT_S)
+            wait_for(lambda: times_in(path)[-1] > killed_s, "write after the kill")
+            return next(t for t in times_in(path) if t > killed_s) - killed_s
+
+
+def report(rounds: int) -> str:
+    """Both figures, for people."""
+    lines = ["latency: process mode, robust"]
+    for title, measure in (
+        ("first result after run(), four fresh workers", first_result),
+        ("output again after kill -9 of a worker", recovery),
+    ):
+        found = sorted(measure() * 1000 for _ in range(rounds))
+        lines.append(
+            f"  {title: <46}  median {statistics.median(found):6.0f} ms  least {found[0]:6.0f}  most {found[-1]:6.0f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_once(Path(sys.argv[1]))

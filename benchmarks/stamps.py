@@ -1,0 +1,67 @@
+"""A source that stamps the moment its first item is read, and a sink that stamps when the last one is written.
+
+Stamps are wall-clock seconds in small files, so that they may come from any process.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contest import Outcome
+from consecution import IterableSource, Pipeline, Sink
+from consecution.options import Options
+from consecution.report import Report
+
+
+class StampedSource(IterableSource):
+    """A list, a range or a text; stamps its first read."""
+
+    def __init__(self, items: Any, folder: Path) -> None:
+        super().__init__(items)
+        self._stamp = folder / "first"
+        self._stamped = False
+
+    def read(self, max_items: int) -> list[Any] | None:
+        if not self._stamped:
+            self._stamped = True
+            self._stamp.write_text(repr(time.time()))
+        return super().read(max_items)
+
+
+class StampedSink(Sink):
+    """Sums up what it is given with ``add``, and stamps when it is closed after the last write."""
+
+    def __init__(self, name: str, folder: Path, measure: Callable[[list[Any]], int] = len) -> None:
+        super().__init__(name)
+        self._folder = folder
+        self._measure = measure
+
+    def open(self) -> None:
+        self._sum = 0
+        self._last_s = 0.0
+
+    def write(self, batch_id: Any, items: list[Any]) -> None:
+        self._sum += self._measure(items)
+        self._last_s = time.time()
+
+    def close(self) -> None:
+        (self._folder / self.name).write_text(f"{self._last_s!r} {self._sum}")
+
+
+def run(build: Callable[[Path], Pipeline], items: Any, **options: Any) -> tuple[Outcome, Report]:
+    """Run a pipeline whose `StampedSink`s lie in the folder given to ``build``. The answer is the sum of all sinks."""
+    with tempfile.TemporaryDirectory(prefix="consecution-bench-") as made:
+        folder = Path(made)
+        pipeline = build(folder)
+        if Options.of(**options).robust:
+            options["state_dir"] = folder / "state"
+        report = pipeline.run(StampedSource(items, folder), **options)
+        assert report.exit_code == 0, str(report)
+        first_s = float((folder / "first").read_text())
+        told = [path.read_text().split() for path in folder.glob("sink*")]
+        last_s = max(float(last) for last, _ in told)
+        return Outcome(last_s - first_s, sum(int(total) for _, total in told)), report
