@@ -128,7 +128,9 @@ class ProcessRunning(Running):
         )
         if state is not None:
             if not supervisor.stopped and not report.pending:
+                failpoints.passed("supervisor.finishing")
                 state.finish(report.to_dict())
+                failpoints.passed("supervisor.finished")
             state.close(keep=keep)
         self._report = report
 

@@ -2,7 +2,8 @@
 
 ``CONSECUTION_FAILPOINTS="origin.committed@3:/path/token,..."`` kills the process, as ``kill -9`` does,
 when the place is passed for the third time; the token is a file that the kill removes first, so that a
-restarted process passes. Without the variable a failpoint is one look at an empty dict.
+restarted process passes. Where the token holds the word "group", the whole process group dies with it. Without
+the variable a failpoint is one look at an empty dict.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 VARIABLE = "CONSECUTION_FAILPOINTS"
 NAMES = (
@@ -20,10 +22,17 @@ NAMES = (
     "task.stepped",
     "task.sent",
     "task.acked",
+    "worker.begun",
+    "worker.switched",
+    "worker.closing",
     "supervisor.started_worker",
     "supervisor.wired",
     "supervisor.replayed",
+    "supervisor.mourned",
+    "supervisor.finishing",
+    "supervisor.finished",
 )
+GROUP = "group"
 
 
 @dataclass(slots=True)
@@ -56,7 +65,8 @@ def passed(name: str) -> None:
         return
     del _traps[name]
     try:
+        whom = Path(trap.token).read_text()
         os.unlink(trap.token)
     except FileNotFoundError:
         return
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(0 if whom == GROUP else os.getpid(), signal.SIGKILL)

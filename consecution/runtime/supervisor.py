@@ -270,6 +270,7 @@ class Supervisor:
         watched.worker, watched.began, watched.aborted_s = None, False, None
         if watched.closed is not None or self._gone:
             return
+        failpoints.passed("supervisor.mourned")
         self._count_death(task, watched, how)
         if not self.plan.options.robust:
             self._lose(task)

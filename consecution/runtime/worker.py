@@ -183,6 +183,7 @@ class Worker:
             assert self._host is not None
             self._host.begin()
         self._tell(control.Began(self.task))
+        failpoints.passed("worker.begun")
         self.doing = "process"
         while not self._quit:
             self._turn()
@@ -258,6 +259,7 @@ class Worker:
             for task in moved:
                 (self._source.host if self._source is not None else self._task_host).replica_restarted(task)
             self._tell(control.Switched(self.task, order.version))
+            failpoints.passed("worker.switched")
         elif isinstance(order, control.Replay):
             self._replay(order)
         elif isinstance(order, control.RunEnd):
@@ -355,6 +357,7 @@ class Worker:
 
     def _close(self) -> None:
         self.doing = "close"
+        failpoints.passed("worker.closing")
         self._stop_beating.set()
         keep = self._plan.options.keep_failed
         last = self.beat()
