@@ -108,9 +108,10 @@ class KeyedEdge:
         self._partition.check(item)
 
     def plan(self, items: list[Any], parts: list[Part]) -> None:
-        for target, part in zip(self._targets, self._partition.split(items), strict=True):
+        ways = len(self._targets)
+        for way, part in enumerate(self._partition.split(items)):
             if part:
-                parts.append(Part(self.index, part, target, None))
+                parts.append(Part(self.index, part, self._targets[way], None, way, ways))
 
 
 class RouteOutlet:
@@ -135,12 +136,17 @@ Outlet = SingleEdge | ShuffleEdge | KeyedEdge | RouteOutlet
 
 
 class Part(NamedTuple):
-    """Items bound for one edge: for ``target``, or for whichever replica has the most credit."""
+    """Items bound for one edge: for ``target``, or for whichever replica has the most credit.
+
+    A keyed edge splits one frame ``ways`` ways; what flows together again further down must still be told apart.
+    """
 
     edge: int
     items: list[Any]
     target: TaskIndex | None
     credits: Credits | None
+    way: int = 0
+    ways: int = 1
 
 
 class Dispatch:
@@ -148,7 +154,7 @@ class Dispatch:
 
     ``max_frame_items`` bounds a frame: what a flat-map makes of one item may fill many.
     ``edge_count`` is the plan's, so that a path element names both the edge and the place of a frame
-    among those that one frame became on that edge.
+    among those that one frame became on that edge: within an execution no two frames have one path.
     """
 
     def __init__(
@@ -207,12 +213,13 @@ class Dispatch:
     def _pack(self, part: Part, cause: Frame, sent: list[Sent], unsent: list[Unsent]) -> None:
         size = self._max_frame_items
         items = part.items
+        element = part.edge + part.way * self._edge_count
         if len(items) <= size:
-            self._pack_frame(part, items, part.edge, cause, sent, unsent)
+            self._pack_frame(part, items, element, cause, sent, unsent)
             return
+        step = part.ways * self._edge_count
         for place, start in enumerate(range(0, len(items), size)):
-            element = part.edge + place * self._edge_count
-            self._pack_frame(part, items[start : start + size], element, cause, sent, unsent)
+            self._pack_frame(part, items[start : start + size], element + place * step, cause, sent, unsent)
 
     def _pack_frame(
         self, part: Part, items: list[Any], element: int, cause: Frame, sent: list[Sent], unsent: list[Unsent]

@@ -5,13 +5,16 @@ The rules this file keeps:
 1. A batch is born into the journal before any of its frames leaves (`Turn.changes`, then `Turn.launches`).
 2. An acknowledgement counts only for the current execution of its batch: (seq, generation).
 3. Batches are decided in ``seq`` order, each once; from then on a batch is never executed again, and
-   only the failures of the execution that was decided are kept.
+   only the failures of the execution that was decided are kept. The decision is committed before any
+   participant is told to ``go``; a batch is forgotten when all of its participants have confirmed.
 4. A retry is a one-item batch of its own. Its birth and the removal of its failure entry are one commit;
    if it fails again the entry comes back, with one more attempt, in the commit of its decision.
 5. Before every replay the generation rises, in the journal.
+6. The failed inputs of a durable task are its own origin's: their retries enter at that very task, and
+   descend from no batch (``root`` is `NO_ROOT`).
 
 The origin neither sends nor commits. It collects what has to be done in a `Turn`; the shell around it
-first commits ``changes`` as one transaction, and only then launches and tells.
+first commits ``changes`` as one transaction, and only then launches, sends ``go``s and tells.
 
 Source: the XOR acker is Storm's; ordered transactions are Trident's.
 """
@@ -22,7 +25,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from consecution.protocol.values import Ack, Entry, FailedItem
+from consecution.protocol.values import Ack, Entry, FailedItem, Go, TaskIndex
 
 SLOW_S = 1.0
 """A batch that took longer than this from birth to completion halves the size of the next ones."""
@@ -30,6 +33,8 @@ QUICK_S = 0.25
 """A full batch that took less than this doubles it."""
 FIRST_BATCH_SIZE = 16
 LONGEST_RETRY_DELAY_S = 30.0
+NO_ROOT = -1
+"""The root of what descends from no batch of this origin's stream: the failed inputs of its own durable task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,22 @@ class BatchRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """A decided batch as the journal holds it until all participants have confirmed.
+
+    ``participants`` are the durable tasks that staged something, each with the XOR of the ids of what it
+    staged; ``held`` is that of `RetryMark`, for a batch of the source stream.
+    """
+
+    seq: int
+    generation: int
+    count: int
+    participants: tuple[tuple[TaskIndex, int], ...]
+    retry: RetryMark | None = None
+    held: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class FailureEntry:
     """A failed item in the failure store. ``due_s`` is wall-clock seconds; None: given up, for a person."""
 
@@ -104,6 +125,16 @@ class BatchBorn:
 
 @dataclass(frozen=True, slots=True)
 class BatchDecided:
+    """The batch's payload leaves the journal; ``decision`` stays, or nothing where nobody has to confirm."""
+
+    seq: int
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchForgotten:
+    """All participants have confirmed."""
+
     seq: int
 
 
@@ -122,7 +153,7 @@ class HeadMoved:
     head: Head
 
 
-Change = BatchBorn | BatchDecided | FailureKept | FailureTaken | HeadMoved
+Change = BatchBorn | BatchDecided | BatchForgotten | FailureKept | FailureTaken | HeadMoved
 """What a journal is asked to apply; the changes of one turn are one transaction."""
 
 
@@ -147,14 +178,15 @@ class Settled:
 
 @dataclass(slots=True)
 class Turn:
-    """What one turn of the loop has to do, in this order: commit, then launch, then tell."""
+    """What one turn of the loop has to do, in this order: commit, then launch, send ``gos``, and tell."""
 
     changes: list[Change] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
+    gos: list[tuple[TaskIndex, Go]] = field(default_factory=list)
     settled: list[Settled] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.changes or self.launches or self.settled)
+        return bool(self.changes or self.launches or self.gos or self.settled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +196,7 @@ class Restored:
     head: Head = Head()
     batches: tuple[BatchRecord, ...] = ()
     waiting: tuple[FailureEntry, ...] = ()
+    decided: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,15 +224,37 @@ class _Batch:
     replays: int = 0
     failed: list[FailedItem] = field(default_factory=list)
     produced_bytes: int = 0
+    participants: dict[TaskIndex, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Decided:
+    """A decided batch until all of its participants have confirmed."""
+
+    decision: Decision
+    waiting: dict[TaskIndex, int]
+    size_bytes: int
+    progress_s: float
+    repeats: int = 0
 
 
 @dataclass(slots=True)
 class _Root:
-    """A decided batch some of whose items wait for another try."""
+    """A batch of the source stream until it, and every retry that descends from it, is over.
 
-    held: int
+    Until the batch itself is applied all its items are pending, afterwards those ``held`` for retries.
+    ``open`` counts what is not over: the batch itself, its retries, and entries that wait for one.
+    """
+
+    count: int = 0
+    held: int = 0
+    applied: bool = True
     open: int = 0
     failed: int = 0
+
+    @property
+    def pending(self) -> int:
+        return self.held if self.applied else self.count
 
 
 class Origin:
@@ -225,6 +280,8 @@ class Origin:
         self._pending = 0
         self._pending_bytes = 0
         self._batches: dict[int, _Batch] = {}
+        self._decided: dict[int, _Decided] = {}
+        self._unconfirmed: dict[TaskIndex, dict[int, None]] = {}
         self._waiting: dict[int, FailureEntry] = {}
         self._roots: dict[int, _Root] = {}
         self._head_moved = False
@@ -234,6 +291,12 @@ class Origin:
         self._restore(restored, now_s)
 
     def _restore(self, restored: Restored, now_s: float) -> None:
+        for decision in sorted(restored.decided, key=lambda d: d.seq):
+            self._await_confirms(decision, 0, now_s)
+            if decision.retry is None:
+                self._open_root(decision.seq, decision.count, decision.held)
+            else:
+                self._hold(decision.retry.root, decision.retry.held)
         for record in sorted(restored.batches, key=lambda r: r.seq):
             self._open(record, _size_of(record.payload), now_s)
             if record.retry is not None:
@@ -246,17 +309,18 @@ class Origin:
 
     @property
     def low(self) -> int:
-        """The lowest batch that is not yet decided; everything below it is forgotten."""
-        return next(iter(self._batches), self._next_seq)
+        """The lowest batch that is not yet applied everywhere; everything below it is forgotten."""
+        undecided = next(iter(self._batches), self._next_seq)
+        return next(iter(self._decided), undecided)
 
     @property
     def open_count(self) -> int:
-        return len(self._batches)
+        return len(self._batches) + len(self._decided)
 
     @property
     def settled(self) -> bool:
         """Nothing is open, nothing waits for a retry and no commit is owed."""
-        return not (self._batches or self._waiting or self._turn or self._head_moved)
+        return not (self._batches or self._decided or self._waiting or self._turn or self._head_moved)
 
     @property
     def finished(self) -> bool:
@@ -284,6 +348,8 @@ class Origin:
         times = [entry.due_s for entry in self._waiting.values() if entry.due_s is not None]
         if self.limits.replays and self._batches:
             times.append(min(self._expiry_s(batch) for batch in self._batches.values()))
+        if self._decided:
+            times.append(min(self._repeat_s(decided) for decided in self._decided.values()))
         return min(times, default=None)
 
     # -- birth -----------------------------------------------------------------------------------
@@ -341,7 +407,7 @@ class Origin:
         self._batches[record.seq] = batch
         self._pending_bytes += size_bytes
         if record.retry is None:
-            self._pending += record.count
+            self._open_root(record.seq, record.count, 0)
         return batch
 
     def _launch(self, batch: _Batch, now_s: float) -> None:
@@ -349,6 +415,7 @@ class Origin:
         batch.generation = self.generation
         batch.xor = 0
         batch.failed = []
+        batch.participants = {}
         batch.launched = False
         batch.progress_s = now_s
         entry = record.retry.entry if record.retry is not None else None
@@ -357,10 +424,11 @@ class Origin:
             batch.record = BatchRecord(record.seq, record.count, None, record.retry, record.born_failed)
 
     def _has_room(self) -> bool:
-        if not self._batches:
+        open_count = self.open_count
+        if not open_count:
             return True
         limits = self.limits
-        return len(self._batches) < limits.max_pending and self._pending_bytes < limits.max_pending_bytes
+        return open_count < limits.max_pending and self._pending_bytes < limits.max_pending_bytes
 
     # -- travel ----------------------------------------------------------------------------------
 
@@ -383,11 +451,13 @@ class Origin:
         batch.launched = True
         self._fold(batch, xor, failed, produced_bytes, now_s)
 
-    def acked(self, ack: Ack, now_s: float) -> None:
-        """A task is done with one frame. Acks of other executions, and of decided batches, are ignored."""
+    def acked(self, sender: TaskIndex, ack: Ack, now_s: float) -> None:
+        """``sender`` is done with one frame. Acks of other executions, and of decided batches, are ignored."""
         batch = self._batches.get(ack.seq)
         if batch is None or batch.generation != ack.generation or batch.complete:
             return
+        if ack.staged:
+            batch.participants[sender] = batch.participants.get(sender, 0) ^ ack.xor
         self._fold(batch, ack.xor, ack.failed, ack.produced_bytes, now_s)
 
     def _fold(self, batch: _Batch, xor: int, failed: Iterable[FailedItem], produced_bytes: int, now_s: float) -> None:
@@ -416,35 +486,91 @@ class Origin:
             if not batch.complete:
                 return
             del self._batches[seq]
-            self._forget_bytes(batch)
-            self._turn.changes.append(BatchDecided(seq))
             self._settle(batch, now_s)
 
     def _settle(self, batch: _Batch, now_s: float) -> None:
+        """Commit what this execution has come to: its failures, and who has to apply it."""
         record = batch.record
         failed = [*record.born_failed, *batch.failed]
         if record.retry is not None:
             root, held = record.retry.root, record.retry.held
         else:
             root, held = record.seq, min(record.count, sum(1 for item in failed if self._may_retry(item, 1)))
-            self._pending -= record.count
-        kept = [self._keep(item, record.retry, root, held, now_s) for item in failed]
-        given_up = sum(1 for entry in kept if entry.due_s is None)
-        self._failed += given_up
-        if kept:
-            self._head_moved = True
-        self._release(record.retry is not None, root, held, len(kept) - given_up, given_up)
+        decision = self._decision(batch, held)
+        self._turn.changes.append(BatchDecided(record.seq, decision))
+        for item in failed:
+            self._keep(item, record.retry, root, held, now_s)
+        size_bytes = batch.size_bytes + batch.produced_bytes
+        if decision is None:
+            self._pending_bytes -= size_bytes
+            self._close(record.seq, record.retry)
+        else:
+            self._await_confirms(decision, size_bytes, now_s)
+            self._order_gos(decision.seq, decision.generation, decision.participants)
 
-    def _keep(self, failed: FailedItem, retry: RetryMark | None, root: int, held: int, now_s: float) -> FailureEntry:
+    def _decision(self, batch: _Batch, held: int) -> Decision | None:
+        if not batch.participants:
+            return None
+        record = batch.record
+        return Decision(
+            record.seq, batch.generation, record.count, tuple(batch.participants.items()), record.retry, held
+        )
+
+    def _await_confirms(self, decision: Decision, size_bytes: int, now_s: float) -> None:
+        self._decided[decision.seq] = _Decided(decision, dict(decision.participants), size_bytes, now_s)
+        for task, _ in decision.participants:
+            self._unconfirmed.setdefault(task, {})[decision.seq] = None
+
+    def _order_gos(self, seq: int, generation: int, participants: Iterable[tuple[TaskIndex, int]]) -> None:
+        for task, xor in participants:
+            after = max((other for other in self._unconfirmed[task] if other < seq), default=-1)
+            self._turn.gos.append((task, Go(seq, generation, after, self.low, xor)))
+
+    def confirmed(self, sender: TaskIndex, seqs: Iterable[int], now_s: float) -> None:
+        """``sender`` has applied these batches. What is confirmed twice, or is unknown, is ignored."""
+        for seq in seqs:
+            decided = self._decided.get(seq)
+            if decided is None or decided.waiting.pop(sender, None) is None:
+                continue
+            del self._unconfirmed[sender][seq]
+            decided.progress_s = now_s
+            if not decided.waiting:
+                self._forget(decided)
+
+    def _forget(self, decided: _Decided) -> None:
+        decision = decided.decision
+        del self._decided[decision.seq]
+        self._pending_bytes -= decided.size_bytes
+        self._turn.changes.append(BatchForgotten(decision.seq))
+        self._close(decision.seq, decision.retry)
+
+    def retry_of(self, seq: int) -> RetryMark | None:
+        """The mark of a decided batch that is a retry; None for all others."""
+        decided = self._decided.get(seq)
+        return None if decided is None else decided.decision.retry
+
+    def fail_here(self, failed: FailedItem, retry: RetryMark | None, now_s: float) -> None:
+        """An input of this origin's own durable task failed while it was applied.
+
+        ``retry`` is the mark of the batch it came in, where that is a retry of this origin.
+        """
+        self._keep(failed, retry, NO_ROOT, 0, now_s)
+
+    def _keep(self, failed: FailedItem, retry: RetryMark | None, root: int, held: int, now_s: float) -> None:
         again = retry is not None and retry.entry == (failed.task, failed.stage)
         attempts = retry.attempts + 1 if retry is not None and again else 1
         due_s = now_s + self._delay_s(attempts) if self._may_retry(failed, attempts) else None
         entry = FailureEntry(self._next_key, failed, attempts, root, held, due_s)
         self._next_key += 1
+        self._head_moved = True
         self._turn.changes.append(FailureKept(entry))
         if due_s is not None:
             self._waiting[entry.key] = entry
-        return entry
+            self._hold(root, held)
+            return
+        self._failed += 1
+        if root in self._roots:
+            self._roots[root].failed += 1
 
     def _may_retry(self, failed: FailedItem, attempts: int) -> bool:
         return failed.retryable and attempts <= self.limits.retries
@@ -452,30 +578,36 @@ class Origin:
     def _delay_s(self, attempts: int) -> float:
         return min(LONGEST_RETRY_DELAY_S, self.limits.retry_delay_s * 2.0 ** min(attempts - 1, 40))
 
-    def _hold(self, root: int, held: int) -> None:
-        found = self._roots.get(root)
-        if found is None:
-            found = self._roots[root] = _Root(held)
-            self._pending += held
-        found.open += 1
+    # -- what descends from one batch of the stream ----------------------------------------------
 
-    def _release(self, was_retry: bool, root: int, held: int, waiting: int, given_up: int) -> None:
-        """Count what a decided batch leaves waiting; tell when its root has nothing open any more."""
-        for _ in range(waiting):
-            self._hold(root, held)
-        found = self._roots.get(root)
-        if found is None:
-            self._turn.settled.append(Settled(root, given_up, confirmed=True))
+    def _open_root(self, seq: int, count: int, held: int) -> None:
+        root = self._roots[seq] = _Root(count, held, applied=False, open=1)
+        self._pending += root.pending
+
+    def _hold(self, seq: int, held: int) -> None:
+        """Something more that descends from the root is not over: an entry, or the batch it becomes."""
+        if seq == NO_ROOT:
             return
-        found.failed += given_up
-        found.open -= was_retry
-        if not found.open:
-            del self._roots[root]
-            self._pending -= found.held
-            self._turn.settled.append(Settled(root, found.failed, confirmed=True))
+        root = self._roots.setdefault(seq, _Root())
+        self._pending -= root.pending
+        root.held = held
+        root.open += 1
+        self._pending += root.pending
 
-    def _forget_bytes(self, batch: _Batch) -> None:
-        self._pending_bytes -= batch.size_bytes + batch.produced_bytes
+    def _close(self, seq: int, retry: RetryMark | None) -> None:
+        """A batch is applied everywhere; tell when its root has nothing open any more."""
+        root_seq = seq if retry is None else retry.root
+        root = self._roots.get(root_seq)
+        if root is None:
+            return
+        self._pending -= root.pending
+        root.applied = root.applied or retry is None
+        root.open -= 1
+        if root.open:
+            self._pending += root.pending
+            return
+        del self._roots[root_seq]
+        self._turn.settled.append(Settled(root_seq, root.failed, confirmed=True))
 
     # -- death and replay ------------------------------------------------------------------------
 
@@ -485,14 +617,26 @@ class Origin:
         The first call sets the origin going. Only after every task has switched to the new wiring.
         """
         self._running = True
+        self._repeat_gos(list(self._decided.values()), now_s)
         return self._run_again(list(self._batches.values()), now_s)
 
     def expire(self, now_s: float) -> int:
         """Replay the trees that made no progress for too long; returns how many. Times double each time."""
         if not self._running or not self.limits.replays:
             return 0
+        self._repeat_gos([d for d in self._decided.values() if self._repeat_s(d) <= now_s], now_s)
         late = [b for b in self._batches.values() if not b.complete and self._expiry_s(b) <= now_s]
         return self._run_again(late, now_s) if late else 0
+
+    def _repeat_gos(self, unconfirmed: list[_Decided], now_s: float) -> None:
+        """Tell those who have not confirmed once more; a participant takes a repeat as it takes the first."""
+        for decided in unconfirmed:
+            decided.repeats += 1
+            decided.progress_s = now_s
+            self._order_gos(decided.decision.seq, decided.decision.generation, decided.waiting.items())
+
+    def _repeat_s(self, decided: _Decided) -> float:
+        return decided.progress_s + self.limits.tree_timeout_s * 2.0 ** min(decided.repeats, 10)
 
     def _expiry_s(self, batch: _Batch) -> float:
         if batch.complete:
@@ -517,7 +661,8 @@ class Origin:
         """Without a journal a death closes all open trees as not confirmed. Returns how many items."""
         lost = sum(batch.record.count for batch in self._batches.values())
         for batch in self._batches.values():
-            self._forget_bytes(batch)
+            self._pending_bytes -= batch.size_bytes + batch.produced_bytes
+            self._roots.pop(batch.record.seq, None)
             self._turn.settled.append(Settled(batch.record.seq, 0, confirmed=False))
         self._batches.clear()
         self._turn.launches.clear()

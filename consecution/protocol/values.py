@@ -83,7 +83,8 @@ class FailedItem(NamedTuple):
 class Ack:
     """What one task has done with one frame: ``xor`` is id_in ^ id_out1 ^ id_out2 ...
 
-    ``produced_bytes`` is the size of what went out (0 where payloads are live objects).
+    ``produced_bytes`` is the size of what went out (0 where payloads are live objects). ``staged``: the
+    frame lies safely in a durable task's inbox; that task is a participant of the batch from now on.
     """
 
     seq: int
@@ -91,6 +92,7 @@ class Ack:
     xor: int
     produced_bytes: int
     failed: tuple[FailedItem, ...]
+    staged: bool = False
 
 
 @dataclass(slots=True)
@@ -109,5 +111,36 @@ class CreditReturn:
     count: int
 
 
-Message = Frame | Acks | CreditReturn
+class Go(NamedTuple):
+    """A decided batch, to one of its participants: apply the frames of exactly this generation.
+
+    ``after`` is the last earlier batch that the participant has not confirmed, -1 where there is none;
+    ``low`` the origin's lowest batch not yet applied everywhere; ``xor`` folds the ids of the frames
+    the participant has staged, so that a missing one is noticed.
+    """
+
+    seq: int
+    generation: int
+    after: int
+    low: int
+    xor: int
+
+
+@dataclass(slots=True)
+class Gos:
+    """The decisions of one loop turn of one origin, all for the same participant."""
+
+    origin: TaskIndex
+    gos: list[Go]
+
+
+@dataclass(slots=True)
+class Confirms:
+    """A participant has applied these batches of the origin that gets this message."""
+
+    sender: TaskIndex
+    seqs: list[int]
+
+
+Message = Frame | Acks | CreditReturn | Gos | Confirms
 """What travels between tasks."""

@@ -21,6 +21,7 @@ from consecution.protocol.origin import (
 from consecution.protocol.step import USER_ERRORS, Codec, describe_failure
 from consecution.protocol.values import (
     Acks,
+    Confirms,
     CreditReturn,
     FailedItem,
     Frame,
@@ -108,7 +109,9 @@ class OriginHost:
         if isinstance(message, Acks):
             now_s = self._now()
             for ack in message.acks:
-                self.origin.acked(ack, now_s)
+                self.origin.acked(message.sender, ack, now_s)
+        elif isinstance(message, Confirms):
+            self.origin.confirmed(message.sender, message.seqs, self._now())
         elif isinstance(message, CreditReturn):
             for credits in self._dispatch.credits:
                 credits.give_back(message.replica, message.count)

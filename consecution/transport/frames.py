@@ -4,8 +4,10 @@ Every message is one ZeroMQ multipart message. The first part is a msgpack array
 is the kind; a frame's payload is a second part of its own, so that it is never copied into a header::
 
     frame    [0, origin, seq, generation, [path...], frame_id, low, sender, stage, credited] | payload
-    acks     [1, sender, [[seq, generation, xor, produced_bytes, [failed...]], ...]]
+    acks     [1, sender, [[seq, generation, xor, produced_bytes, [failed...], staged], ...]]
     credits  [2, replica, count]
+    gos      [3, origin, [[seq, generation, after, low, xor], ...]]
+    confirms [4, sender, [seq, ...]]
 
     failed   [task, stage, payload, error, traceback, retryable, shown]
 
@@ -24,16 +26,19 @@ from consecution.errors import FrameError
 from consecution.protocol.values import (
     Ack,
     Acks,
+    Confirms,
     CreditReturn,
     FailedItem,
     Frame,
     FrameId,
+    Go,
+    Gos,
     Message,
     Stage,
     TaskIndex,
 )
 
-FRAME, ACKS, CREDITS = 0, 1, 2
+FRAME, ACKS, CREDITS, GOS, CONFIRMS = range(5)
 
 
 def encode_message(message: Message) -> list[Any]:
@@ -53,8 +58,12 @@ def encode_message(message: Message) -> list[Any]:
         )
         return [msgpack.packb(header), message.payload]
     if isinstance(message, Acks):
-        acks = [(a.seq, a.generation, a.xor, a.produced_bytes, a.failed) for a in message.acks]
+        acks = [(a.seq, a.generation, a.xor, a.produced_bytes, a.failed, a.staged) for a in message.acks]
         return [msgpack.packb((ACKS, message.sender, acks), unicode_errors="surrogatepass")]
+    if isinstance(message, Gos):
+        return [msgpack.packb((GOS, message.origin, message.gos))]
+    if isinstance(message, Confirms):
+        return [msgpack.packb((CONFIRMS, message.sender, message.seqs))]
     return [msgpack.packb((CREDITS, message.replica, message.count))]
 
 
@@ -94,9 +103,10 @@ def _decode_acks(fields: list[Any], parts: Sequence[Any]) -> Acks:
     sender, listed = fields
     _check_numbers(sender)
     acks = []
-    for seq, generation, xor, produced_bytes, failed in listed:
+    for seq, generation, xor, produced_bytes, failed, staged in listed:
         _check_numbers(seq, generation, xor, produced_bytes)
-        acks.append(Ack(seq, generation, xor, produced_bytes, tuple(decode_failed(f) for f in failed)))
+        failures = tuple(decode_failed(f) for f in failed)
+        acks.append(Ack(seq, generation, xor, produced_bytes, failures, bool(staged)))
     (_,) = parts
     return Acks(TaskIndex(sender), acks)
 
@@ -115,6 +125,24 @@ def _decode_credits(fields: list[Any], parts: Sequence[Any]) -> CreditReturn:
     return CreditReturn(TaskIndex(replica), count)
 
 
+def _decode_gos(fields: list[Any], parts: Sequence[Any]) -> Gos:
+    origin, listed = fields
+    gos = []
+    for seq, generation, after, low, xor in listed:
+        _check_numbers(seq, generation, after + 1, low, xor)
+        gos.append(Go(seq, generation, after, low, xor))
+    _check_numbers(origin)
+    (_,) = parts
+    return Gos(TaskIndex(origin), gos)
+
+
+def _decode_confirms(fields: list[Any], parts: Sequence[Any]) -> Confirms:
+    sender, seqs = fields
+    _check_numbers(sender, *seqs)
+    (_,) = parts
+    return Confirms(TaskIndex(sender), seqs)
+
+
 def _check_numbers(*numbers: Any) -> None:
     for number in numbers:
         if type(number) is not int or number < 0:
@@ -122,4 +150,10 @@ def _check_numbers(*numbers: Any) -> None:
 
 
 _Decoder = Callable[[list[Any], Sequence[Any]], Message]
-_DECODERS: dict[int, _Decoder] = {FRAME: _decode_frame, ACKS: _decode_acks, CREDITS: _decode_credits}
+_DECODERS: dict[int, _Decoder] = {
+    FRAME: _decode_frame,
+    ACKS: _decode_acks,
+    CREDITS: _decode_credits,
+    GOS: _decode_gos,
+    CONFIRMS: _decode_confirms,
+}

@@ -1,0 +1,187 @@
+"""The durable task: stages frames in its inbox, applies them when their batch is decided, keeps the ledger.
+
+The rules this file keeps:
+
+1. A frame is acknowledged only after it lies in the inbox (`Turn.changes`, then `Turn.acks`). Nothing of
+   it is applied yet, so an execution that is thrown away leaves no trace.
+2. A batch is applied only on its origin's ``go``, and of its frames exactly those of the decided generation.
+3. Batches of one origin are applied in ``seq`` order, each once: a ``go`` waits until the ledger has reached
+   its ``after``, and what the ledger has is confirmed again.
+4. What the application changes, the ledger, and the emptied inbox are one commit; only then the origin is
+   told (`Turn.confirms`).
+5. Frames below an origin's ``low`` belong to executions that were thrown away; they are dropped.
+
+The core neither stores nor sends. It collects what has to be done in a `Turn`; the shell around it first
+commits ``changes`` together with what the application itself has changed, and only then answers.
+
+Source: staging and decision are two-phase commit; the ordered ledger is Trident's, the rule that outputs
+and state are one commit is MillWheel's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from consecution.errors import ProtocolError
+from consecution.protocol.values import Ack, Frame, Go, TaskIndex
+
+
+class FrameStaged(NamedTuple):
+    """The frame enters the inbox under ``(origin, seq, generation, frame_id)``."""
+
+    frame: Frame
+
+
+class FramesDropped(NamedTuple):
+    """These frames leave the inbox: they were applied, or their execution was thrown away."""
+
+    frames: tuple[Frame, ...]
+
+
+class LedgerMoved(NamedTuple):
+    """The last batch of ``origin`` that was applied here is ``seq``."""
+
+    origin: TaskIndex
+    seq: int
+
+
+DurableChange = FrameStaged | FramesDropped | LedgerMoved
+
+
+class Application(NamedTuple):
+    """A decided batch whose turn has come; ``frames`` are ordered by path."""
+
+    origin: TaskIndex
+    seq: int
+    generation: int
+    frames: tuple[Frame, ...]
+
+
+@dataclass(slots=True)
+class DurableTurn:
+    """What one turn has to do, in this order: commit, then answer."""
+
+    changes: list[DurableChange] = field(default_factory=list)
+    acks: list[tuple[TaskIndex, Ack]] = field(default_factory=list)
+    confirms: list[tuple[TaskIndex, int]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.changes or self.acks or self.confirms)
+
+
+class _Incoming:
+    """What one origin has sent: frames by seq, ``go``s by seq, and its books here."""
+
+    __slots__ = ("applied", "gos", "low", "staged")
+
+    def __init__(self, applied: int) -> None:
+        self.applied = applied
+        self.low = 0
+        self.staged: dict[int, dict[int, Frame]] = {}
+        """seq → frame id → frame, of all generations."""
+        self.gos: dict[int, Go] = {}
+
+
+class Durable:
+    """Inbox and ledger of one durable task. Called by one thread.
+
+    ``ledger`` and ``staged`` are what the store held when it was opened.
+    """
+
+    def __init__(self, ledger: dict[TaskIndex, int] | None = None, staged: Iterable[Frame] = ()) -> None:
+        self._origins = {origin: _Incoming(seq) for origin, seq in (ledger or {}).items()}
+        for frame in staged:
+            self._incoming(frame.origin).staged.setdefault(frame.seq, {})[frame.frame_id] = frame
+        self._turn = DurableTurn()
+
+    def _incoming(self, origin: TaskIndex) -> _Incoming:
+        found = self._origins.get(origin)
+        if found is None:
+            found = self._origins[origin] = _Incoming(-1)
+        return found
+
+    @property
+    def staged_count(self) -> int:
+        """Frames in the inbox."""
+        return sum(len(by_id) for incoming in self._origins.values() for by_id in incoming.staged.values())
+
+    def applied(self, origin: TaskIndex) -> int:
+        """The last batch of this origin in the ledger; -1 if there is none."""
+        return self._incoming(origin).applied
+
+    def stage(self, frame: Frame) -> bool:
+        """Take a frame into the inbox. False for a repeat, and for a thrown-away execution: no answer is due."""
+        incoming = self._incoming(frame.origin)
+        self._raise_low(incoming, frame.low)
+        if frame.seq <= incoming.applied or (frame.seq < incoming.low and frame.seq not in incoming.gos):
+            return False
+        by_id = incoming.staged.setdefault(frame.seq, {})
+        if frame.frame_id in by_id:
+            return False
+        by_id[frame.frame_id] = frame
+        self._turn.changes.append(FrameStaged(frame))
+        ack = Ack(frame.seq, frame.generation, frame.frame_id, 0, (), staged=True)
+        self._turn.acks.append((frame.origin, ack))
+        return True
+
+    def go(self, origin: TaskIndex, go: Go) -> None:
+        """A batch is decided. What the ledger has already is confirmed again."""
+        incoming = self._incoming(origin)
+        if go.seq <= incoming.applied:
+            self._turn.confirms.append((origin, go.seq))
+        else:
+            incoming.gos[go.seq] = go
+        self._raise_low(incoming, go.low)
+
+    def next_application(self) -> Application | None:
+        """The next batch that may be applied now; None while there is none. Say `apply` once it has been.
+
+        ProtocolError if frames of a decided execution are not in the inbox: that is damage.
+        """
+        for origin, incoming in self._origins.items():
+            if not incoming.gos:
+                continue
+            go = incoming.gos[min(incoming.gos)]
+            if go.after <= incoming.applied:
+                return Application(origin, go.seq, go.generation, self._frames_of(origin, incoming, go))
+        return None
+
+    def _frames_of(self, origin: TaskIndex, incoming: _Incoming, go: Go) -> tuple[Frame, ...]:
+        staged = incoming.staged.get(go.seq, {}).values()
+        frames = tuple(sorted((f for f in staged if f.generation == go.generation), key=lambda f: f.path))
+        xor = 0
+        for frame in frames:
+            xor ^= frame.frame_id
+        if xor != go.xor or not frames:
+            raise ProtocolError(
+                f"the inbox lacks frames of batch {go.seq} of origin {origin} that were acknowledged: expected "
+                f"generation {go.generation} with checksum {go.xor:016x}, found {len(frames)} frames with {xor:016x}; "
+                "the store is damaged: restore the state directory from a backup"
+            )
+        return frames
+
+    def apply(self, application: Application) -> None:
+        """The batch is applied: its effects, the ledger and the emptied inbox go into the next commit."""
+        incoming = self._origins[application.origin]
+        incoming.applied = application.seq
+        del incoming.gos[application.seq]
+        dropped = incoming.staged.pop(application.seq, {})
+        changes = self._turn.changes
+        changes.append(FramesDropped(tuple(dropped.values())))
+        changes.append(LedgerMoved(application.origin, application.seq))
+        self._turn.confirms.append((application.origin, application.seq))
+
+    def _raise_low(self, incoming: _Incoming, low: int) -> None:
+        if low <= incoming.low:
+            return
+        incoming.low = low
+        stale = [seq for seq in incoming.staged if seq < low and seq not in incoming.gos]
+        for seq in stale:
+            self._turn.changes.append(FramesDropped(tuple(incoming.staged.pop(seq).values())))
+
+    def take_turn(self) -> DurableTurn:
+        """Everything to be done since the last call: commit, then answer."""
+        turn, self._turn = self._turn, DurableTurn()
+        return turn
