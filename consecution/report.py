@@ -132,11 +132,11 @@ class Report:
     def _headline(self) -> str:
         if self.already_finished:
             return "This run was finished before; nothing was done now."
-        verdict = {0: "All items completely processed", 1: "Finished, with failed items", 3: "Stopped"}
+        verdict = {0: "All items completely processed", 1: "Finished, with failed items", 3: "Stopped"}[self.exit_code]
+        if self.stopped:
+            verdict = "Stopped before the end of the stream"
         rate = self.completed / self.seconds if self.seconds else 0.0
-        return (
-            f"{verdict[self.exit_code]} in {self.seconds:.2f} s ({rate:,.0f} items/s, {self.mode}, {self.robustness})"
-        )
+        return f"{verdict} in {self.seconds:.2f} s ({rate:,.0f} items/s, {self.mode}, {self.robustness})"
 
     def _totals(self) -> list[str]:
         balance = "=" if self.emitted == self.completed + self.pending else "≠"
@@ -180,6 +180,10 @@ class Report:
             return "Run with robustness='track' to learn which items failed, and why."
         if self.failed:
             return "Each failed item's traceback is in report.failures."
+        if self.stopped and self.state_dir is not None:
+            return f"What was taken is completely processed; run again with state_dir={self.state_dir!r} to go on."
+        if self.stopped:
+            return "What was taken is completely processed; with a state_dir, the next run would go on from here."
         return "Nothing is left to do."
 
 

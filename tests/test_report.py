@@ -78,6 +78,17 @@ def test_pending_items_without_a_journal_are_said_to_be_lost() -> None:
     assert "6 items were lost" in str(report(completed=4, pending=6, robustness="track", confirmed=False))
 
 
+def test_a_stop_that_left_nothing_open_says_that_the_stream_goes_on() -> None:
+    text = str(report(stopped=True))
+
+    assert text.startswith("Stopped before the end of the stream")
+    assert text.splitlines()[-1] == "What was taken is completely processed; run again with state_dir='state' to go on."
+
+
+def test_a_stop_without_a_state_directory_says_what_one_is_good_for() -> None:
+    assert "with a state_dir, the next run" in str(report(stopped=True, state_dir=None))
+
+
 def test_failures_without_tracking_point_to_track() -> None:
     assert "robustness='track'" in str(report(failed=1, robustness="confirm", confirmed=False))
 

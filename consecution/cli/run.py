@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from consecution.cli.target import HELP, load_target
@@ -82,10 +83,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class Progress:
-    """Shows how far a run is: one line that is written over on a terminal, now and then a line elsewhere."""
+    """Shows how far a run is: one line that is written over on a terminal, now and then a line elsewhere.
 
-    def __init__(self, *, live: bool) -> None:
+    ``describe`` makes the line of a status.
+    """
+
+    def __init__(self, *, live: bool, describe: Callable[[Status], str] = str) -> None:
         self._live = live
+        self._describe = describe
         self._last_s = time.monotonic()
         self._shown = ""
 
@@ -93,13 +98,13 @@ class Progress:
         now_s = time.monotonic()
         if self._live:
             columns = shutil.get_terminal_size().columns
-            line = str(status)[: columns - 1]
+            line = self._describe(status)[: columns - 1]
             sys.stderr.write("\r" + line.ljust(len(self._shown)))
             sys.stderr.flush()
             self._shown = line
         elif now_s - self._last_s >= LINE_EVERY_S:
             self._last_s = now_s
-            print(status, file=sys.stderr)
+            print(self._describe(status), file=sys.stderr)
 
     def clear(self) -> None:
         """Take the line away."""

@@ -161,3 +161,12 @@ def test_elsewhere_a_line_comes_only_now_and_then(monkeypatch: pytest.MonkeyPatc
         progress(STATUS)
 
     assert shown.getvalue().splitlines() == [str(STATUS)] * 2
+
+
+def test_another_line_may_be_made_of_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+
+    Progress(live=True, describe=lambda status: f"{status.completed} of 10")(STATUS)
+
+    assert shown.getvalue() == "\r5 of 10"
