@@ -98,9 +98,18 @@ class SocketFolder:
     def __init__(self) -> None:
         base = base_folder()
         sweep(base)
+        while not self._make(base):
+            pass
+
+    def _make(self, base: str) -> bool:
+        """Make and lock a folder. False: another run has swept it away before it was locked."""
         self.path = tempfile.mkdtemp(prefix=PREFIX, dir=base)
         self._lock = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        if os.fstat(self._lock).st_nlink:
+            return True
+        os.close(self._lock)
+        return False
 
     def close(self) -> None:
         """Remove the folder and all that lies in it."""
