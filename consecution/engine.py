@@ -35,7 +35,8 @@ ENGINES = {
 class Running(ABC):
     """A run that has been started. A context manager: leaving it waits for the end.
 
-    Leaving after an exception stops instead. `push` may be called by any thread, the rest by one.
+    Leaving after an exception stops instead, and so does Ctrl-C while leaving; what the run itself ended
+    with is then a note of that exception. `push` may be called by any thread, the rest by one.
     """
 
     @abstractmethod
@@ -59,6 +60,10 @@ class Running(ABC):
     def abort(self) -> None:
         """Stop at once, as after a crash: nothing is lost in ``robust``. A signal handler may call it."""
 
+    def interrupt(self) -> None:
+        """`abort`, and break off user code that runs in this very thread. For signal handlers."""
+        self.abort()
+
     @abstractmethod
     def finish_input(self) -> None:
         """No more items will be pushed. Nothing happens where the source ends by itself."""
@@ -70,7 +75,8 @@ class Running(ABC):
     def wait(self, timeout_s: float | None = None) -> Report:
         """Wait until the stream is completely processed. A manual source gets no more items.
 
-        Raises TimeoutError after ``timeout_s``; the run goes on.
+        Raises TimeoutError after ``timeout_s``; the run goes on. Once it has ended, every call gives the
+        same report, or raises the same error.
         """
         self.finish_input()
         report = self.join(timeout_s)
@@ -97,10 +103,25 @@ class Running(ABC):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if kind is None:
+        if error is not None:
+            self._stop_after(error)
+            return
+        try:
             self.wait()
-        else:
+        except (KeyboardInterrupt, SystemExit) as impatience:
+            self._stop_after(impatience)
+            raise
+
+    def _stop_after(self, error: BaseException) -> None:
+        """Stop because of ``error``, which stays the one that is raised; a second Ctrl-C stops at once."""
+        try:
             self.stop()
+        except Exception as second:
+            if second is not error:
+                error.add_note(f"and the run ended with {type(second).__name__}: {second}")
+        except BaseException:
+            self.abort()
+            raise
 
 
 def start(pipeline: Pipeline, iterable: Any, options: Options) -> Running:
@@ -113,19 +134,30 @@ def start(pipeline: Pipeline, iterable: Any, options: Options) -> Running:
 
 
 def run(pipeline: Pipeline, iterable: Any, options: Options, *, on_status: OnStatus | None = None) -> Report:
-    """Run to the end and report. In the main thread the first SIGINT or SIGTERM drains, a second aborts."""
+    """Run to the end and report. In the main thread the first SIGINT or SIGTERM drains, a second aborts.
+
+    Whatever else breaks in here (``on_status``, say) aborts the run before it is raised.
+    """
     plan_source_is_manual(pipeline, iterable)
     running = start(pipeline, iterable, options)
-    with _signals_stop(running, options.stop_timeout_s) as overdue:
-        running.finish_input()
-        while True:
-            report = running.join(STATUS_EVERY_S if on_status is not None or overdue.armed else 1.0)
-            if report is not None:
-                return report
-            if on_status is not None:
-                on_status(running.status())
-            if overdue():
-                running.abort()
+    try:
+        with _signals_stop(running, options.stop_timeout_s) as overdue:
+            return _join_telling(running, overdue, on_status)
+    except BaseException:
+        running.abort()
+        with contextlib.suppress(Exception):
+            running.join(None)
+        raise
+
+
+def _join_telling(running: Running, overdue: _Overdue, on_status: OnStatus | None) -> Report:
+    running.finish_input()
+    while (report := running.join(STATUS_EVERY_S)) is None:
+        if on_status is not None:
+            on_status(running.status())
+        if overdue():
+            running.abort()
+    return report
 
 
 def plan_source_is_manual(pipeline: Pipeline, iterable: Any) -> None:
@@ -158,6 +190,7 @@ class _Overdue:
 
 @contextlib.contextmanager
 def _signals_stop(running: Running, grace_s: float) -> Iterator[_Overdue]:
+    """Let SIGINT and SIGTERM stop the run; not what is ignored (``nohup``), nor what only C could put back."""
     overdue = _Overdue(grace_s)
     if threading.current_thread() is not threading.main_thread():
         yield overdue
@@ -165,13 +198,16 @@ def _signals_stop(running: Running, grace_s: float) -> Iterator[_Overdue]:
 
     def handle(signum: int, frame: FrameType | None) -> None:
         if overdue.armed:
-            running.abort()
+            running.interrupt()
         else:
             overdue.arm()
             running.request_stop()
 
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {number: handler for number, handler in found.items() if handler not in (None, signal.SIG_IGN)}
     try:
+        for number in old:
+            signal.signal(number, handle)
         yield overdue
     finally:
         for number, handler in old.items():

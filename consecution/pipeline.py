@@ -102,7 +102,10 @@ class Pipeline:
         for node in nodes:
             self.initialize_node(node, with_push)
         self.top_node.top_down_make_repr()
-        if any(node._logging for node in nodes):
+        self._write_log_header()
+
+    def _write_log_header(self) -> None:
+        if any(node._logging for node in self.top_node.all_nodes):
             sys.stdout.write("node_log,what,node_name,item\n")
 
     def initialize_node(self, node: Node, with_push: bool = False) -> None:
@@ -179,6 +182,7 @@ class Pipeline:
     def _call_user_begin(self) -> None:
         """Only what the user wrote, for engines that begin nodes elsewhere."""
         object.__getattribute__(self, "begin")()
+        self._write_log_header()
 
     def _call_user_end(self) -> Any:
         return object.__getattribute__(self, "end")()

@@ -40,6 +40,16 @@ class Sink(Node):
     def close(self) -> None:
         """Let go of what `open` took. Not called after a crash."""
 
+    def _write_frame(self, batch_id: BatchId, items: list[Any]) -> None:
+        """`write`, for engines: a frame that is offered again item by item is not logged again."""
+        if self._logging == "input" and batch_id != self._logged:
+            self._logged = batch_id
+            for item in items:
+                self._write_log(item)
+        self.write(batch_id, items)
+
+    _logged: BatchId | None = None
+
     # -- item by item (`Pipeline.consume`) -------------------------------------------------------
 
     def begin(self) -> None:

@@ -1,30 +1,39 @@
 """Everything in the calling thread: no processes, no threads, so that a debugger sees it all.
 
 A turn reads a few batches and carries every message through the graph until none is left; the run
-advances inside `join`, `push`, and whatever waits for it.
+advances inside `join`, `push`, `Receipt.wait`, and whatever else waits for it.
 """
 
 from __future__ import annotations
 
+import select
+import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from consecution.engine import Running
 from consecution.plan import Plan
 from consecution.protocol.ending import Ending
-from consecution.protocol.values import Message, TaskIndex
+from consecution.protocol.values import USER_ERRORS, Message, TaskIndex
 from consecution.report import Report, Status
 from consecution.runtime.assembly import SOURCE_TASK
 from consecution.runtime.local_run import LocalRun, end_error, finished_before, push_into
 from consecution.sources.manual import ManualSource, Receipt
 
 IDLE_WAIT_S = 0.05
+ASK_EVERY_S = 0.005
+"""How often a source without a descriptor is asked, while it has nothing."""
 
 
 def start(plan: Plan, pipeline: Any, iterable: Any, options: Any) -> Running:
     """Begin all nodes; the stream moves when the caller waits or pushes."""
     return InlineRunning(plan, pipeline, iterable)
+
+
+class _BrokenOff(BaseException):
+    """Raised by a signal handler into user code, which may not take it for an error of its own."""
 
 
 class _Queue:
@@ -38,38 +47,42 @@ class _Queue:
 
 
 class InlineRunning(Running):
-    """A run that moves only while its caller waits for it."""
+    """A run that moves only while its caller waits for it.
+
+    Several threads may push and wait; one of them at a time takes a turn. A node that pushes into
+    its own run only hands the item over: the turn it is part of goes on first.
+    """
 
     def __init__(self, plan: Plan, pipeline: Any, iterable: Any) -> None:
         self._queue = _Queue()
-        self._run = LocalRun(plan, pipeline, iterable, lambda task: self._queue, may_block=True)
-        self._ending = Ending(self._run.end_stages())
+        self._lock = threading.RLock()
+        self._turning: int | None = None
+        self._error: BaseException | None = None
         self._stopping = False
         self._aborted = False
-        state = self._run.state
-        if state is not None and (report := finished_before(state)) is not None:
-            self._run.close()
-            state.close()
-            self._run.report = report
+        self._run = LocalRun(plan, pipeline, iterable, lambda task: self._queue, may_block=True)
+        self._ending = Ending(self._run.end_stages())
+        if isinstance(self._run.source, ManualSource):
+            self._run.source.advance = self._advance_until
+        if self._run.state is not None and (report := finished_before(self._run.state)) is not None:
+            self._run.leave(report)
             return
         try:
             self._run.begin()
-        except BaseException:
-            self._run.abandon()
+        except BaseException as error:
+            self._run.abandon(error)
             raise
 
     # -- the contract ----------------------------------------------------------------------------
 
     def push(self, item: Any, timeout_s: float | None = None) -> Receipt:
         """Push and process the item at once: the receipt is done, unless the item waits for a retry."""
-        self._run.require_open()
+        self._run.require_open(stopping=self._stopping or self._aborted)
         receipt = push_into(self._run.source, item, timeout_s)
-        self._guarded_turns()
+        self._advance()
         return receipt
 
     def status(self) -> Status:
-        if self._run.report is not None:
-            return self._run.status("finished")
         return self._run.status("stopping" if self._stopping else "running")
 
     def request_stop(self) -> None:
@@ -79,32 +92,65 @@ class InlineRunning(Running):
     def abort(self) -> None:
         self._aborted = True
 
+    def interrupt(self) -> None:
+        """Abort; user code that runs in this thread just now is broken off, or a hanging item would hang us."""
+        self._aborted = True
+        if self._turning == threading.get_ident():
+            raise _BrokenOff
+
     def finish_input(self) -> None:
         if isinstance(self._run.source, ManualSource):
             self._run.source.finish()
 
     def join(self, timeout_s: float | None) -> Report | None:
         """Run until the end, or until the time is over."""
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while self._run.report is None:
-            worked = self._guarded_turns()
-            if self._is_over():
-                stopped = self._aborted or not self._ending.finished
-                return self._run.finish(stopped=stopped)
-            if deadline_s is not None and time.monotonic() >= deadline_s:
-                return None
-            if not worked:
-                self._wait(deadline_s)
+        self._advance_until(lambda: False, timeout_s)
+        if self._error is not None:
+            raise self._error
         return self._run.report
 
     # -- driving ---------------------------------------------------------------------------------
 
-    def _guarded_turns(self) -> bool:
-        try:
-            return self._turn()
-        except BaseException:
-            self._run.abandon()
-            raise
+    def _advance_until(self, done: Callable[[], bool], timeout_s: float | None) -> None:
+        """Take turns until ``done``, the end of the run, or the end of the time."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while not done() and not self._run.closed:
+            worked = self._advance()
+            self._finish_if_over()
+            if deadline_s is not None and time.monotonic() >= deadline_s:
+                return
+            if not worked and not done() and not self._run.closed:
+                self._wait(deadline_s)
+
+    def _advance(self) -> bool:
+        """Take a turn; whether anything was done. What breaks it ends the run."""
+        with self._lock:
+            if self._turning is not None or self._run.closed:
+                return False
+            try:
+                self._turning = threading.get_ident()
+                return self._turn()
+            except _BrokenOff:
+                return True
+            except BaseException as error:
+                self._break(error)
+                raise
+            finally:
+                self._turning = None
+
+    def _finish_if_over(self) -> None:
+        with self._lock:
+            if self._run.closed or self._turning is not None or not self._is_over():
+                return
+            try:
+                self._run.finish(stopped=self._aborted or not self._ending.finished)
+            except BaseException as error:
+                self._break(error)
+                raise
+
+    def _break(self, error: BaseException) -> None:
+        self._error = error
+        self._run.abandon(error)
 
     def _turn(self) -> bool:
         """Read a little, and carry all messages through; whether anything was done."""
@@ -146,7 +192,7 @@ class InlineRunning(Running):
         problem: BaseException | None = None
         try:
             host.end()
-        except Exception as error:
+        except USER_ERRORS as error:
             problem = error
         while not host.ended:
             host.turn()
@@ -161,9 +207,16 @@ class InlineRunning(Running):
         return self._stopping and self._run.source_host.origin.settled
 
     def _wait(self, deadline_s: float | None) -> None:
-        """Nothing to do just now: a retry is not yet due."""
-        due_s = self._run.source_host.next_wake_s()
+        """Nothing to do just now: a retry is not yet due, or nothing is there to read."""
+        source = self._run.source_host
+        due_s = source.next_wake_s()
         wait_s = IDLE_WAIT_S if due_s is None else min(due_s, IDLE_WAIT_S)
         if deadline_s is not None:
             wait_s = min(wait_s, max(0.0, deadline_s - time.monotonic()))
-        time.sleep(wait_s)
+        fd = source.source.fileno() if source.wants_to_read else None
+        if fd is None:
+            time.sleep(min(wait_s, ASK_EVERY_S) if source.wants_to_read else wait_s)
+            return
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll(wait_s * 1000)

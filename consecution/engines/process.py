@@ -21,9 +21,10 @@ from consecution.runtime.launcher import ProcessWorker, ThreadWorker, refuse_in_
 from consecution.runtime.local_run import finished_before, open_run_state, push_into
 from consecution.runtime.logs import LogPump
 from consecution.runtime.origin_host import origin_limits
-from consecution.runtime.shipping import Shipment, can_ship, ship
+from consecution.runtime.shipping import Parcel, Shipment, can_ship, ship
 from consecution.runtime.supervisor import Supervisor
 from consecution.runtime.worker import WorkerSpec
+from consecution.source import Source
 from consecution.sources.manual import ManualSource, Receipt
 from consecution.transport.sockets import SocketFolder
 
@@ -45,29 +46,51 @@ class ProcessRunning(Running):
         self._over = threading.Event()
         self._report: Report | None = None
         self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
         self._source = assembly.make_source(plan, iterable)
-        pipeline._call_user_begin()
+        self._parcels: dict[TaskIndex, Parcel] = {}
+        self._supervisor = Supervisor(plan, self._launch, self._say)
+        failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
+        self._state = open_run_state(plan)
+        self._epoch = self._state.epoch if self._state is not None else "memory"
+        try:
+            if self._state is not None and (report := finished_before(self._state)) is not None:
+                self._end_before_start(report)
+            else:
+                self._start()
+        except BaseException:
+            self._close_parcels()
+            if self._state is not None:
+                self._state.close(keep=False)
+            raise
+
+    def _end_before_start(self, report: Report) -> None:
+        assert self._state is not None
+        self._state.close()
+        self._report = report
+        self._over.set()
+
+    def _start(self) -> None:
+        self._pipeline._call_user_begin()
         in_parent = self._source.in_parent or not can_ship(self._source)
         self._parent_source = self._source if in_parent else None
-        shipped = None if in_parent else self._source
-        self._blobs = {
-            TaskIndex(task.index): ship(plan, task.index, pipeline.global_state, shipped if task.index == 0 else None)
-            for task in plan.tasks
-        }
-        self._state = open_run_state(plan)
-        self._supervisor = Supervisor(plan, self._launch, self._say)
-        self._thread: threading.Thread | None = None
-        if self._state is not None and (report := finished_before(self._state)) is not None:
-            self._state.close()
-            self._report = report
-            self._over.set()
-            return
-        self._epoch = self._state.epoch if self._state is not None else "memory"
-        failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
-        self._logs = LogPump()
+        self._ship(None if in_parent else self._source)
         self._folder = SocketFolder()
+        self._logs = LogPump()
         self._thread = threading.Thread(target=self._run, name="consecution-supervisor", daemon=True)
         self._thread.start()
+
+    def _ship(self, source: Source | None) -> None:
+        """One parcel for all replicas of a node."""
+        state = self._pipeline.global_state
+        for node in self._plan.nodes:
+            tasks = [TaskIndex(task) for task in node.tasks]
+            parcel = Parcel(ship(self._plan, tasks[0], state, source if node.is_source else None))
+            self._parcels.update(dict.fromkeys(tasks, parcel))
+
+    def _close_parcels(self) -> None:
+        for parcel in self._parcels.values():
+            parcel.close()
 
     @property
     def _journal_path(self) -> Path | None:
@@ -78,16 +101,16 @@ class ProcessRunning(Running):
         spec = WorkerSpec(
             task=task,
             incarnation=incarnation,
-            blob=self._blobs[task],
             epoch=self._epoch,
             journal_path=str(journal) if journal is not None and task == SOURCE_TASK else None,
             socket_folder=self._folder.path,
             failpoints=os.environ.get(failpoints.VARIABLE, ""),
+            environment=dict(os.environ),
         )
         mark = self._plan.task(task).name
         if task == SOURCE_TASK and self._parent_source is not None:
             return ThreadWorker(spec, mark, Shipment(self._plan, None, self._parent_source, None))
-        return ProcessWorker(spec, mark, self._logs)
+        return ProcessWorker(spec, self._parcels[task], mark, self._logs)
 
     def _say(self, mark: str, text: str) -> None:
         self._logs.say(mark, text)
@@ -105,11 +128,17 @@ class ProcessRunning(Running):
                 if self._state.temporary:
                     error.add_note(f"what was open is kept: run again with state_dir={str(self._state.path)!r}")
         finally:
-            self._source.close()
             self._seconds = time.monotonic() - self._started_s
-            self._folder.close()
-            self._logs.close()
+            self._close()
             self._over.set()
+
+    def _close(self) -> None:
+        """Close everything, whatever a user's source does when it is closed."""
+        for close in (self._source.close, self._close_parcels, self._folder.close, self._logs.close):
+            try:
+                close()
+            except BaseException as error:
+                self._error = self._error or error
 
     def _finish(self) -> None:
         supervisor, state = self._supervisor, self._state

@@ -19,15 +19,20 @@ from typing import Any
 from consecution.engine import Running
 from consecution.plan import Plan
 from consecution.protocol.ending import Ending
-from consecution.protocol.values import Message, TaskIndex
+from consecution.protocol.values import USER_ERRORS, Message, TaskIndex
 from consecution.report import Report, Status
 from consecution.runtime.assembly import SOURCE_TASK
-from consecution.runtime.local_run import LocalRun, end_error, finished_before, push_into
+from consecution.runtime.local_run import LocalRun, end_error, finished_before, push_into, task_error
+from consecution.runtime.origin_host import SourceHost
 from consecution.runtime.task_host import TaskHost
 from consecution.sources.manual import ManualSource, Receipt
 
 MESSAGES_PER_TURN = 8
 LONGEST_WAIT_S = 0.5
+ASK_EVERY_S = 0.005
+"""How often a source without a descriptor is asked, while it has nothing."""
+QUIT_WAIT_S = 5.0
+"""How long a hanging task is waited for when a run is aborted; a thread cannot be killed."""
 
 
 def start(plan: Plan, pipeline: Any, iterable: Any, options: Any) -> Running:
@@ -55,10 +60,15 @@ class _Told:
 
 
 class _Inbox:
-    """The director's messages, with a descriptor to wait on together with the source's."""
+    """The director's messages, with a descriptor to wait on together with the source's.
+
+    ``put`` and ``wake`` may be called by any thread, also by a signal handler (so the lock is one that its
+    holder may take again), and also after ``close``, when nobody listens any more.
+    """
 
     def __init__(self) -> None:
         self._waiting: deque[Message | _Told] = deque()
+        self._lock = threading.RLock()
         self._readable, self._wake = os.pipe()
         self._sleeping = False
 
@@ -68,25 +78,32 @@ class _Inbox:
             self.wake()
 
     def wake(self) -> None:
-        self._sleeping = False
-        os.write(self._wake, b".")
+        with self._lock:
+            self._sleeping = False
+            if self._wake >= 0:
+                os.write(self._wake, b".")
 
     def take(self) -> Message | _Told | None:
         return self._waiting.popleft() if self._waiting else None
 
-    def wait(self, also: int | None, timeout_s: float | None) -> None:
+    def wait(self, also: int | None, timeout_s: float) -> None:
         """Wait until a message comes, ``also`` is readable, or the time is over."""
         self._sleeping = True
         if not self._waiting:
-            fds = [self._readable] if also is None else [self._readable, also]
-            ready = select.select(fds, [], [], timeout_s)[0]
-            if self._readable in ready:
+            poll = select.poll()
+            for fd in (self._readable, also):
+                if fd is not None:
+                    poll.register(fd, select.POLLIN)
+            if any(fd == self._readable for fd, _ in poll.poll(timeout_s * 1000)):
                 os.read(self._readable, 4096)
         self._sleeping = False
 
     def close(self) -> None:
-        os.close(self._readable)
-        os.close(self._wake)
+        with self._lock:
+            if self._wake >= 0:
+                os.close(self._readable)
+                os.close(self._wake)
+                self._readable = self._wake = -1
 
 
 class _Outbox:
@@ -117,49 +134,47 @@ class ThreadRunning(Running):
     """A run in threads of this process."""
 
     def __init__(self, plan: Plan, pipeline: Any, iterable: Any) -> None:
-        self._inbox = _Inbox()
         self._queues: dict[TaskIndex, SimpleQueue[Any]] = {
             TaskIndex(task.index): SimpleQueue() for task in plan.tasks if task.index != SOURCE_TASK
         }
-        outbox = _Outbox(self._inbox, self._queues)
-        self._run = LocalRun(plan, pipeline, iterable, lambda task: outbox, may_block=False)
-        self._ending = Ending(self._run.end_stages())
         self._stopping = False
         self._aborted = False
+        self._opened = threading.Event()
         self._over = threading.Event()
+        self._open_error: BaseException | None = None
         self._error: BaseException | None = None
-        self._alive: set[TaskIndex] = set()
         self._closed_problem: BaseException | None = None
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[TaskIndex, threading.Thread] = {}
+        self._alive: set[TaskIndex] = set()
         self._director: threading.Thread | None = None
-        state = self._run.state
-        if state is not None and (report := finished_before(state)) is not None:
-            self._run.close()
-            state.close()
-            self._run.report = report
+        self._inbox = _Inbox()
+        try:
+            outbox = _Outbox(self._inbox, self._queues)
+            self._run = LocalRun(plan, pipeline, iterable, lambda task: outbox, may_block=False)
+        except BaseException:
+            self._inbox.close()
+            raise
+        self._ending = Ending(self._run.end_stages())
+        if self._run.state is not None and (report := finished_before(self._run.state)) is not None:
+            self._run.leave(report)
+            self._inbox.close()
             self._over.set()
             return
-        self._begin()
+        self._begin_tasks()
+        self._start_director()
 
-    def _begin(self) -> None:
+    def _begin_tasks(self) -> None:
         try:
             self._run.pipeline._call_user_begin()
             for task in self._queues:
-                thread = threading.Thread(
-                    target=self._work, args=(task,), name=f"consecution-{self._run.plan.task(task).name}"
-                )
-                thread.daemon = True
-                self._threads.append(thread)
+                name = f"consecution-{self._run.plan.task(task).name}"
+                self._threads[task] = threading.Thread(target=self._work, args=(task,), name=name, daemon=True)
                 self._alive.add(task)
-                thread.start()
+                self._threads[task].start()
             self._await_begun()
-            self._run.open_source()
-        except BaseException:
-            self._quit_tasks(wait_s=5.0)
-            self._run.abandon()
+        except BaseException as error:
+            self._end_with(error)
             raise
-        self._director = threading.Thread(target=self._direct, name="consecution-source", daemon=True)
-        self._director.start()
 
     def _await_begun(self) -> None:
         waiting, problem = set(self._queues), None
@@ -172,6 +187,19 @@ class ThreadRunning(Running):
             problem = problem or told.error
         if problem is not None:
             raise problem
+
+    def _start_director(self) -> None:
+        """The source is opened by the thread that reads it; what that raises is raised here."""
+        self._director = threading.Thread(target=self._direct, name="consecution-source", daemon=True)
+        self._director.start()
+        try:
+            self._opened.wait()
+        except BaseException:
+            self.abort()
+            raise
+        if self._open_error is not None:
+            self._join_threads()
+            raise self._open_error
 
     # -- a task's thread -------------------------------------------------------------------------
 
@@ -190,11 +218,11 @@ class ThreadRunning(Running):
         try:
             self._serve(host, queue)
         except BaseException as error:
-            self._inbox.put(_Told(task, "failed", error))
+            self._inbox.put(_Told(task, "failed", task_error(host.name, error)))
             self._await_quit(queue)
         try:
-            host.close()
-        except Exception as error:
+            self._run.close_task(task)
+        except BaseException as error:
             problem = error
         self._inbox.put(_Told(task, "closed", problem))
 
@@ -223,28 +251,40 @@ class ThreadRunning(Running):
     def _end(self, host: TaskHost) -> None:
         try:
             host.end()
-        except Exception as error:
+        except USER_ERRORS as error:
             self._inbox.put(_Told(host.task, "failed", end_error(host.name, error)))
 
     # -- the director's thread -------------------------------------------------------------------
 
     def _direct(self) -> None:
         try:
+            self._open_source()
             while not self._is_over():
                 self._turn()
-            self._quit_tasks(wait_s=None if not self._aborted else 5.0)
+            self._quit_tasks(wait_s=None)
             if self._closed_problem is not None:
                 raise self._closed_problem
             self._run.finish(stopped=self._aborted or not self._ending.finished)
         except BaseException as error:
-            self._error = error
-            self._quit_tasks(wait_s=5.0)
-            try:
-                self._run.abandon()
-            except Exception as second:
-                error.add_note(f"and closing failed: {second}")
+            self._end_with(error)
         finally:
+            self._inbox.close()
             self._over.set()
+
+    def _open_source(self) -> None:
+        try:
+            self._run.open_source()
+        except BaseException as error:
+            self._open_error = error
+            raise
+        finally:
+            self._opened.set()
+
+    def _end_with(self, error: BaseException) -> None:
+        self._error = error
+        self._quit_tasks(wait_s=QUIT_WAIT_S)
+        self._run.abandon(error)
+        self._inbox.close()
 
     def _turn(self) -> None:
         source = self._run.source_host
@@ -259,9 +299,14 @@ class ThreadRunning(Running):
         if source.origin.finished and not self._stopping:
             self._order_end(self._ending.source_finished())
         if not worked and not self._is_over():
-            fd = self._run.source.fileno() if source.wants_to_read else None
-            wake_s = source.next_wake_s()
-            self._inbox.wait(fd, LONGEST_WAIT_S if wake_s is None else min(wake_s, LONGEST_WAIT_S))
+            self._wait(source)
+
+    def _wait(self, source: SourceHost) -> None:
+        """Wait for a message, the source, or the next thing that is due."""
+        fd = self._run.source.fileno() if source.wants_to_read else None
+        wait_s = ASK_EVERY_S if source.wants_to_read and fd is None else LONGEST_WAIT_S
+        wake_s = source.next_wake_s()
+        self._inbox.wait(fd, wait_s if wake_s is None else min(wake_s, wait_s))
 
     def _hear(self, told: _Told) -> None:
         if told.what == "closed":
@@ -279,14 +324,16 @@ class ThreadRunning(Running):
     def _is_over(self) -> bool:
         if self._aborted or self._ending.finished:
             return True
-        return self._stopping and self._run.source_host.origin.settled
+        return self._stopping and not self._ending.started and self._run.source_host.origin.settled
 
     def _quit_tasks(self, wait_s: float | None) -> None:
-        """Tell all tasks to quit; wait for them, but for a hanging one only so long."""
+        """Tell all tasks to quit, and wait for them; in an abort for a hanging one only so long."""
         for queue in self._queues.values():
             queue.put(_Quit())
         deadline_s = None if wait_s is None else time.monotonic() + wait_s
         while self._alive and (deadline_s is None or time.monotonic() < deadline_s):
+            if deadline_s is None and self._aborted:
+                deadline_s = time.monotonic() + QUIT_WAIT_S
             told = self._inbox.take()
             if isinstance(told, _Told) and told.what == "closed":
                 self._alive.discard(told.task)
@@ -297,26 +344,20 @@ class ThreadRunning(Running):
     # -- the contract ----------------------------------------------------------------------------
 
     def push(self, item: Any, timeout_s: float | None = None) -> Receipt:
-        self._run.require_open()
+        self._run.require_open(stopping=self._stopping or self._aborted)
         return push_into(self._run.source, item, timeout_s)
 
     def status(self) -> Status:
-        if self._over.is_set():
-            return self._run.status("finished")
         return self._run.status("stopping" if self._stopping else "running")
 
     def request_stop(self) -> None:
         self._stopping = True
         self._run.source_host.stop_reading()
-        self._wake()
+        self._inbox.wake()
 
     def abort(self) -> None:
         self._aborted = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if not self._over.is_set():
-            self._inbox.wake()
+        self._inbox.wake()
 
     def finish_input(self) -> None:
         if isinstance(self._run.source, ManualSource):
@@ -325,8 +366,15 @@ class ThreadRunning(Running):
     def join(self, timeout_s: float | None) -> Report | None:
         if not self._over.wait(timeout_s):
             return None
-        if self._director is not None:
-            self._director.join()
+        self._join_threads()
         if self._error is not None:
             raise self._error
         return self._run.report
+
+    def _join_threads(self) -> None:
+        """No thread is left behind, but for one that hangs in user code."""
+        if self._director is not None:
+            self._director.join()
+        for task, thread in self._threads.items():
+            if task not in self._alive:
+                thread.join()

@@ -11,17 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
+from consecution.protocol.values import USER_ERRORS, Frame, FrameId, Stage, TaskIndex
 
 
 class Partition(Protocol):
-    """Splits items over ``n`` ways, order kept within each; both raise if an item has no way."""
+    """Splits items over ``ways`` ways, order kept within each; raises if one of them has no way."""
 
     ways: int
 
     def split(self, items: list[Any]) -> list[list[Any]]: ...
-
-    def check(self, item: Any) -> object: ...
 
 
 class Encoder(Protocol):
@@ -75,9 +73,6 @@ class SingleEdge:
         self.index = index
         self.target = target
 
-    def check(self, item: Any) -> None:
-        pass
-
     def plan(self, items: list[Any], parts: list[Part]) -> None:
         parts.append(Part(self.index, items, self.target, None))
 
@@ -88,9 +83,6 @@ class ShuffleEdge:
     def __init__(self, index: int, targets: tuple[TaskIndex, ...]) -> None:
         self.index = index
         self.credits = Credits(targets)
-
-    def check(self, item: Any) -> None:
-        pass
 
     def plan(self, items: list[Any], parts: list[Part]) -> None:
         parts.append(Part(self.index, items, None, self.credits))
@@ -103,9 +95,6 @@ class KeyedEdge:
         self.index = index
         self._targets = targets
         self._partition = partition
-
-    def check(self, item: Any) -> None:
-        self._partition.check(item)
 
     def plan(self, items: list[Any], parts: list[Part]) -> None:
         ways = len(self._targets)
@@ -120,11 +109,6 @@ class RouteOutlet:
     def __init__(self, partition: Partition, outlets: tuple[tuple[Outlet, ...], ...]) -> None:
         self._partition = partition
         self._outlets = outlets
-
-    def check(self, item: Any) -> None:
-        for part, outlets in zip(self._partition.split([item]), self._outlets, strict=True):
-            for outlet in outlets if part else ():
-                outlet.check(item)
 
     def plan(self, items: list[Any], parts: list[Part]) -> None:
         for part, outlets in zip(self._partition.split(items), self._outlets, strict=True):
@@ -182,9 +166,8 @@ class Dispatch:
         unsent: list[Unsent] = []
         try:
             parts = self._plan(items)
-        except Exception:
-            items = self._sift(items, unsent)
-            parts = self._plan(items)
+        except USER_ERRORS:
+            parts = self._plan_one_by_one(items, unsent)
         sent: list[Sent] = []
         for part in parts:
             self._pack(part, cause, sent, unsent)
@@ -192,23 +175,26 @@ class Dispatch:
 
     def _plan(self, items: list[Any]) -> list[Part]:
         parts: list[Part] = []
-        if items:
-            for outlet in self._outlets:
-                outlet.plan(items, parts)
+        for outlet in self._outlets:
+            outlet.plan(items, parts)
         return parts
 
-    def _sift(self, items: list[Any], unsent: list[Unsent]) -> list[Any]:
-        """The items that every outlet takes; the others go to ``unsent``."""
-        good = []
+    def _plan_one_by_one(self, items: list[Any], unsent: list[Unsent]) -> list[Part]:
+        """The parts of the items that every outlet takes; the others go to ``unsent``.
+
+        Each item is routed here once and for all: a router that is asked again may answer differently.
+        """
+        parts: dict[tuple[int, TaskIndex | None], Part] = {}
         for item in items:
             try:
-                for outlet in self._outlets:
-                    outlet.check(item)
-            except Exception as error:
+                ways = self._plan([item])
+            except USER_ERRORS as error:
                 unsent.append(Unsent(item, error))
-            else:
-                good.append(item)
-        return good
+                continue
+            for way in ways:
+                known = parts.setdefault((way.edge, way.target), way._replace(items=[]))
+                known.items.append(item)
+        return list(parts.values())
 
     def _pack(self, part: Part, cause: Frame, sent: list[Sent], unsent: list[Unsent]) -> None:
         size = self._max_frame_items
@@ -226,7 +212,7 @@ class Dispatch:
     ) -> None:
         try:
             payload = self._codec.encode(items)
-        except Exception:
+        except USER_ERRORS:
             items = self._encodable(items, unsent)
             if not items:
                 return
@@ -253,7 +239,7 @@ class Dispatch:
         for item in items:
             try:
                 self._codec.encode([item])
-            except Exception as error:
+            except USER_ERRORS as error:
                 if id(item) not in known:
                     unsent.append(Unsent(item, error))
             else:

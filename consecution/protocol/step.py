@@ -17,11 +17,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from consecution.protocol.dispatch import Dispatch, Sent
-from consecution.protocol.values import Ack, BatchId, FailedItem, Frame, Stage, TaskIndex
+from consecution.protocol.values import USER_ERRORS, Ack, BatchId, FailedItem, Frame, Stage, TaskIndex
 
 SHOWN_LENGTH = 200
-USER_ERRORS = (Exception, SystemExit, GeneratorExit)
-"""What user code may raise at an item without taking the task down."""
 
 
 class Codec(Protocol):
@@ -64,8 +62,9 @@ class Counts:
 class Step:
     """Runs the frames of one task. Called by one thread.
 
-    ``write`` is a sink's ``write(batch_id, items)``; None for every other node.
-    ``clock`` gives seconds for the busy time only.
+    ``write`` is a sink's ``write(batch_id, items)``; None for every other node. ``lets_through`` are
+    errors that are no item's fault (a debugger was quit) and end the run. ``clock`` gives seconds for the
+    busy time only.
     """
 
     def __init__(
@@ -77,6 +76,7 @@ class Step:
         *,
         write: Callable[[BatchId, list[Any]], None] | None = None,
         origin_names: Callable[[TaskIndex], str] = str,
+        lets_through: tuple[type[BaseException], ...] = (),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.task = task
@@ -86,6 +86,7 @@ class Step:
         self._codec = codec
         self._write = write
         self._origin_names = origin_names
+        self._lets_through = lets_through
         self._clock = clock
         self._seen: dict[TaskIndex, dict[int, set[int]]] = {}
         self._cursor: Iterator[Any] = iter(())
@@ -141,6 +142,8 @@ class Step:
             before = left
             try:
                 self._node._process_frame(cursor, out)
+            except self._lets_through:
+                raise
             except USER_ERRORS as error:
                 left = operator.length_hint(cursor)
                 item = items[len(items) - left - 1]
@@ -164,6 +167,8 @@ class Step:
         try:
             write(batch_id, items)
             return
+        except self._lets_through:
+            raise
         except USER_ERRORS as error:
             if len(items) == 1:
                 failed.append(describe_failure(self.task, Stage.PROCESS, items[0], error, self._codec))
@@ -172,6 +177,8 @@ class Step:
         for item in cursor:
             try:
                 write(batch_id, [item])
+            except self._lets_through:
+                raise
             except USER_ERRORS as error:
                 failed.append(describe_failure(self.task, Stage.PROCESS, item, error, self._codec))
 

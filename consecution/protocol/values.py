@@ -17,6 +17,10 @@ FrameId = NewType("FrameId", int)
 """64 random bits, never 0, that stand for one frame in its tree's checksum."""
 
 
+USER_ERRORS = (Exception, SystemExit, GeneratorExit)
+"""What user code may raise at an item without taking the task down."""
+
+
 class BatchId(NamedTuple):
     """One execution of a batch as a sink sees it: the highest generation of a (origin, seq, path) counts."""
 

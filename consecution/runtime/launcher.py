@@ -7,19 +7,24 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import multiprocess
+import multiprocess.connection
 import multiprocess.process
 
-from consecution.errors import UsageError
+from consecution.errors import ConsecutionError, UsageError
+from consecution.runtime import fork_server
 from consecution.runtime.logs import LogPump
-from consecution.runtime.shipping import Shipment
+from consecution.runtime.shipping import Parcel, Shipment, main_travels
 from consecution.runtime.worker import Worker, WorkerSpec, _report, run_worker
 
-GONE_WAIT_S = 10.0
+LOOK_EVERY_S = 0.01
+EXIT_UNGUARDED = 71
+PROCESS_NAME = "consecution worker "
 
 
 class WorkerProcess(Protocol):
@@ -35,45 +40,36 @@ class WorkerProcess(Protocol):
     def death(self) -> str:
         """How it died, for people."""
 
+    def start_error(self) -> ConsecutionError | None:
+        """What it died of, if no restart can mend that."""
+
     def signal(self, number: int) -> None: ...
 
     def join(self, timeout_s: float) -> bool:
         """Whether it is gone for certain."""
 
 
-def context() -> Any:
-    """Workers are forked from a server that has imported everything, but opened nothing."""
-    made = multiprocess.get_context("forkserver")
-    made.set_forkserver_preload(["consecution.runtime.worker"])
-    return made
-
-
 def refuse_in_worker_start() -> None:
     """An unguarded script would start the run again in every worker that imports it."""
-    if getattr(multiprocess.process.current_process(), "_inheriting", False):
-        raise UsageError(
-            "run() was called while a worker imports your script: put the call under `if __name__ == '__main__':`"
-        )
+    process = multiprocess.process.current_process()
+    if not getattr(process, "_inheriting", False):
+        return
+    if process.name.startswith(PROCESS_NAME):
+        os._exit(EXIT_UNGUARDED)
+    raise _unguarded()
+
+
+def _unguarded() -> UsageError:
+    return UsageError(
+        "run() was called while a worker imports your script: put the call under `if __name__ == '__main__':`"
+    )
 
 
 class ProcessWorker:
-    """A worker in a process of its own."""
+    """A worker in a process of its own. OSError or EOFError if it cannot be started just now."""
 
-    def __init__(self, spec: WorkerSpec, mark: str, logs: LogPump) -> None:
-        made = context()
-        self.pipe, theirs = made.Pipe()
-        log_read, log_write = os.pipe()
-        log = multiprocess.connection.Connection(log_write, readable=False)
-        self._process = made.Process(target=run_worker, args=(spec, theirs, log), name=mark, daemon=True)
-        try:
-            with _main_if_needed():
-                self._process.start()
-        except BaseException:
-            os.close(log_read)
-            raise
-        finally:
-            theirs.close()
-            log.close()
+    def __init__(self, spec: WorkerSpec, parcel: Parcel, mark: str, logs: LogPump) -> None:
+        self.pipe, log_read, self._process = fork_server.insist(lambda: _start_process(spec, parcel, mark))
         self.pid: int = self._process.pid
         logs.add(log_read, f"{mark} {self.pid}")
 
@@ -89,6 +85,9 @@ class ProcessWorker:
                 return f"killed by {signal.Signals(-code).name}"
         return f"exit code {code}"
 
+    def start_error(self) -> ConsecutionError | None:
+        return _unguarded() if self._process.exitcode == EXIT_UNGUARDED else None
+
     def signal(self, number: int) -> None:
         """Only while it is not reaped: its pid may belong to somebody else afterwards."""
         if self._process.exitcode is None:
@@ -96,23 +95,54 @@ class ProcessWorker:
                 os.kill(self.pid, number)
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for its death; where its fork server died first, make sure of it by its pipe's end."""
+        """Wait for its death; where its fork server died first, nobody says whether it is dead: make sure."""
         self._process.join(timeout_s)
         if self._process.exitcode is None:
             return False
-        if self._process.exitcode == 255 and not self._pipe_ended(0):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            return self._pipe_ended(timeout_s)
-        return True
+        return self._process.exitcode != 255 or self._make_sure(timeout_s)
 
-    def _pipe_ended(self, timeout_s: float) -> bool:
+    def _make_sure(self, timeout_s: float) -> bool:
+        """Gone is whose process id is free, or whose pipe has ended (where nobody reaps it)."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return True
+            if self._pipe_ended():
+                return True
+            time.sleep(LOOK_EVERY_S)
+        return False
+
+    def _pipe_ended(self) -> bool:
         try:
-            while self.pipe.poll(timeout_s):
+            while self.pipe.poll():
                 self.pipe.recv()
         except (EOFError, OSError):
             return True
         return False
+
+
+def _start_process(spec: WorkerSpec, parcel: Parcel, mark: str) -> tuple[Any, int, Any]:
+    """The supervisor's end of the worker's pipe, where to read what it writes, and its process."""
+    made = fork_server.context()
+    ours, theirs = made.Pipe()
+    log_read, log_write = os.pipe()
+    log = multiprocess.connection.Connection(log_write, readable=False)
+    sent = multiprocess.connection.Connection(os.dup(parcel.fileno()), writable=False)
+    args = (spec, theirs, log, sent)
+    process = made.Process(target=run_worker, args=args, name=PROCESS_NAME + mark, daemon=True)
+    try:
+        with _main_if_needed():
+            process.start()
+    except BaseException:
+        os.close(log_read)
+        ours.close()
+        raise
+    finally:
+        for end in (theirs, log, sent):
+            end.close()
+    return ours, log_read, process
 
 
 class ThreadWorker:
@@ -143,6 +173,9 @@ class ThreadWorker:
     def death(self) -> str:
         return "ended"
 
+    def start_error(self) -> ConsecutionError | None:
+        return None
+
     def signal(self, number: int) -> None:
         """A thread cannot be killed: its pipe's end tells it to stop."""
         with contextlib.suppress(OSError):
@@ -155,9 +188,11 @@ class ThreadWorker:
 
 @contextlib.contextmanager
 def _main_if_needed() -> Iterator[None]:
-    """Keep workers from importing a main module that defines nothing they could need."""
+    """Keep workers from importing a main module that is no file, or defines nothing they could need."""
     main = sys.modules["__main__"]
-    if any(getattr(value, "__module__", None) == "__main__" for value in list(vars(main).values())):
+    if not main_travels() and any(
+        getattr(value, "__module__", None) == "__main__" for value in list(vars(main).values())
+    ):
         yield
         return
     sys.modules["__main__"] = types.ModuleType("__main__")

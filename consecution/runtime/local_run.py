@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import time
+import weakref
+from bdb import BdbQuit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +14,14 @@ from typing import Any
 from consecution.errors import ConsecutionError, NotRunningError, UsageError, WorkerError
 from consecution.plan import Plan
 from consecution.protocol.origin import FailureEntry
-from consecution.protocol.values import TaskIndex
+from consecution.protocol.values import USER_ERRORS, TaskIndex
 from consecution.report import Report, Status
 from consecution.runtime import assembly
 from consecution.runtime.origin_host import Outbox, SourceHost, live_codec
 from consecution.runtime.replicas import make_replicas
 from consecution.runtime.state import StateDir, open_state_dir
 from consecution.runtime.task_host import TaskHost
+from consecution.sink import Sink
 from consecution.source import Source
 from consecution.sources.manual import ManualSource, Receipt
 
@@ -45,7 +50,8 @@ class LocalRun:
     """All hosts of a run that lives in one process.
 
     ``outbox_of`` gives each task its way to the others. The hosts are driven by an engine; this
-    class opens and closes them and sums them up.
+    class opens and closes them and sums them up. A run ends in `finish`, `leave` or `abandon`, all three of
+    which close everything; ``closed`` says so.
     """
 
     def __init__(
@@ -57,22 +63,25 @@ class LocalRun:
         *,
         may_block: bool,
     ) -> None:
+        _check_not_running(pipeline)
         self.plan = plan
         self.pipeline = pipeline
         self.state = open_run_state(plan)
         self.report: Report | None = None
-        self.started_s = time.monotonic()
-        self.source = assembly.make_source(plan, iterable)
-        self.source.may_block = may_block
+        self.closed = False
         self.tasks: dict[TaskIndex, TaskHost] = {}
-        self._opened: list[TaskHost] = []
-        self._closed = False
+        self._opened: list[TaskIndex] = []
+        self._started_s = time.monotonic()
+        self._last_status: Status | None = None
         try:
+            self.source = assembly.make_source(plan, iterable)
+            self.source.may_block = may_block
             self._make_hosts(outbox_of)
         except BaseException:
             if self.state is not None:
                 self.state.close(keep=False)
             raise
+        _RUNS.add(self)
 
     def _make_hosts(self, outbox_of: Callable[[TaskIndex], Outbox]) -> None:
         plan = self.plan
@@ -80,7 +89,8 @@ class LocalRun:
         codecs = live_codec(robust=plan.options.robust)
         namer = assembly.origin_namer(plan, epoch)
         for task, node in make_replicas(plan, self.pipeline).items():
-            self.tasks[task] = TaskHost(plan, task, node, codecs[0], outbox_of(task), origin_name=namer)
+            outbox = outbox_of(task)
+            self.tasks[task] = TaskHost(plan, task, node, codecs[0], outbox, origin_name=namer, lets_through=(BdbQuit,))
         self.source_host: SourceHost = assembly.make_source_host(
             plan,
             self.source,
@@ -98,33 +108,46 @@ class LocalRun:
         self.pipeline._call_user_begin()
         for task in self.tasks:
             self.begin_task(task)
-            self._opened.append(self.tasks[task])
+            self._opened.append(task)
         self.open_source()
 
     def begin_task(self, task: TaskIndex) -> None:
         """Run one ``begin``; WorkerError says which task's it was that raised."""
-        name = self.plan.task(task).name
+        host = self.tasks[task]
         try:
-            self.tasks[task].begin()
+            host.begin()
         except ConsecutionError:
             raise
-        except Exception as error:
-            raise WorkerError(
-                f"{name}: begin() raised {type(error).__name__}: {error}; the run was not started", task=name
-            ) from error
+        except USER_ERRORS as error:
+            what = "open" if isinstance(host.node, Sink) else "begin"
+            raise _user_error(host.name, what, error, "the run was not started") from error
+
+    def close_task(self, task: TaskIndex) -> None:
+        """Close one sink; WorkerError says which one's ``close`` raised."""
+        host = self.tasks[task]
+        try:
+            host.close()
+        except USER_ERRORS as error:
+            raise _user_error(host.name, "close", error, "what it wrote may be incomplete") from error
 
     def open_source(self) -> None:
         """Open the source where the journal stands, and let the origin go."""
         self.source_host.open()
         self.source_host.origin.replay(time.time())
 
-    def close(self) -> None:
-        """Close source, journal and sinks. Harmless when repeated; the first error is raised at the end."""
-        if self._closed:
+    def _close(self, seen_as: str) -> None:
+        """Close source, journal and sinks, all of them; the first error is raised at the end.
+
+        From now on the run's status is the one of this moment.
+        """
+        if self.closed:
             return
-        self._closed = True
+        self._last_status = self.status(seen_as)
+        self.closed = True
         problem: BaseException | None = None
-        for close in (self.source_host.close, *(host.close for host in self._opened)):
+        closers: list[Callable[[], None]] = [self.source_host.close]
+        closers += [functools.partial(self.close_task, task) for task in self._opened]
+        for close in closers:
             try:
                 close()
             except Exception as error:
@@ -132,23 +155,39 @@ class LocalRun:
         if problem is not None:
             raise problem
 
-    def abandon(self) -> None:
-        """After an error: close what can be closed, keep the state."""
-        self.report_counts = self.status("failed")
+    def leave(self, report: Report) -> None:
+        """The run was finished before: there is nothing to do."""
+        self.report = report
+        self._close("finished")
+        assert self.state is not None
+        self.state.close()
+
+    def abandon(self, error: BaseException) -> None:
+        """After ``error``: close what can be closed, keep what is open in the state directory."""
         try:
-            self.close()
-        finally:
-            if self.state is not None:
-                self.state.close(keep=bool(self.source_host.origin.counts().pending))
+            self._close("failed")
+        except Exception as second:
+            error.add_note(f"and closing failed: {second}")
+        if self.state is None:
+            return
+        pending = self.source_host.origin.counts().pending
+        self.state.close(keep=bool(pending))
+        if pending and self.state.temporary:
+            error.add_note(f"what was open is kept: run again with state_dir={str(self.state.path)!r}")
 
     def finish(self, *, stopped: bool) -> Report:
-        """Close everything and sum it up. ``stopped``: before the stream had ended."""
+        """Close everything and sum it up. ``stopped``: before the stream had ended.
+
+        Raises what the source ended with, what a sink's ``close`` raises, and what the pipeline's ``end`` does.
+        """
         plan, state = self.plan, self.state
+        self.source_host.raise_problem()
         keep = plan.options.keep_failed
         failures = self.source_host.host.store.failures(keep)
         failures += self._failed_at_end(keep)
-        status = self.status("stopped" if stopped else "finished")
-        self.close()
+        seen_as = "stopped" if stopped else "finished"
+        self._close(seen_as)
+        status = self.status(seen_as)
         result = None if stopped else self.pipeline._call_user_end()
         keep_state = bool(status.pending) or (state is not None and not state.temporary)
         report = assembly.make_report(
@@ -176,14 +215,16 @@ class LocalRun:
         return self.source_host.host.confirmed and all(host.confirmed for host in hosts)
 
     def status(self, state: str) -> Status:
-        """What has been done so far."""
+        """What has been done so far; once the run is closed, how it was then."""
+        if self._last_status is not None:
+            return self._last_status
         ended = [host.origin_host for host in self.tasks.values() if host.origin_host is not None]
         return assembly.make_status(
             self.plan,
             state,
             self.source_host.origin.counts(),
             {task: host.step.counts for task, host in self.tasks.items()},
-            seconds=time.monotonic() - self.started_s,
+            seconds=time.monotonic() - self._started_s,
             failed_elsewhere=sum(host.origin.counts().failed for host in ended),
         )
 
@@ -191,20 +232,50 @@ class LocalRun:
         """The tasks that run ``end``, node by node, parents first."""
         return [[TaskIndex(t) for t in node.tasks] for node in self.plan.nodes if node.wants_end]
 
-    def require_open(self) -> None:
-        if self.report is not None or self._closed:
+    def require_open(self, *, stopping: bool) -> None:
+        """NotRunningError where nothing more will be taken."""
+        if self.closed:
             raise NotRunningError("this run has ended; start another one")
+        if stopping:
+            raise NotRunningError("this run was stopped and takes no more items; start another one")
+
+
+_RUNS: weakref.WeakSet[LocalRun] = weakref.WeakSet()
+
+
+def _check_not_running(pipeline: Any) -> None:
+    """One run at a time: all runs in this process use the pipeline's own nodes."""
+    if not _is_running(pipeline):
+        return
+    gc.collect()  # a run that was dropped half way is no run any more
+    if _is_running(pipeline):
+        raise UsageError(
+            "this pipeline is running already, and inline and thread runs share its nodes: wait() for that "
+            "run or stop() it first, or make another pipeline of new nodes"
+        )
+
+
+def _is_running(pipeline: Any) -> bool:
+    return any(run.pipeline is pipeline and not run.closed for run in list(_RUNS))
 
 
 def _shown_dir(state: StateDir | None, keep: bool) -> Path | None:
     return state.path if state is not None and (keep or not state.temporary) else None
 
 
-def end_error(name: str, error: BaseException) -> WorkerError:
-    """What a run ends with when a node's ``end`` raises."""
-    made = WorkerError(
-        f"{name}: end() raised {type(error).__name__}: {error}; what the node had collected is not passed on",
-        task=name,
-    )
+def _user_error(task: str, what: str, error: BaseException, so: str) -> WorkerError:
+    made = WorkerError(f"{task}: {what}() raised {type(error).__name__}: {error}; {so}", task=task)
     made.__cause__ = error
     return made
+
+
+def end_error(task: str, error: BaseException) -> WorkerError:
+    """What a run ends with when a node's ``end`` raises."""
+    return _user_error(task, "end", error, "what the node had collected is not passed on")
+
+
+def task_error(task: str, error: BaseException) -> BaseException:
+    """What a run ends with when a task's thread does: our own errors as they are, the user's with the task's name."""
+    if isinstance(error, (ConsecutionError, BdbQuit)):
+        return error
+    return _user_error(task, "process", error, "that ends the run")

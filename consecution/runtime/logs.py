@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import sys
@@ -81,8 +82,7 @@ class LogPump:
 
 
 def _write(text: str) -> None:
-    try:
+    """Whatever standard error is and does (closed, a broken pipe, None), workers must not wait for it."""
+    with contextlib.suppress(Exception):
         sys.stderr.write(text)
         sys.stderr.flush()
-    except (OSError, ValueError):
-        pass

@@ -18,8 +18,9 @@ from consecution.protocol.origin import (
     OriginLimits,
     Settled,
 )
-from consecution.protocol.step import USER_ERRORS, Codec, describe_failure
+from consecution.protocol.step import Codec, describe_failure
 from consecution.protocol.values import (
+    USER_ERRORS,
     Acks,
     Confirms,
     CreditReturn,
@@ -225,6 +226,7 @@ class SourceHost:
         self.origin = host.origin
         self.source = source
         self._reader = _Reader(source, linger_s, time.monotonic)
+        self._problem: SourceError | None = None
         host._on_settled = self._settled
 
     def open(self) -> None:
@@ -245,9 +247,24 @@ class SourceHost:
         self.host.receive(message)
 
     def turn(self) -> bool:
-        """Read, commit and launch. Returns whether there was anything to do."""
-        read = self._read()
-        return self.host.turn() or read
+        """Read, commit and launch. Returns whether there was anything to do.
+
+        Raises SourceError if the source has raised, when all that came before is completely processed.
+        """
+        try:
+            worked = self._read()
+        except SourceError as error:
+            self._problem, worked = error, True
+            self.stop_reading()
+        worked = self.host.turn() or worked
+        if self.origin.settled:
+            self.raise_problem()
+        return worked
+
+    def raise_problem(self) -> None:
+        """Raise what the source has raised, if it has."""
+        if self._problem is not None:
+            raise self._problem
 
     @property
     def wants_to_read(self) -> bool:
@@ -316,13 +333,15 @@ class _Reader:
         self._kept: list[Any] = []
         self._since_s = 0.0
         self._ended = False
+        self._error: Exception | None = None
 
     def read(self, max_items: int) -> list[Any] | None:
+        if self._error is not None:
+            raise self._error
         if self._ended:
             return None
-        found = self._source.read(max_items - len(self._kept)) if len(self._kept) < max_items else []
+        found = self._ask(max_items - len(self._kept)) if len(self._kept) < max_items else []
         if found is None:
-            self._ended = True
             kept, self._kept = self._kept, []
             return kept or None
         if not self._linger_s:
@@ -334,6 +353,18 @@ class _Reader:
             return []
         kept, self._kept = self._kept, []
         return kept
+
+    def _ask(self, max_items: int) -> list[Any] | None:
+        """What the source has; None at its end, and where it raises after something was kept: that goes first."""
+        try:
+            found = self._source.read(max_items)
+        except Exception as error:
+            if not self._kept:
+                raise
+            self._error = error
+            return None
+        self._ended = found is None
+        return found
 
     def left_s(self) -> float | None:
         """Seconds until what is kept goes even if it is not a full batch; None: nothing is kept."""

@@ -24,6 +24,7 @@ def make_replicas(plan: Plan, pipeline: Any) -> dict[TaskIndex, Node]:
         assert planned.node is not None
         for replica, task in enumerate(planned.tasks):
             node = planned.node if replica == 0 else _copy_node(planned.node)
+            node._break_off()  # a run that was aborted may have left something gathered
             node.pipeline = pipeline
             node.global_state = pipeline.global_state
             made[TaskIndex(task)] = node

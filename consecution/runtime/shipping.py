@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import sys
+import tempfile
 import types
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,36 @@ class Shipment:
     node: Node | None
     source: Source | None
     global_state: Any
+    main_classes: dict[str, type] = dataclasses.field(default_factory=dict)
+
+
+class Parcel:
+    """A shipment in a file without a name. Every incarnation of a task reads it through a descriptor of its own.
+
+    So starting a worker never waits until that worker has read it, which it does after importing the main module.
+    """
+
+    def __init__(self, blob: bytes) -> None:
+        self._file = tempfile.TemporaryFile(prefix="consecution-")
+        self._file.write(blob)
+        self._file.flush()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_parcel(parcel: Any) -> bytes:
+    """The shipment in a parcel, which is closed; whoever shares the file does not notice."""
+    fd = parcel.fileno()
+    size_bytes = os.fstat(fd).st_size
+    parts: list[bytes] = []
+    while size_bytes > (read := sum(map(len, parts))):
+        parts.append(os.pread(fd, size_bytes - read, read))
+    parcel.close()
+    return b"".join(parts)
 
 
 class FrozenGlobalState:
@@ -83,21 +115,58 @@ def ship(plan: Plan, task: int, global_state: Any, source: Source | None) -> byt
     planned = plan.node(plan.task(task).node)
     node = None if planned.is_source else planned.node
     detached = None if node is None else node._detached_copy()
-    shipment = Shipment(_plan_for(plan, planned), detached, source, global_state)
+    shipment = Shipment(_plan_for(plan, planned), detached, source, global_state, _main_classes())
     try:
-        return _dumps(shipment)
+        return _dumps_with_classes(shipment)
     except Exception as error:
         raise _explain(planned, detached, global_state, error) from error
 
 
+def _dumps_with_classes(shipment: Shipment) -> bytes:
+    try:
+        return _dumps(shipment)
+    except Exception:
+        if not shipment.main_classes:
+            raise
+        classes = {name: value for name, value in shipment.main_classes.items() if can_ship(value)}
+        return _dumps(dataclasses.replace(shipment, main_classes=classes))
+
+
+def _main_classes() -> dict[str, type]:
+    """What items may be made of: where the main module itself cannot be imported, its classes travel with the node.
+
+    In one shipment, so that the node and the items that come later speak of the same class.
+    """
+    if not main_travels():
+        return {}
+    return {
+        name: value
+        for name, value in list(vars(sys.modules["__main__"]).items())
+        if isinstance(value, type) and value.__module__ == "__main__" and value.__qualname__ == name
+    }
+
+
 def unship(blob: bytes) -> Shipment:
-    """The shipment in these bytes, its node given a pipeline and a read-only global state."""
+    """The shipment in these bytes, its node given a pipeline and a read-only global state.
+
+    Only in a worker: its main module takes up the classes that were sent along.
+    """
     shipment: Shipment = _loads(blob)
+    vars(sys.modules["__main__"]).update(shipment.main_classes)
     if shipment.node is not None:
         state = FrozenGlobalState(shipment.global_state)
         shipment.node.pipeline = WorkerPipeline(state)  # type: ignore[assignment]
         shipment.node.global_state = state
     return shipment
+
+
+def main_travels() -> bool:
+    """Whether the main module is no file that workers could import: a notebook, a prompt, ``-c``, standard input."""
+    main = sys.modules.get("__main__")
+    if getattr(main, "__spec__", None) is not None:
+        return False
+    file = getattr(main, "__file__", None)
+    return file is None or not os.path.exists(file)
 
 
 def can_ship(value: Any) -> bool:
@@ -110,9 +179,8 @@ def can_ship(value: Any) -> bool:
 
 
 def _dumps(value: Any) -> bytes:
-    main = sys.modules.get("__main__")
     file = io.BytesIO()
-    if getattr(main, "__file__", None) is None:
+    if main_travels():
         # What a notebook or prompt defined has to travel itself, with the globals it uses.
         dill.dump(value, file, protocol=5, byref=False, recurse=True)
     else:

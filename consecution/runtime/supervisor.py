@@ -10,9 +10,10 @@ import contextlib
 import os
 import pickle
 import signal
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from multiprocess.connection import wait as wait_for
@@ -32,13 +33,19 @@ LOOK_EVERY_S = 0.1
 ABORT_WAIT_S = 0.5
 """How long a hanging worker has to write its stack after SIGABRT."""
 QUIT_WAIT_S = 10.0
-BEGIN_STRETCH = 10
-"""``begin`` may take this many times the timeout."""
+LONG_STEPS = ("begin", "end", "close")
+LONG_STEP_STRETCH = 10
+"""What is done once may take this many times the timeout."""
+STANDSTILL_S = 1.0
+"""Turns further apart than this: it was us who stood still (a stopped job, a frozen machine), not the workers."""
 FIRST_BACK_OFF_S = 0.1
 LONGEST_BACK_OFF_S = 5.0
 
 Launch = Callable[[TaskIndex, int], WorkerProcess]
-"""Start a new incarnation of a task: (task, incarnation) → worker."""
+"""Start a new incarnation of a task: (task, incarnation) → worker. OSError or EOFError: try again later."""
+
+Wait = Callable[[list[Any], float], list[Any]]
+"""Those of some pipes and sentinels that are ready, at the latest after so many seconds."""
 
 
 @dataclass(slots=True)
@@ -60,23 +67,37 @@ class _Watched:
 
 
 class Supervisor:
-    """Runs the workers of one plan. `run` is called by one thread; `stop` and `abort` by any."""
+    """Runs the workers of one plan. `run` is called by one thread; `stop` and `abort` by any, signal handlers too."""
 
-    def __init__(self, plan: Plan, launch: Launch, say: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        launch: Launch,
+        say: Callable[[str, str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Wait = wait_for,
+    ) -> None:
         self.plan = plan
         self.restarts = 0
         self.confirmed = True
         self.stopped = False
         self._launch = launch
         self._say = say
+        self._clock = clock
+        self._wait = wait
         self._tasks = {TaskIndex(task.index): _Watched() for task in plan.tasks}
         self._recovery = Recovery(self._tasks)
         self._ending = Ending([[TaskIndex(t) for t in node.tasks] for node in plan.nodes if node.wants_end])
+        self._closing = False
         self._gone = False
         self._stop_asked = False
         self._abort_asked = False
         self._stop_told = False
-        self._wake_read, self._wake_write = os.pipe()
+        self._replayed_before = 0
+        self._turned_s = 0.0
+        self._waking = threading.RLock()
+        self._wake_read, self._wake_write = -1, -1
 
     # -- what other threads may call -------------------------------------------------------------
 
@@ -91,18 +112,36 @@ class Supervisor:
         self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            os.write(self._wake_write, b".")
+        """Never after `run`: the descriptor's number may be somebody else's by then."""
+        with self._waking:
+            if self._wake_write >= 0:
+                with contextlib.suppress(BlockingIOError):
+                    os.write(self._wake_write, b".")
+
+    @contextlib.contextmanager
+    def _wakeable(self) -> Iterator[None]:
+        with self._waking:
+            self._wake_read, self._wake_write = os.pipe()
+            os.set_blocking(self._wake_write, False)
+        try:
+            yield
+        finally:
+            with self._waking:
+                os.close(self._wake_read)
+                os.close(self._wake_write)
+                self._wake_write = -1
 
     def counts(self) -> dict[TaskIndex, Counts]:
         """What each task has done, all its incarnations together, as of their last beats."""
         return {task: _sum_counts(watched) for task, watched in self._tasks.items()}
 
     def origin_counts(self) -> OriginCounts:
-        """The source's books, as of its last beat."""
+        """The source's books, as of its last beat; what was replayed counts over all its incarnations."""
         beat = self._tasks[SOURCE_TASK].beat
         found = beat.origin if beat is not None else None
-        return found or OriginCounts(0, 0, 0, 0, 0, 0)
+        if found is None:
+            return OriginCounts(0, 0, 0, 0, self._replayed_before, 0)
+        return replace(found, replayed=self._replayed_before + found.replayed)
 
     def failed_at_end(self) -> int:
         """Items given up that `end` methods had pushed."""
@@ -113,12 +152,9 @@ class Supervisor:
         return [e for w in self._tasks.values() if w.closed is not None for e in w.closed.failures]
 
     def pids(self) -> dict[str, int]:
-        """Task name → process id of its worker."""
-        return {
-            self.plan.task(task).name: watched.worker.pid
-            for task, watched in self._tasks.items()
-            if watched.worker is not None
-        }
+        """Task name → process id of its worker; a source that is read in this process has none."""
+        workers = [(task, watched.worker) for task, watched in self._tasks.items()]
+        return {self._name(task): w.pid for task, w in workers if w is not None and w.sentinel is not None}
 
     @property
     def state(self) -> str:
@@ -132,38 +168,49 @@ class Supervisor:
 
     def run(self) -> None:
         """Run to the end, or until stopped. Raises what ended the run before its time."""
-        try:
-            self._carry_out(self._recovery.begin())
-            while not self._is_over():
-                self._listen(self._wait_s())
-                self._start_what_is_due()
-                self._look_for_hanging()
-            self.stopped = self._abort_asked or not self._ending.finished
-            if self._abort_asked:
+        with self._wakeable():
+            try:
+                self._carry_out(self._recovery.begin())
+                self._turned_s = self._clock()
+                while not self._is_over():
+                    self._turn()
+                self.stopped = self._abort_asked or not self._ending.finished
+                if not self._abort_asked:
+                    self._quit_all()
+            finally:
                 self._kill_all()
-            else:
-                self._quit_all()
-        except BaseException:
-            self._kill_all()
-            raise
-        finally:
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+
+    def _turn(self) -> None:
+        self._forgive_standstill()
+        self._listen(self._wait_s())
+        self._start_what_is_due()
+        self._look_for_hanging()
+
+    def _forgive_standstill(self) -> float:
+        """Time in which this loop did not run says nothing about the workers: they may have stood still too."""
+        now_s = self._clock()
+        stood_s = now_s - self._turned_s - LOOK_EVERY_S
+        self._turned_s = now_s
+        if stood_s <= STANDSTILL_S:
+            return 0.0
+        for watched in self._tasks.values():
+            watched.changed_s = min(now_s, watched.changed_s + stood_s)
+        return stood_s
 
     def _is_over(self) -> bool:
         if self._abort_asked:
             return True
-        if self._stop_asked and not self._stop_told and self._recovery.settled:
+        if self._ending.started or not self._stop_asked:
+            return self._ending.finished
+        if not self._stop_told and self._recovery.settled:
             self._stop_told = True
             self._tell(SOURCE_TASK, control.StopReading())
         source = self._tasks[SOURCE_TASK].beat
-        if self._stop_asked and source is not None and source.drained:
-            return True
-        return self._ending.finished
+        return source is not None and source.drained
 
     def _wait_s(self) -> float:
         due = [w.start_due_s for w in self._tasks.values() if w.start_due_s is not None]
-        return min([LOOK_EVERY_S, *(max(0.0, due_s - time.monotonic()) for due_s in due)])
+        return min([LOOK_EVERY_S, *(max(0.0, due_s - self._clock()) for due_s in due)])
 
     def _listen(self, timeout_s: float) -> None:
         """Hear what workers say; the deaths last, so that last words count."""
@@ -175,7 +222,7 @@ class Supervisor:
                     pipes[watched.worker.pipe] = task
                 if watched.worker.sentinel is not None:
                     sentinels[watched.worker.sentinel] = task
-        ready = wait_for([*pipes, *sentinels, self._wake_read], timeout_s)
+        ready = self._wait([*pipes, *sentinels, self._wake_read], timeout_s)
         if self._wake_read in ready:
             os.read(self._wake_read, 4096)
         for found in ready:
@@ -200,11 +247,12 @@ class Supervisor:
         if isinstance(word, control.Beat):
             self._take_beat(watched, word)
         elif isinstance(word, control.Hello):
-            watched.changed_s = time.monotonic()
+            watched.changed_s = self._clock()
             self._carry_out(self._recovery.started(task, word.endpoint))
+            self._tell_again(task)
         elif isinstance(word, control.Began):
             watched.began = True
-            watched.changed_s = time.monotonic()
+            watched.changed_s = self._clock()
         elif isinstance(word, control.Switched):
             self._carry_out(self._recovery.switched(task, word.version))
         elif isinstance(word, control.Ended):
@@ -222,10 +270,17 @@ class Supervisor:
     def _take_beat(self, watched: _Watched, beat: control.Beat) -> None:
         last = watched.beat
         if last is None or beat.progress != last.progress or not beat.occupied_with or not last.occupied_with:
-            watched.changed_s = time.monotonic()
+            watched.changed_s = self._clock()
         watched.beat = beat
         if beat.finished and not self._stop_asked and self._recovery.settled:
             self._end(self._ending.source_finished())
+
+    def _tell_again(self, task: TaskIndex) -> None:
+        """What the last incarnation was told about stopping, the new one must be told too."""
+        if task == SOURCE_TASK:
+            self._stop_told = False
+        if self._closing:
+            self._tell(task, control.Quit())
 
     def _end(self, tasks: list[TaskIndex]) -> None:
         for task in tasks:
@@ -266,15 +321,21 @@ class Supervisor:
         self._hear(task)
         how = worker.death()
         worker.pipe.close()
-        _add_up(watched)
-        watched.worker, watched.began, watched.aborted_s = None, False, None
+        self._forget_worker(task, watched)
         if watched.closed is not None or self._gone:
             return
         failpoints.passed("supervisor.mourned")
+        if (error := worker.start_error()) is not None:
+            raise error
+        if not self.plan.options.robust and self._lose(task, how):
+            return
         self._count_death(task, watched, how)
-        if not self.plan.options.robust:
-            self._lose(task)
         self._carry_out(self._recovery.died(task))
+
+    def _forget_worker(self, task: TaskIndex, watched: _Watched) -> None:
+        """The counts of an incarnation that is over go into the sums."""
+        watched.before = _sum_counts(watched)
+        watched.worker, watched.began, watched.aborted_s = None, False, None
 
     def _count_death(self, task: TaskIndex, watched: _Watched, how: str) -> None:
         completed = self.origin_counts().completed
@@ -289,19 +350,25 @@ class Supervisor:
                 f"the node and run again with the same state directory (max_restarts={most})",
             )
         delay_s = 0.0 if watched.deaths == 1 else FIRST_BACK_OFF_S * 2.0 ** (watched.deaths - 2)
-        watched.start_due_s = time.monotonic() + min(delay_s, LONGEST_BACK_OFF_S)
+        watched.start_due_s = self._clock() + min(delay_s, LONGEST_BACK_OFF_S)
         self._say("supervisor", f"{self._name(task)} died: {how}; starting it again")
 
-    def _lose(self, task: TaskIndex) -> None:
-        """Without a journal a death means: nobody knows what was processed."""
+    def _lose(self, task: TaskIndex, how: str) -> bool:
+        """Without a journal a death means: nobody knows what was processed. Returns whether it stays dead."""
+        if not self._recovery.replayed_version:
+            return False
         self.confirmed = False
+        if self._closing:
+            self._say("supervisor", f"{self._name(task)} died while it closed: {how}")
+            return True
         if task == SOURCE_TASK:
-            raise self._worker_error(task, "the source died; only robustness='robust' can go on after that")
+            raise self._worker_error(task, f"the source died ({how}); only robustness='robust' can go on after that")
         if self._ending.started:
             self._end(self._ending.task_ended(task))
+        return False
 
     def _start_what_is_due(self) -> None:
-        now_s = time.monotonic()
+        now_s = self._clock()
         for task, watched in self._tasks.items():
             if watched.start_due_s is not None and watched.start_due_s <= now_s:
                 watched.start_due_s = None
@@ -310,7 +377,7 @@ class Supervisor:
 
     def _look_for_hanging(self) -> None:
         """A worker that has made no progress for too long is killed; first with a signal that shows its stack."""
-        now_s = time.monotonic()
+        now_s = self._clock()
         for task, watched in self._tasks.items():
             worker = watched.worker
             if worker is None or worker.sentinel is None:
@@ -319,9 +386,10 @@ class Supervisor:
                 if now_s - watched.aborted_s > ABORT_WAIT_S:
                     worker.signal(signal.SIGKILL)
                 continue
-            limit_s = self.plan.options.timeout_s * (1 if watched.began else BEGIN_STRETCH)
+            what = watched.beat.occupied_with if watched.beat is not None else "starting"
+            long = what in LONG_STEPS or not watched.began
+            limit_s = self.plan.options.timeout_s * (LONG_STEP_STRETCH if long else 1)
             if now_s - watched.changed_s > limit_s:
-                what = watched.beat.occupied_with if watched.beat is not None else "starting"
                 self._say(
                     "supervisor",
                     f"{self._name(task)} (pid {worker.pid}) has made no progress in {what or 'its loop'} for "
@@ -349,11 +417,22 @@ class Supervisor:
 
     def _start(self, task: TaskIndex, watched: _Watched) -> None:
         watched.incarnation += 1
-        watched.beat = None if task != SOURCE_TASK else watched.beat
+        watched.beat = self._beat_at_start(task, watched)
         watched.failure = None
-        watched.changed_s = time.monotonic()
-        watched.worker = self._launch(task, watched.incarnation)
+        watched.changed_s = self._clock()
+        try:
+            watched.worker = self._launch(task, watched.incarnation)
+        except (OSError, EOFError) as error:
+            self._count_death(task, watched, f"it cannot be started: {type(error).__name__}: {error}")
         failpoints.passed("supervisor.started_worker")
+
+    def _beat_at_start(self, task: TaskIndex, watched: _Watched) -> control.Beat | None:
+        """Nothing is known of a new worker; the source's books, which it will read from its journal, are."""
+        beat = watched.beat
+        if task != SOURCE_TASK or beat is None or beat.origin is None:
+            return None
+        self._replayed_before += beat.origin.replayed
+        return replace(beat, items_in=0, items_out=0, origin=replace(beat.origin, replayed=0))
 
     def _tell(self, task: TaskIndex, order: Any) -> None:
         """A worker that cannot be told is dead; its sentinel will say so."""
@@ -366,37 +445,57 @@ class Supervisor:
 
     def _quit_all(self) -> None:
         """Everybody closes; the source first, so that nobody is sent anything any more."""
-        self._gone = True
+        self._closing = True
         for task in self._tasks:
             self._tell(task, control.Quit())
         limit_s = max(QUIT_WAIT_S, self.plan.options.timeout_s)
-        deadline_s = time.monotonic() + limit_s
-        while any(w.worker is not None for w in self._tasks.values()) and time.monotonic() < deadline_s:
-            self._listen(LOOK_EVERY_S)
-            if self._abort_asked:
-                break
-            for watched in self._tasks.values():
-                worker = watched.worker
-                if worker is not None and worker.sentinel is None and watched.closed is not None:
-                    worker.join(QUIT_WAIT_S)
-                    worker.pipe.close()
-                    _add_up(watched)
-                    watched.worker = None
-        self._kill_all()
+        deadline_s = self._clock() + limit_s
+        while self._somebody_is_left() and not self._abort_asked:
+            deadline_s += self._forgive_standstill()
+            if self._clock() > deadline_s:
+                raise self._slow_to_close(limit_s)
+            self._listen(self._wait_s())
+            self._start_what_is_due()
+            self._let_go_of_threads()
+
+    def _somebody_is_left(self) -> bool:
+        return any(w.worker is not None or w.start_due_s is not None for w in self._tasks.values())
+
+    def _let_go_of_threads(self) -> None:
+        """A thread has no sentinel: its last word is its end."""
+        for task, watched in self._tasks.items():
+            worker = watched.worker
+            if worker is not None and worker.sentinel is None and watched.closed is not None:
+                worker.join(QUIT_WAIT_S)
+                worker.pipe.close()
+                self._forget_worker(task, watched)
+
+    def _slow_to_close(self, limit_s: float) -> WorkerError:
+        """Let those that hang show where, and name them."""
+        left = [(task, w.worker) for task, w in self._tasks.items() if w.worker is not None]
+        for _, worker in left:
+            worker.signal(signal.SIGABRT)
+        self._gone = True
+        for _, worker in left:
+            worker.join(ABORT_WAIT_S)
+        names = ", ".join(self._name(task) for task, _ in left)
+        return WorkerError(
+            f"{names}: close() has not returned within {limit_s:g} s; everything is processed, but what close() "
+            "had to do may be missing",
+            task=self._name(left[0][0]) if left else "",
+        )
 
     def _kill_all(self) -> None:
         """Kill whatever still runs, and wait until it is gone."""
         self._gone = True
-        for watched in self._tasks.values():
-            if watched.worker is not None:
-                watched.worker.signal(signal.SIGKILL)
-        for watched in self._tasks.values():
-            worker = watched.worker
-            if worker is not None:
-                worker.join(QUIT_WAIT_S)
-                if not worker.pipe.closed:
-                    worker.pipe.close()
-                watched.worker = None
+        left = [(task, w, w.worker) for task, w in self._tasks.items() if w.worker is not None]
+        for _, _, worker in left:
+            worker.signal(signal.SIGKILL)
+        for task, watched, worker in left:
+            worker.join(QUIT_WAIT_S)
+            if not worker.pipe.closed:
+                worker.pipe.close()
+            self._forget_worker(task, watched)
 
     def _name(self, task: TaskIndex) -> str:
         return self.plan.task(task).name
@@ -411,12 +510,6 @@ def _sum_counts(watched: _Watched) -> Counts:
     total.failed = before.failed + (live.failed if live is not None else 0)
     total.busy_s = before.busy_s + (live.busy_s if live is not None else 0.0)
     return total
-
-
-def _add_up(watched: _Watched) -> None:
-    """The counts of an incarnation that is over go into the sum."""
-    if watched.beat is not None:
-        watched.before = _sum_counts(watched)
 
 
 __all__ = ["Supervisor"]

@@ -35,6 +35,7 @@ class TaskHost:
         outbox: Outbox,
         *,
         origin_name: Callable[[TaskIndex], str],
+        lets_through: tuple[type[BaseException], ...] = (),
     ) -> None:
         self.task = task
         self.name = plan.task(task).name
@@ -54,8 +55,9 @@ class TaskHost:
             node,
             self._dispatch,
             codec,
-            write=node.write if isinstance(node, Sink) else None,
+            write=node._write_frame if isinstance(node, Sink) else None,
             origin_names=origin_name,
+            lets_through=lets_through,
         )
 
     def begin(self) -> None:
@@ -123,10 +125,11 @@ class TaskHost:
             self._outbox,
         )
         pushed: list[Any] = []
-        self.node.push = pushed.append
+        node = self.node
+        node.push = node._logging_to(pushed.append) if node._logging == "output" else pushed.append
         try:
             with self._occupied("end"):
-                self.node.end()
+                node.end()
         finally:
             self.step.counts.items_out += len(pushed)
             self._pushed_at_end = iter(pushed)

@@ -76,17 +76,16 @@ class _KeyPartition:
     def __init__(self, router: KeyedRouter, ways: int) -> None:
         self.ways = ways
         self.split = router.partition
-        self.check = router.replica_of
 
 
 class _ChoicePartition:
     def __init__(self, chooser: RouteChooser, ways: int) -> None:
         self.ways = ways
-        self.check = chooser.index_of
+        self._chooser = chooser
 
     def split(self, items: list[Any]) -> list[list[Any]]:
         parts: list[list[Any]] = [[] for _ in range(self.ways)]
-        index_of = self.check
+        index_of = self._chooser.index_of
         for item in items:
             parts[index_of(item)].append(item)
         return parts

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import multiprocess.forkserver
 import zmq
 
 from consecution.errors import ConsecutionError, WorldError
@@ -30,7 +31,7 @@ from consecution.protocol.origin import FailureEntry
 from consecution.protocol.values import TaskIndex
 from consecution.runtime import assembly, control, failpoints
 from consecution.runtime.origin_host import SourceHost, process_codec
-from consecution.runtime.shipping import Shipment, unship
+from consecution.runtime.shipping import Shipment, read_parcel, unship
 from consecution.runtime.task_host import TaskHost
 from consecution.transport.sockets import Inbox, SocketOutbox, remove_if_empty
 
@@ -44,29 +45,28 @@ EXIT_FAILED = 70
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker needs to know at its start. ``blob`` is the shipment of its task."""
+    """What a worker needs to know at its start, beside the shipment of its task."""
 
     task: TaskIndex
     incarnation: int
-    blob: bytes
     epoch: str
     journal_path: str | None
     socket_folder: str
     failpoints: str
+    environment: dict[str, str]
 
 
-def run_worker(spec: WorkerSpec, pipe: Any, log: Any) -> None:
+def run_worker(spec: WorkerSpec, pipe: Any, log: Any, parcel: Any) -> None:
     """The main function of a worker process."""
     _take_over_output(log)
-    faulthandler.enable(all_threads=True)
-    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    _take_over_environment(spec.environment)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave_it_to_the_supervisor)
     _die_with_parent()
     failpoints.arm(spec.failpoints)
     worker: Worker | None = None
     try:
-        worker = Worker(spec, pipe, unship(spec.blob), in_process=True)
+        worker = Worker(spec, pipe, unship(read_parcel(parcel)), in_process=True)
         worker.run()
     except BaseException as error:
         _report(pipe, spec.task, "start" if worker is None else worker.doing, error)
@@ -89,16 +89,36 @@ def _leave_it_to_the_supervisor(signum: int, frame: Any) -> None:
 
 
 def _take_over_output(log: Any) -> None:
-    """Everything written from here on, native code's included, goes to the supervisor."""
+    """Everything written from here on, native code's included, goes to the supervisor.
+
+    Stacks do so by a descriptor of their own, whatever user code does to the standard ones.
+    """
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
-    log.close()
     sys.stdout = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    stacks = os.dup(log.fileno())
+    log.close()
+    faulthandler.enable(stacks, all_threads=True)
+    faulthandler.register(signal.SIGUSR2, stacks, all_threads=True)
+
+
+def _take_over_environment(environment: dict[str, str]) -> None:
+    """The fork server has the variables of the time when it was started; a notebook may have set others since."""
+    if dict(os.environ) != environment:
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 def _die_with_parent() -> None:
-    """Linux: a net under the pipe, for workers whose user code holds the interpreter."""
+    """A net under the pipe, for workers whose user code holds the interpreter.
+
+    The fork server ends with the supervisor once no worker holds its pipe; Linux then kills the workers.
+    """
+    server = multiprocess.forkserver._forkserver
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -133,6 +153,7 @@ class Worker:
         self._in_process = in_process
         self._lock = threading.Lock()
         self._orders: deque[Any] = deque()
+        self._waking = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
         self._quit = False
         self._supervisor_gone = False
@@ -310,8 +331,10 @@ class Worker:
             self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            os.write(self._wake_write, b".")
+        """Not after the end: in a thread, the descriptor's number is somebody else's by then."""
+        with self._waking:
+            if self._wake_write >= 0:
+                os.write(self._wake_write, b".")
 
     def _beat(self) -> None:
         while not self._stop_beating.wait(BEAT_EVERY_S):
@@ -388,6 +411,11 @@ class Worker:
         self._outbox.close()
         self._inbox.close()
         self._context.destroy(0)
+        with self._waking:
+            if self._wake_write >= 0:
+                os.close(self._wake_read)
+                os.close(self._wake_write)
+                self._wake_write = -1
 
     def remove_socket_file(self) -> None:
         """From another thread than the loop's: only the file; the sockets die with the process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from consecution.errors import BackPressureError, NotRunningError
@@ -20,10 +21,10 @@ class Receipt:
     is this very item when it was pushed alone.
     """
 
-    __slots__ = ("_decided", "_failed", "_lost", "_news")
+    __slots__ = ("_decided", "_failed", "_lost", "_source")
 
-    def __init__(self, news: threading.Condition) -> None:
-        self._news = news
+    def __init__(self, source: ManualSource) -> None:
+        self._source = source
         self._decided = False
         self._failed = False
         self._lost = ""
@@ -37,10 +38,8 @@ class Receipt:
 
         NotRunningError if the run ended before that, or the item was lost with a worker.
         """
-        if not self._decided:
-            with self._news:
-                if not self._news.wait_for(lambda: self._decided, timeout_s):
-                    return False
+        if not self._decided and not self._source.wait_until(lambda: self._decided, timeout_s):
+            return False
         if self._lost:
             raise NotRunningError(self._lost)
         return True
@@ -56,7 +55,7 @@ class Receipt:
         return self._failed
 
     def _decide(self, *, failed: bool = False, lost: str = "") -> None:
-        """The first decision counts. The caller holds ``news`` and notifies those who wait."""
+        """The first decision counts. The caller holds the source's condition and notifies those who wait."""
         if not self._decided:
             self._failed, self._lost, self._decided = failed, lost, True
 
@@ -68,6 +67,8 @@ class ManualSource(Source):
     """
 
     in_parent = True
+    advance: Callable[[Callable[[], bool], float | None], None] | None = None
+    """Set by the inline engine, where nothing moves unless who waits for it moves it."""
 
     def __init__(self, max_waiting: int = 10_000) -> None:
         self._handover = Handover(max_waiting)
@@ -82,7 +83,7 @@ class ManualSource(Source):
 
     def push(self, item: Any, timeout_s: float | None = None) -> Receipt:
         """Hand over an item; waits while too many wait already. See `Running.push` for the errors."""
-        receipt = Receipt(self._news)
+        receipt = Receipt(self)
         if self._handover.put((item, receipt), timeout_s):
             return receipt
         if self._finished or self._handover.cancelled:
@@ -91,6 +92,14 @@ class ManualSource(Source):
             f"the pipeline is full: no room for another item within {timeout_s} s; push again later, with a longer "
             "timeout_s, or raise max_pending"
         )
+
+    def wait_until(self, decided: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait for a receipt's decision; False after ``timeout_s``. Any thread may call it."""
+        if self.advance is not None:
+            self.advance(decided, timeout_s)
+            return decided()
+        with self._news:
+            return self._news.wait_for(decided, timeout_s)
 
     def finish(self) -> None:
         """No more items will be pushed. Harmless when repeated."""

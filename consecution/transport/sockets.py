@@ -96,11 +96,20 @@ class SocketFolder:
     """A private folder for one run's sockets. Folders whose run is dead are swept away at the next start."""
 
     def __init__(self) -> None:
-        base = _base_folder()
+        base = base_folder()
         sweep(base)
+        while not self._make(base):
+            pass
+
+    def _make(self, base: str) -> bool:
+        """Make and lock a folder. False: another run has swept it away before it was locked."""
         self.path = tempfile.mkdtemp(prefix=PREFIX, dir=base)
         self._lock = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        if os.fstat(self._lock).st_nlink:
+            return True
+        os.close(self._lock)
+        return False
 
     def close(self) -> None:
         """Remove the folder and all that lies in it."""
@@ -127,7 +136,7 @@ def remove_if_empty(folder: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _base_folder() -> str:
+def base_folder() -> str:
     """The shortest temporary folder that is ours to use: socket paths must stay under 107 bytes."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime and len(runtime) < 40 and os.access(runtime, os.W_OK):

@@ -1,0 +1,46 @@
+"""What only the fork server imports: all that workers need, and how the server lives and dies.
+
+The rules it keeps: a signal to the whole process group is the supervisor's to answer, so the server, and with it
+the workers, outlive it. The server ends when its parent and all workers have let go of it, and so is the last
+who can clean up behind a supervisor that was killed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import time
+
+from consecution.runtime import worker
+from consecution.transport.sockets import base_folder, sweep
+
+PARENT_EXIT_WAIT_S = 0.5
+LOOK_EVERY_S = 0.005
+
+
+def _outlive_signals() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.register_at_fork(after_in_child=_mind_signals)
+
+
+def _mind_signals() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _clean_up_after(parent: int, server: int) -> None:
+    """Only in the server itself. A dying parent lets go of its pipes before its locks: wait until it is gone."""
+    if os.getpid() != server:
+        return
+    deadline_s = time.monotonic() + PARENT_EXIT_WAIT_S
+    while os.getppid() == parent and time.monotonic() < deadline_s:
+        time.sleep(LOOK_EVERY_S)
+    with contextlib.suppress(OSError):
+        sweep(base_folder())
+
+
+_outlive_signals()
+atexit.register(_clean_up_after, os.getppid(), os.getpid())
+
+__all__ = ["worker"]
