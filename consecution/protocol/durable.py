@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from consecution.errors import ProtocolError
-from consecution.protocol.values import Ack, Frame, Go, TaskIndex
+from consecution.protocol.values import Ack, FailedItem, Frame, Go, TaskIndex
 
 
 class FrameStaged(NamedTuple):
@@ -111,8 +111,11 @@ class Durable:
         """The last batch of this origin in the ledger; -1 if there is none."""
         return self._incoming(origin).applied
 
-    def stage(self, frame: Frame) -> bool:
-        """Take a frame into the inbox. False for a repeat, and for a thrown-away execution: no answer is due."""
+    def stage(self, frame: Frame, failed: tuple[FailedItem, ...] = ()) -> bool:
+        """Take a frame into the inbox; ``failed`` are items of it that cannot be stored.
+
+        False for a repeat, and for a thrown-away execution: no answer is due.
+        """
         incoming = self._incoming(frame.origin)
         self._raise_low(incoming, frame.low)
         if frame.seq <= incoming.applied or (frame.seq < incoming.low and frame.seq not in incoming.gos):
@@ -122,7 +125,7 @@ class Durable:
             return False
         by_id[frame.frame_id] = frame
         self._turn.changes.append(FrameStaged(frame))
-        ack = Ack(frame.seq, frame.generation, frame.frame_id, 0, (), staged=True)
+        ack = Ack(frame.seq, frame.generation, frame.frame_id, 0, failed, staged=True)
         self._turn.acks.append((frame.origin, ack))
         return True
 

@@ -18,6 +18,7 @@ NAMES = (
     "origin.before_commit",
     "origin.committed",
     "origin.launched",
+    "origin.told",
     "task.before_step",
     "task.stepped",
     "task.sent",

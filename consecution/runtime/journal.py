@@ -1,11 +1,12 @@
 """An origin's journal: one LMDB environment with that origin as its only writer.
 
-Layout (docs/formats.md draws it for other readers). Three named databases; every value is a CRC-32 of
+Layout (docs/formats.md draws it for other readers). Named databases; every value is a CRC-32 of
 key and body, 4 bytes big-endian, followed by the body in msgpack::
 
     meta      "identity"  [format, origin name, uuid, epoch]
               "head"      [next_seq, next_key, generation, position, emitted, failed, exhausted]
     batches   seq  (8 bytes big-endian)   [count, payload, retry or nil, [failed...]]
+    decided   seq  (8 bytes big-endian)   [generation, count, [[task, xor]...], retry or nil, held]
     failures  key  (8 bytes big-endian)   [failed, attempts, root, held, due_s or nil]
 
     retry     [root, held, attempts, task, stage]
@@ -33,8 +34,10 @@ from consecution.errors import DamagedStoreError, StateDirError, WorldError
 from consecution.protocol.origin import (
     BatchBorn,
     BatchDecided,
+    BatchForgotten,
     BatchRecord,
     Change,
+    Decision,
     FailureEntry,
     FailureKept,
     FailureTaken,
@@ -57,6 +60,8 @@ _CRC = struct.Struct(">I")
 class Journal:
     """The open journal of one origin. One thread uses it, in the process that opened it."""
 
+    tables: tuple[str, ...] = ("meta", "batches", "decided", "failures")
+
     def __init__(self, path: Path, *, origin: str, epoch: str, sync: str = "power") -> None:
         self.path = path
         self._origin = origin
@@ -64,11 +69,13 @@ class Journal:
         power = sync == "power"
         try:
             self._env = lmdb.open(
-                str(path), map_size=MAP_SIZE_BYTES, max_dbs=3, sync=power, metasync=power, max_readers=16
+                str(path), map_size=MAP_SIZE_BYTES, max_dbs=len(self.tables), sync=power, metasync=power, max_readers=16
             )
-            self._meta = self._env.open_db(b"meta")
-            self._batches = self._env.open_db(b"batches")
-            self._failures = self._env.open_db(b"failures")
+            self._handles = {name: self._env.open_db(name.encode()) for name in self.tables}
+            self._meta = self._handles["meta"]
+            self._batches = self._handles["batches"]
+            self._decided = self._handles["decided"]
+            self._failures = self._handles["failures"]
         except lmdb.Error as error:
             os.close(self._lock)
             raise DamagedStoreError(
@@ -106,6 +113,7 @@ class Journal:
                 head=Head() if head is None else Head(*self._unseal("meta", b"head", head)),
                 batches=tuple(self._read_batch(k, v) for k, v in txn.cursor(db=self._batches)),
                 waiting=tuple(entry for entry in self._entries(txn) if entry.due_s is not None),
+                decided=tuple(self._read_decision(k, v) for k, v in txn.cursor(db=self._decided)),
             )
 
     def failures(self, limit: int) -> list[FailureEntry]:
@@ -121,7 +129,7 @@ class Journal:
                     break
         return found[::-1]
 
-    def apply(self, changes: list[Change]) -> None:
+    def apply(self, changes: list[Any]) -> None:
         """Apply the changes in order, as one transaction. A full disk raises and changes nothing."""
         try:
             with self._env.begin(write=True) as txn:
@@ -133,14 +141,19 @@ class Journal:
                 "and run again with the same state directory"
             ) from error
 
-    def _apply_one(self, txn: lmdb.Transaction, change: Change) -> None:
+    def _apply_one(self, txn: Any, change: Change) -> None:
         if isinstance(change, HeadMoved):
             txn.put(b"head", _seal(b"head", _head_fields(change.head)), db=self._meta)
         elif isinstance(change, BatchBorn):
             key = _KEY.pack(change.record.seq)
             txn.put(key, _seal(key, _batch_fields(change.record)), db=self._batches)
         elif isinstance(change, BatchDecided):
-            txn.delete(_KEY.pack(change.seq), db=self._batches)
+            key = _KEY.pack(change.seq)
+            txn.delete(key, db=self._batches)
+            if change.decision is not None:
+                txn.put(key, _seal(key, _decision_fields(change.decision)), db=self._decided)
+        elif isinstance(change, BatchForgotten):
+            txn.delete(_KEY.pack(change.seq), db=self._decided)
         elif isinstance(change, FailureKept):
             key = _KEY.pack(change.entry.key)
             txn.put(key, _seal(key, _entry_fields(change.entry)), db=self._failures)
@@ -159,18 +172,24 @@ class Journal:
 
     def _read_batch(self, key: Any, value: Any) -> BatchRecord:
         count, payload, retry, failed = self._unseal("batches", key, value)
-        mark = None
-        if retry is not None:
-            root, held, attempts, task, stage = retry
-            mark = RetryMark(root, held, attempts, Entry(TaskIndex(task), Stage(stage)))
         born_failed = tuple(decode_failed(f) for f in failed)
-        return BatchRecord(_KEY.unpack(key)[0], count, payload, mark, born_failed)
+        return BatchRecord(_KEY.unpack(key)[0], count, payload, _mark_of(retry), born_failed)
+
+    def _read_decision(self, key: Any, value: Any) -> Decision:
+        generation, count, participants, retry, held = self._unseal("decided", key, value)
+        by_task = tuple((TaskIndex(task), xor) for task, xor in participants)
+        return Decision(_KEY.unpack(key)[0], generation, count, by_task, _mark_of(retry), held)
 
     def _read_entry(self, key: Any, value: Any) -> FailureEntry:
         failed, attempts, root, held, due_s = self._unseal("failures", key, value)
         return FailureEntry(_KEY.unpack(key)[0], decode_failed(failed), attempts, root, held, due_s)
 
     def _unseal(self, db: str, key: bytes, value: bytes) -> list[Any]:
+        fields: list[Any] = msgpack.unpackb(self._body(db, key, value), unicode_errors="surrogatepass")
+        return fields
+
+    def _body(self, db: str, key: bytes, value: bytes) -> bytes:
+        """What lies under the seal, if that is whole."""
         name = key.decode() if db == "meta" else str(int.from_bytes(key, "big"))
         if len(value) < _CRC.size or zlib.crc32(value[4:], zlib.crc32(key)) != _CRC.unpack_from(value)[0]:
             raise DamagedStoreError(
@@ -179,13 +198,16 @@ class Journal:
                 path=str(self.path),
                 record=f"{db}/{name}",
             )
-        fields: list[Any] = msgpack.unpackb(value[4:], unicode_errors="surrogatepass")
-        return fields
+        return value[4:]
+
+
+def seal(key: bytes, body: bytes) -> bytes:
+    """A value as it is stored: the checksum of key and body, then the body."""
+    return _CRC.pack(zlib.crc32(body, zlib.crc32(key))) + body
 
 
 def _seal(key: bytes, fields: list[Any]) -> bytes:
-    body: bytes = msgpack.packb(fields, unicode_errors="surrogatepass")
-    return _CRC.pack(zlib.crc32(body, zlib.crc32(key))) + body
+    return seal(key, msgpack.packb(fields, unicode_errors="surrogatepass"))
 
 
 def _head_fields(head: Head) -> list[Any]:
@@ -201,11 +223,30 @@ def _head_fields(head: Head) -> list[Any]:
 
 
 def _batch_fields(record: BatchRecord) -> list[Any]:
-    mark = record.retry
-    retry = None
-    if mark is not None:
-        retry = [mark.root, mark.held, mark.attempts, mark.entry.task, int(mark.entry.stage)]
-    return [record.count, record.payload, retry, list(record.born_failed)]
+    return [record.count, record.payload, _mark_fields(record.retry), list(record.born_failed)]
+
+
+def _decision_fields(decision: Decision) -> list[Any]:
+    return [
+        decision.generation,
+        decision.count,
+        list(decision.participants),
+        _mark_fields(decision.retry),
+        decision.held,
+    ]
+
+
+def _mark_fields(mark: RetryMark | None) -> list[Any] | None:
+    if mark is None:
+        return None
+    return [mark.root, mark.held, mark.attempts, mark.entry.task, int(mark.entry.stage)]
+
+
+def _mark_of(fields: list[Any] | None) -> RetryMark | None:
+    if fields is None:
+        return None
+    root, held, attempts, task, stage = fields
+    return RetryMark(root, held, attempts, Entry(TaskIndex(task), Stage(stage)))
 
 
 def _entry_fields(entry: FailureEntry) -> list[Any]:

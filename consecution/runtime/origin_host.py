@@ -27,6 +27,8 @@ from consecution.protocol.values import (
     FailedItem,
     Frame,
     FrameId,
+    Go,
+    Gos,
     Message,
     Stage,
     TaskIndex,
@@ -48,11 +50,21 @@ class Outbox(Protocol):
 class Store(Protocol):
     """Where an origin's changes go: the journal, or memory."""
 
-    def apply(self, changes: list[Change]) -> None: ...
+    def apply(self, changes: list[Any]) -> None: ...
 
     def failures(self, limit: int) -> list[FailureEntry]: ...
 
     def close(self) -> None: ...
+
+
+class Companion(Protocol):
+    """The durable task whose outputs this origin answers for: what it changes is part of the same commits."""
+
+    def take_changes(self) -> list[Any]:
+        """What the next commit has to hold beside the origin's own changes."""
+
+    def committed(self) -> bool:
+        """Answer for what `take_changes` returned last. Returns whether there was anything to say."""
 
 
 class MemoryStore:
@@ -104,6 +116,7 @@ class OriginHost:
         self._on_settled = on_settled
         self._live: dict[int, list[Any]] = {}
         self.confirmed = True
+        self.companion: Companion | None = None
 
     def receive(self, message: Message) -> None:
         """Take in acknowledgements and credits."""
@@ -153,19 +166,36 @@ class OriginHost:
             origin.start_retries(now_s)
             origin.expire(now_s)
         worked = False
-        while turn := origin.take_turn():
+        while self._turn_once():
             worked = True
-            if turn.changes:
-                failpoints.passed("origin.before_commit")
-                self.store.apply(turn.changes)
-                failpoints.passed("origin.committed")
-            for launch in turn.launches:
-                self._launch(launch)
-            if turn.launches:
-                failpoints.passed("origin.launched")
-            for settled in turn.settled:
-                self._tell(settled)
         return worked
+
+    def _turn_once(self) -> bool:
+        """One commit, and everything that may be said after it."""
+        turn = self.origin.take_turn()
+        beside = self.companion.take_changes() if self.companion is not None else []
+        if turn.changes or beside:
+            failpoints.passed("origin.before_commit")
+            self.store.apply([*beside, *turn.changes])
+            failpoints.passed("origin.committed")
+        answered = self.companion.committed() if self.companion is not None else False
+        for launch in turn.launches:
+            self._launch(launch)
+        if turn.launches:
+            failpoints.passed("origin.launched")
+        self._send_gos(turn.gos)
+        for settled in turn.settled:
+            self._tell(settled)
+        return bool(turn or beside or answered)
+
+    def _send_gos(self, ordered: list[tuple[TaskIndex, Go]]) -> None:
+        by_task: dict[TaskIndex, list[Go]] = {}
+        for task, go in ordered:
+            by_task.setdefault(task, []).append(go)
+        for task, gos in by_task.items():
+            self._outbox.send(task, Gos(self.task, gos))
+        if ordered:
+            failpoints.passed("origin.told")
 
     def _tell(self, settled: Settled) -> None:
         self.confirmed = self.confirmed and settled.confirmed
@@ -185,7 +215,7 @@ class OriginHost:
             False,
             launch.payload,
         )
-        if launch.entry is not None and launch.entry.task != self.task:
+        if launch.entry is not None and (launch.entry.task, launch.entry.stage) != (self.task, Stage.ROUTE):
             self._launch_retry(cause, launch.entry.task, launch.entry.stage)
             return
         items = self._live.pop(launch.seq, None)

@@ -1,0 +1,293 @@
+"""How the items of decided batches change what is durable: a node's state, its attributes, or what a sink holds.
+
+An applier works on a group of applications that become one commit. It first runs the whole group quickly; if an
+item raises, everything of the group is taken back and run again item by item, so that the state goes back
+to what it was before the failing item, and what that had pushed is dropped. For a while it then stays careful.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+from consecution.nodes import Node
+from consecution.protocol.durable import Application
+from consecution.protocol.step import USER_ERRORS
+from consecution.protocol.values import BatchId
+from consecution.runtime.durable_store import DurableStore, TableWrite
+from consecution.runtime.state_table import StateTable
+from consecution.sink import Sink
+from consecution.stateful import DurableNode
+from consecution.states import States
+from consecution.transport.codec import PickleCodec
+
+CAREFUL_GROUPS = 100
+"""After a failing item, so many groups are run item by item from the start: the next may not be far."""
+
+
+class Work(NamedTuple):
+    """One application with its items decoded, frame by frame."""
+
+    application: Application
+    frames: list[list[Any]]
+
+
+class FailedInput(NamedTuple):
+    """An item that raised while it was applied."""
+
+    application: Application
+    item: Any
+    error: BaseException
+
+
+class Outcome(NamedTuple):
+    """What a group has come to: items pushed, in order, and items that raised."""
+
+    pushed: list[Any]
+    failed: list[FailedInput]
+
+
+class Applier(Protocol):
+    """Applies groups for one task. Called by one thread."""
+
+    def open(self) -> None:
+        """Restore what the store has, and run the node's ``begin``."""
+
+    def apply(self, group: list[Work]) -> Outcome: ...
+
+    def end(self) -> list[Any]:
+        """Run the node's ``end``; returns what it pushed."""
+
+    def take_changes(self) -> list[TableWrite]:
+        """What the commit of the latest group has to hold."""
+
+    def committed(self) -> None:
+        """That commit is done."""
+
+    def close(self) -> None: ...
+
+
+class _NodeApplier:
+    """What appliers of nodes share: first quickly, then carefully."""
+
+    def __init__(self, node: Node, store: DurableStore, cache_bytes: int) -> None:
+        self.node = node
+        self._codec = PickleCodec()
+        self._table = StateTable(store, self._codec.encode, self._codec.decode, cache_bytes)
+        self._store = store
+        self._careful_groups = 0
+        self._merging = False
+        self._states: States
+
+    def apply(self, group: list[Work]) -> Outcome:
+        if not self._careful_groups:
+            pushed: list[Any] = []
+            try:
+                for work in group:
+                    for items in work.frames:
+                        self._run(iter(items), pushed)
+                return Outcome(pushed, [])
+            except USER_ERRORS:
+                self._roll_back()
+                self._careful_groups = CAREFUL_GROUPS
+        self._careful_groups -= 1
+        return self._apply_carefully(group)
+
+    def _apply_carefully(self, group: list[Work]) -> Outcome:
+        outcome = Outcome([], [])
+        for work in group:
+            for items in work.frames:
+                for item in items:
+                    self._apply_item(work.application, item, outcome)
+        return outcome
+
+    def _apply_item(self, application: Application, item: Any, outcome: Outcome) -> None:
+        mark = len(outcome.pushed)
+        self._begin_item()
+        try:
+            self._run(iter((item,)), outcome.pushed)
+        except USER_ERRORS as error:
+            del outcome.pushed[mark:]
+            self._undo_item()
+            outcome.failed.append(FailedInput(application, item, error))
+        else:
+            self._keep_item()
+
+    def _run(self, cursor: Iterator[Any], out: list[Any]) -> None:
+        self.node.push = out.append
+        self.node._process_frame(cursor, out)
+
+    def end(self) -> list[Any]:
+        pushed: list[Any] = []
+        self._merge_now()
+        self.node.push = pushed.append
+        self._run_end()
+        return pushed
+
+    def _run_end(self) -> None:
+        self.node.end()
+
+    def _merge_now(self) -> None:
+        """What ``end`` looks through comes in the order of the table, in every run the same."""
+        self._store.apply([TableWrite(lambda txn: self._table.merge(txn, self._states))])
+
+    def _merge_if_due(self, changes: list[tuple[Any, Any]]) -> list[TableWrite]:
+        writes = [TableWrite(lambda txn: self._table.write(txn, changes))] if changes else []
+        if self._table.merge_is_due:
+            self._merging = True
+            writes.append(TableWrite(lambda txn: self._table.merge(txn, self._states)))
+        return writes
+
+    def committed(self) -> None:
+        if self._merging:
+            self._merging = False
+            self._table.evict(self._states)
+
+    def close(self) -> None:
+        pass
+
+    def _begin_item(self) -> None:
+        self._states.begin_item()
+
+    def _keep_item(self) -> None:
+        self._states.keep_item()
+
+    def _undo_item(self) -> None:
+        self._states.undo_item()
+
+    def _roll_back(self) -> None:
+        self._states.roll_back()
+
+
+class StateApplier(_NodeApplier):
+    """For `StatefulNode` and `KeyedNode`: their states, written as they change."""
+
+    node: DurableNode
+
+    def open(self) -> None:
+        self._states = self.node._open_states(self._table)
+        self._table.restore(self._states)
+        self.node.begin()
+
+    def take_changes(self) -> list[TableWrite]:
+        return self._merge_if_due(self._states.take_changes())
+
+
+NOT_STATE = {"name", "pipeline", "push", "global_state", "clock", "replicas", "key_function", "state"}
+"""Attributes of a node that the runtime gives it."""
+
+
+class AttributeApplier(_NodeApplier):
+    """For a plain node with an ``end``: its attributes are its state, as far as they can be pickled.
+
+    ``begin`` runs at every start, before what was committed is put back. After each group every attribute is
+    pickled, and those that have changed are written: convenient for small things, dear for long lists.
+    """
+
+    def open(self) -> None:
+        self._states = States(backing=self._table)
+        self._table.restore(self._states)
+        self.node.begin()
+        self._saved: dict[str, bytes] = {}
+        for name, state in self._states.items():
+            setattr(self.node, name, state)
+            self._saved[name] = self._codec.encode([state])
+        self._before_group = self._pickled()
+
+    def _pickled(self) -> dict[str, bytes]:
+        found = {}
+        for name, value in vars(self.node).items():
+            if name not in NOT_STATE and not (name.startswith("_") and name in _PLACE_IN_GRAPH):
+                try:
+                    found[name] = self._codec.encode([value])
+                except Exception:
+                    continue  # a connection, a lock: begin() makes it anew
+        return found
+
+    def take_changes(self) -> list[TableWrite]:
+        now = self._pickled()
+        changed = {name for name, blob in now.items() if self._saved.get(name) != blob}
+        removed = self._saved.keys() - vars(self.node).keys()
+        for name in changed:
+            self._states.put(name, self._codec.decode(now[name])[0])
+        for name in removed:
+            self._states.remove(name)
+        self._saved = self._before_group = now
+        return self._merge_if_due(self._states.take_changes())
+
+    def _put_back(self, saved: dict[str, bytes]) -> None:
+        for name in self._pickled().keys() - saved.keys():
+            delattr(self.node, name)
+        for name, blob in saved.items():
+            setattr(self.node, name, self._codec.decode(blob)[0])
+
+    def _roll_back(self) -> None:
+        self._put_back(self._before_group)
+
+    def _begin_item(self) -> None:
+        self._before_item = self._pickled()
+
+    def _keep_item(self) -> None:
+        pass
+
+    def _undo_item(self) -> None:
+        self._put_back(self._before_item)
+
+
+_PLACE_IN_GRAPH = set(vars(Node("x"))) | {"_process", "_stem", "_logging"}
+
+
+class SinkApplier:
+    """For a sink without a transaction of its own: it is given each frame after the decision.
+
+    At least once, and always the same items under the same (origin, seq, path).
+    """
+
+    def __init__(self, sink: Sink, origin_names: Callable[[Any], str]) -> None:
+        self._sink = sink
+        self._origin_names = origin_names
+
+    def open(self) -> None:
+        self._sink.open()
+
+    def apply(self, group: list[Work]) -> Outcome:
+        failed: list[FailedInput] = []
+        for work in group:
+            app = work.application
+            for frame, items in zip(app.frames, work.frames, strict=True):
+                batch_id = BatchId(self._origin_names(app.origin), app.seq, app.generation, frame.path)
+                self._write(app, batch_id, items, failed)
+        return Outcome([], failed)
+
+    def _write(self, app: Application, batch_id: BatchId, items: list[Any], failed: list[FailedInput]) -> None:
+        try:
+            self._sink.write(batch_id, items)
+        except USER_ERRORS as error:
+            if len(items) == 1:
+                failed.append(FailedInput(app, items[0], error))
+                return
+            for item in items:
+                self._write(app, batch_id, [item], failed)
+
+    def end(self) -> list[Any]:
+        return []
+
+    def take_changes(self) -> list[TableWrite]:
+        return []
+
+    def committed(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._sink.close()
+
+
+def make_applier(node: Node, store: DurableStore, origin_names: Callable[[Any], str], cache_bytes: int) -> Applier:
+    """The applier for a durable node."""
+    if isinstance(node, Sink):
+        return SinkApplier(node, origin_names)
+    if isinstance(node, DurableNode):
+        return StateApplier(node, store, cache_bytes)
+    return AttributeApplier(node, store, cache_bytes)
+
+

@@ -1,0 +1,292 @@
+"""The shell around a durable task: stages frames, applies decided batches, and is the origin of what they push.
+
+One commit carries everything that one turn has come to: frames that arrived, the state and ledger of batches
+that were applied, their outputs as new batches, decisions and forgets of earlier outputs. Only then it answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from consecution.nodes import Node
+from consecution.options import Options
+from consecution.plan import Plan
+from consecution.protocol.durable import Application, Durable, DurableTurn
+from consecution.protocol.origin import Origin
+from consecution.protocol.step import USER_ERRORS, Codec, Counts, describe_failure
+from consecution.protocol.values import Acks, Confirms, CreditReturn, FailedItem, Frame, Gos, Message, Stage, TaskIndex
+from consecution.runtime import failpoints
+from consecution.runtime.appliers import FailedInput, Work, make_applier
+from consecution.runtime.durable_store import DurableStore, EndRecorded
+from consecution.runtime.origin_host import OriginHost, Outbox, origin_limits
+from consecution.runtime.wiring import make_dispatch
+from consecution.sink import Sink
+
+GROUP_ITEMS = 8000
+"""Items of decided batches that become one commit, while there are so many."""
+
+
+class DurableHost:
+    """One replica of one durable node at work. Called by one thread. The same surface as `TaskHost`.
+
+    ``codecs``: between tasks, and for what is stored.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        task: TaskIndex,
+        node: Node,
+        codecs: tuple[Codec, Codec],
+        outbox: Outbox,
+        *,
+        origin_name: Callable[[TaskIndex], str],
+        path: Path,
+        epoch: str,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.task = task
+        self.name = plan.task(task).name
+        self.node = node
+        self.occupied_with = ""
+        self.counts = Counts()
+        self._options: Options = plan.options
+        self._codec, self._stored = codecs
+        self._outbox = outbox
+        self._now = now
+        self._credits: dict[TaskIndex, int] = {}
+        self._answers = DurableTurn()
+        self._ending = False
+        self._end_done = False
+        self._end_asked = False
+        self._store = DurableStore(path, origin=self.name, epoch=epoch, sync=plan.options.sync)
+        try:
+            self._restore(plan, origin_name)
+        except BaseException:
+            self._store.close()
+            raise
+
+    def _restore(self, plan: Plan, origin_name: Callable[[TaskIndex], str]) -> None:
+        store = self._store
+        self._durable = Durable(*store.restore_inbox())
+        self._end_done = store.has_ended
+        dispatch = make_dispatch(plan, self.task, self._codec)
+        self.origin_host = OriginHost(
+            self.task,
+            Origin(origin_limits(plan.options), store.restore(), self._now()),
+            store,
+            dispatch,
+            self._codec,
+            self._outbox,
+            stored=self._stored,
+            now=self._now,
+        )
+        self.origin_host.companion = self
+        self._applier = make_applier(self.node, store, origin_name, plan.options.cache_bytes)
+
+    @property
+    def origin(self) -> Origin:
+        return self.origin_host.origin
+
+    def progress(self) -> tuple[int, ...]:
+        """Changes whenever the task gets on with its work."""
+        counts = self.counts
+        return counts.frames, counts.items_in, counts.items_out
+
+    def begin(self) -> None:
+        """Restore the state and run the node's ``begin``, or open its sink; whatever that raises is raised."""
+        if isinstance(self.node, Sink):
+            self.node.sync = self._options.sync
+        with self._occupied("begin"):
+            self._applier.open()
+
+    # -- messages --------------------------------------------------------------------------------
+
+    def receive(self, message: Message) -> None:
+        """Stage a frame, note a decision, or take in what others answer to what this task sent."""
+        if isinstance(message, Frame):
+            self._stage(message)
+        elif isinstance(message, Gos):
+            for go in message.gos:
+                self._durable.go(message.origin, go)
+        else:
+            self.origin_host.receive(message)
+
+    def _stage(self, frame: Frame) -> None:
+        if frame.credited:
+            self._credits[frame.sender] = self._credits.get(frame.sender, 0) + 1
+        failed: tuple[FailedItem, ...] = ()
+        if isinstance(frame.payload, list):
+            failed = self._store_live(frame)
+        if self._durable.stage(frame, failed):
+            self.counts.frames += 1
+
+    def _store_live(self, frame: Frame) -> tuple[FailedItem, ...]:
+        """Live items become bytes: what lies in the inbox must not change under the hands of others."""
+        items = frame.payload
+        try:
+            frame.payload = self._stored.encode(list(items))
+            return ()
+        except USER_ERRORS:
+            good, failed = [], []
+        for item in items:
+            try:
+                self._stored.encode([item])
+            except USER_ERRORS as error:
+                failed.append(describe_failure(self.task, Stage.PROCESS, item, error, self._stored))
+            else:
+                good.append(item)
+        frame.payload = self._stored.encode(good)
+        return tuple(failed)
+
+    def turn(self) -> bool:
+        """Apply what is decided, commit, answer. Returns whether there was work."""
+        worked = self._apply_ready()
+        return self.origin_host.turn() or worked
+
+    def flush(self) -> None:
+        """Give credits back; acknowledgements go out with the commits that make them true."""
+        for sender, count in self._credits.items():
+            self._outbox.send(sender, CreditReturn(self.task, count))
+        self._credits.clear()
+
+    # -- application -----------------------------------------------------------------------------
+
+    def _apply_ready(self) -> bool:
+        group, items = [], 0
+        while items < GROUP_ITEMS and self.origin.room():
+            application = self._durable.next_application()
+            if application is None:
+                break
+            self._durable.apply(application)
+            group.append(self._decode(application))
+            items += sum(map(len, group[-1].frames))
+        if group:
+            self._apply(group, items)
+        return bool(group)
+
+    def _decode(self, application: Application) -> Work:
+        return Work(application, [self._codec.decode(frame.payload) for frame in application.frames])
+
+    def _apply(self, group: list[Work], items: int) -> None:
+        started_s = time.perf_counter()
+        with self._occupied("process"):
+            pushed, failed = self._applier.apply(group)
+        counts = self.counts
+        counts.items_in += items
+        counts.items_out += len(pushed)
+        counts.failed += len(failed)
+        counts.busy_s += time.perf_counter() - started_s
+        self._give_birth(pushed)
+        for failure in failed:
+            self._fail(failure)
+        failpoints.passed("durable.applied")
+
+    def _give_birth(self, pushed: list[Any]) -> None:
+        if not self.origin_host.has_outlets:
+            return
+        size = self._options.batch_size
+        for start in range(0, len(pushed), size):
+            self.origin_host.born(pushed[start : start + size], None)
+
+    def _fail(self, failure: FailedInput) -> None:
+        app = failure.application
+        described = describe_failure(self.task, Stage.PROCESS, failure.item, failure.error, self._stored)
+        retry = self.origin.retry_of(app.seq) if app.origin == self.task else None
+        self.origin.fail_here(described, retry, self._now())
+
+    # -- the commit (`origin_host.Companion`) ------------------------------------------------------
+
+    def take_changes(self) -> list[Any]:
+        """What the commit holds beside the origin's own changes."""
+        self._answers = self._durable.take_turn()
+        changes: list[Any] = [*self._answers.changes, *self._applier.take_changes()]
+        if self._ending:
+            self._ending = False
+            self._end_done = True
+            changes.append(EndRecorded())
+        return changes
+
+    def committed(self) -> bool:
+        """Acknowledge what is staged, confirm what is applied."""
+        answers, self._answers = self._answers, DurableTurn()
+        self._applier.committed()
+        acks: dict[TaskIndex, list[Any]] = {}
+        for origin, ack in answers.acks:
+            acks.setdefault(origin, []).append(ack)
+        for origin, listed in acks.items():
+            self._outbox.send(origin, Acks(self.task, listed))
+        if acks:
+            failpoints.passed("durable.acked")
+        confirms: dict[TaskIndex, list[int]] = {}
+        for origin, seq in answers.confirms:
+            confirms.setdefault(origin, []).append(seq)
+        for origin, seqs in confirms.items():
+            self._outbox.send(origin, Confirms(self.task, seqs))
+        if confirms:
+            failpoints.passed("durable.confirmed")
+        return bool(acks or confirms)
+
+    # -- the end of the stream -------------------------------------------------------------------
+
+    def end(self) -> None:
+        """Run the node's ``end``, unless it is part of the state already; then `turn` until `ended`."""
+        self._end_asked = True
+        if self._end_done or not self.node._wants_end():
+            return
+        with self._occupied("end"):
+            pushed = self._applier.end()
+        self.counts.items_out += len(pushed)
+        self._give_birth(pushed)
+        self._ending = True
+
+    def drain(self) -> None:
+        """The run stops: `ended` once everything this task has pushed is processed."""
+        self._end_asked = True
+
+    @property
+    def ended(self) -> bool:
+        return self._end_asked and not self._ending and self.settled
+
+    @property
+    def settled(self) -> bool:
+        """Nothing this task has pushed is open, and nothing waits for a retry."""
+        return self.origin.settled
+
+    # -- death and replay ------------------------------------------------------------------------
+
+    def replay(self) -> None:
+        """Every task has switched: run again what is undecided, and repeat the ``go``s of the rest."""
+        self.origin.replay(self._now())
+
+    def abandon(self) -> None:
+        """Never: a durable task keeps what is open."""
+
+    def replica_restarted(self, task: TaskIndex) -> None:
+        self.origin_host.replica_restarted(task)
+
+    def next_wake_s(self) -> float | None:
+        """Seconds until a retry or the tree timeout is due; None: not before a message."""
+        due_s = self.origin.next_due_s()
+        return None if due_s is None else max(0.0, due_s - self._now())
+
+    def close(self) -> None:
+        """Close node and store."""
+        try:
+            with self._occupied("close"):
+                self._applier.close()
+        finally:
+            self._store.close()
+
+    @contextlib.contextmanager
+    def _occupied(self, what: str) -> Iterator[None]:
+        """Say that user code is running, for whoever watches over hanging tasks."""
+        self.occupied_with = what
+        try:
+            yield
+        finally:
+            self.occupied_with = ""

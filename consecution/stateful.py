@@ -1,0 +1,195 @@
+"""Nodes whose state survives: in ``robust`` it is committed together with what they push, once per item.
+
+At the other robustness levels, and in `Pipeline.consume`, the same nodes keep their state in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from consecution import graph
+from consecution.errors import GraphError
+from consecution.nodes import Node
+from consecution.states import MISSING, Backing, Key, StateMapping, States
+
+WHOLE = ""
+"""The key under which a `StatefulNode` keeps a state that is one value."""
+
+
+class DurableNode(Node):
+    """What `StatefulNode` and `KeyedNode` share. Inherit from one of them."""
+
+    state: Any
+    _states: States
+
+    def initial_state(self) -> Any:
+        """The state before the first item: a dict, unless you return a value of your own, say a dataclass.
+
+        Any value that can be pickled will do. A value that cannot change (an int, a tuple) is replaced by
+        assigning: ``self.state = self.state + 1``.
+        """
+        return {}
+
+    def _open_states(self, backing: Backing | None = None) -> States:
+        """Begin with the states of a store, or with none."""
+        self._states = States(self.initial_state, backing)
+        return self._states
+
+    def _begin(self) -> None:
+        self._open_states()
+        super()._begin()
+
+    def _break_off(self) -> None:
+        vars(self).pop("_states", None)
+
+    def _detached_copy(self) -> Node:
+        twin = super()._detached_copy()
+        vars(twin).pop("_states", None)
+        vars(twin).pop("state", None)
+        return twin
+
+
+class StatefulNode(DurableNode):
+    """A node with one state, and so with one replica.
+
+    ``self.state`` is a mapping that survives; its entries are written one by one, as they change. Where
+    `initial_state` is overridden, ``self.state`` is that value, written as a whole.
+    """
+
+    max_replicas = 1
+
+    @property
+    def _is_mapping(self) -> bool:
+        return type(self).initial_state is DurableNode.initial_state
+
+    def _open_states(self, backing: Backing | None = None) -> States:
+        states = super()._open_states(backing)
+        if self._is_mapping:
+            self.state = StateMapping(states)
+        return states
+
+    def _item_processor(self) -> Callable[[Any], Any]:
+        return super()._item_processor() if self._is_mapping else self._process_item
+
+    def _process_item(self, item: Any) -> None:
+        self._around(super()._item_processor(), item)
+
+    def _around(self, act: Callable[..., Any], *given: Any) -> None:
+        """Run user code with the state in hand, and take over what it made of it."""
+        if self._is_mapping:
+            act(*given)
+            return
+        states = self._states
+        state = self.state = states.get(WHOLE)
+        try:
+            act(*given)
+        finally:
+            if self.state is not state:
+                states.put(WHOLE, self.state)
+
+
+class KeyedNode(DurableNode):
+    """A node with one state per key. ``node * n`` shares the keys between replicas: a key always meets the same.
+
+    Define ``key(item)`` and ``process(item)``; in `process`, ``self.state`` is the state of the item's key.
+    `states` gives all states of this replica, for `end`.
+    """
+
+    def key(self, item: Any) -> Key:
+        """The key of an item: text, a number, bytes, a date, or a tuple of these. Must be overridden."""
+        raise NotImplementedError(
+            f"Error in node named {self.name!r}\nYou must define a .key(self, item) method on all keyed nodes"
+        )
+
+    def states(self) -> Iterator[tuple[Key, Any]]:
+        """(key, state) of every key of this replica; in a run, sorted by the keys' bytes."""
+        return self._states.items()
+
+    def by(self, key_function: Callable[[Any], Any]) -> Node:
+        raise GraphError(f"{self}.by(...): a KeyedNode groups by its own key(item); define that instead")
+
+    def _grouping_key(self) -> Callable[[Any], Any] | None:
+        """What a sender needs to find the replica of an item: the key method, without the rest of the graph."""
+        return functools.partial(type(self).key, self._detached_copy())
+
+    def _item_processor(self) -> Callable[[Any], Any]:
+        return self._process_item
+
+    def _process_item(self, item: Any) -> None:
+        key = self.key(item)
+        states = self._states
+        state = self.state = states.get(key)
+        self._logged_process(item)
+        if self.state is not state:
+            states.put(key, self.state)
+
+    def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
+        if self._logging is not None or self._states.careful or type(self)._process_item is not KeyedNode._process_item:
+            super()._process_frame(cursor, out)
+            return
+        states, key_of, process = self._states, self.key, self.process
+        cached, touched, get = states.cached, states.touched, states.get
+        mark = len(out)
+        try:
+            for item in cursor:
+                key = key_of(item)
+                touched[key] = None
+                state = cached.get(key, MISSING)
+                if state is MISSING:
+                    state = get(key)
+                self.state = state
+                process(item)
+                if self.state is not state:
+                    cached[key] = self.state
+                mark = len(out)
+        except BaseException:
+            del out[mark:]
+            raise
+
+
+class Reduce(KeyedNode):
+    """Folds the items of each key into one value: ``value = step(value, item)``, beginning with ``initial``.
+
+    At the end of the stream it pushes ``(key, value)`` for every key; with ``every_change=True`` it pushes
+    that after each item instead. ``initial`` is a value, or a function without arguments that makes one; give a
+    function where ``step`` changes the value in place.
+    """
+
+    def __init__(
+        self,
+        key: Callable[[Any], Key],
+        initial: Any,
+        step: Callable[[Any, Any], Any],
+        name: str | None = None,
+        *,
+        every_change: bool = False,
+    ) -> None:
+        graph.check_function(key, "Reduce(key=...)", "a function that returns an item's key")
+        graph.check_function(step, "Reduce(step=...)", "a function of the value so far and an item")
+        super().__init__(name or graph.name_of_callable(step))
+        self._stem = None if name else self.name
+        self._key = key
+        self._initial = initial
+        self._step = step
+        self._every_change = every_change
+
+    def initial_state(self) -> Any:
+        return self._initial() if callable(self._initial) else self._initial
+
+    def key(self, item: Any) -> Key:
+        return self._key(item)
+
+    def process(self, item: Any) -> None:
+        self.state = self._step(self.state, item)
+        if self._every_change:
+            self.push((self._key(item), self.state))
+
+    def end(self) -> None:
+        if not self._every_change:
+            for key, value in self.states():
+                self.push((key, value))
+
+
+__all__ = ["DurableNode", "KeyedNode", "Reduce", "StatefulNode"]

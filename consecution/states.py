@@ -1,0 +1,160 @@
+"""Keyed state in memory: a dict in front of a store, which learns what changed and can take it back.
+
+A `States` hands out states by key. Whatever was handed out since the last `take_changes` counts as changed,
+for a state is a mutable value of the user's and nobody can see what was done to it. A commit takes the
+changes; `roll_back` forgets them instead, so that the next look finds what the store has.
+
+Without a store (`Pipeline.consume`, and every robustness but ``robust``) the dict is all there is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from typing import Any, Protocol
+
+Key = Any
+
+MISSING: Any = object()
+"""No state under this key."""
+
+
+class Backing(Protocol):
+    """Where states are that are not in memory."""
+
+    def load(self, key: Key) -> Any:
+        """The state under a key, `MISSING` if there is none."""
+
+    def items(self) -> Iterator[tuple[Key, Any]]:
+        """All that are merged, in an order that is the same in every run."""
+
+    def unmerged(self) -> Iterable[Key]:
+        """The keys that `items` may not have yet; all of them are in memory."""
+
+
+class States:
+    """The states of one replica. Called by one thread.
+
+    ``initial`` makes the state of a key that has none. `cached` and `touched` are open to the frame loop of
+    `KeyedNode`, which has no time for a call per item; everybody else goes through the methods.
+    """
+
+    def __init__(self, initial: Callable[[], Any] = dict, backing: Backing | None = None) -> None:
+        self.initial = initial
+        self.cached: dict[Key, Any] = {}
+        self.touched: dict[Key, None] = {}
+        self._backing = backing
+        self._undo: dict[Key, Any] | None = None
+
+    def get(self, key: Key) -> Any:
+        """The state of a key, made if there is none; it counts as changed."""
+        state = self._touch(key)
+        if state is MISSING:
+            state = self.cached[key] = self.initial()
+        return state
+
+    def find(self, key: Key, default: Any = None) -> Any:
+        """The state of a key, ``default`` if there is none; it counts as changed, for the caller may change it."""
+        state = self._touch(key)
+        return default if state is MISSING else state
+
+    def put(self, key: Key, state: Any) -> None:
+        """Give a key another state."""
+        self._touch(key)
+        self.cached[key] = state
+
+    def remove(self, key: Key) -> None:
+        """Forget a key."""
+        self.put(key, MISSING)
+
+    def _touch(self, key: Key) -> Any:
+        state = self.cached.get(key, self)
+        if state is self:
+            state = MISSING if self._backing is None else self._backing.load(key)
+            self.cached[key] = state
+        self.touched[key] = None
+        if self._undo is not None and key not in self._undo:
+            self._undo[key] = copy.deepcopy(state) if state is not MISSING else MISSING
+        return state
+
+    def items(self) -> Iterator[tuple[Key, Any]]:
+        """Every key with its state, those in the store first. A look only: what the caller changes may be lost."""
+        backing = self._backing
+        fresh: Iterable[Key] = self.cached
+        if backing is not None:
+            fresh = dict.fromkeys([*backing.unmerged(), *self.touched])
+            for key, stored in backing.items():
+                fresh.pop(key, None)
+                state = self.cached.get(key, stored)
+                if state is not MISSING:
+                    yield key, state
+        for key in list(fresh):
+            state = self.cached.get(key, MISSING)
+            if state is not MISSING:
+                yield key, state
+
+    # -- commits ---------------------------------------------------------------------------------
+
+    def take_changes(self) -> list[tuple[Key, Any]]:
+        """What changed since the last call: (key, state), `MISSING` for what was removed."""
+        changes = [(key, self.cached[key]) for key in self.touched]
+        self.touched.clear()
+        return changes
+
+    def roll_back(self) -> None:
+        """Forget what changed since the last `take_changes`."""
+        for key in self.touched:
+            self.cached.pop(key, None)
+        self.touched.clear()
+
+    # -- item by item ----------------------------------------------------------------------------
+
+    def begin_item(self) -> None:
+        """From here on remember every state as it was, until `keep_item` or `undo_item`."""
+        self._undo = {}
+
+    def keep_item(self) -> None:
+        self._undo = None
+
+    def undo_item(self) -> None:
+        """Put every state back to what it was at `begin_item`."""
+        for key, state in (self._undo or {}).items():
+            self.cached[key] = state
+        self._undo = None
+
+    @property
+    def careful(self) -> bool:
+        """Whether an item is being remembered, so that the quick loop may not be used."""
+        return self._undo is not None
+
+
+class StateMapping(MutableMapping[Any, Any]):
+    """``self.state`` of a `StatefulNode`: a mapping whose entries are written one by one as they change.
+
+    A value that is looked up counts as changed, for it may be a list that is then appended to.
+    """
+
+    def __init__(self, states: States) -> None:
+        self._states = states
+
+    def __getitem__(self, key: Key) -> Any:
+        found = self._states.find(key, MISSING)
+        if found is MISSING:
+            raise KeyError(key)
+        return found
+
+    def __setitem__(self, key: Key, value: Any) -> None:
+        self._states.put(key, value)
+
+    def __delitem__(self, key: Key) -> None:
+        self[key]
+        self._states.remove(key)
+
+    def __iter__(self) -> Iterator[Key]:
+        return (key for key, _ in self._states.items())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._states.items())
+
+    def __repr__(self) -> str:
+        return f"StateMapping({dict(self._states.items())!r})"
