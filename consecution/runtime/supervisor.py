@@ -235,13 +235,8 @@ class Supervisor:
     def _hear(self, task: TaskIndex) -> None:
         watched = self._tasks[task]
         worker = watched.worker
-        if worker is None:
-            return
-        try:
-            while worker.pipe.poll():
-                self._take_word(task, watched, worker.pipe.recv())
-        except (EOFError, OSError):
-            worker.pipe.close()
+        while worker is not None and (word := _next_word(worker.pipe)) is not None:
+            self._take_word(task, watched, word)
 
     def _take_word(self, task: TaskIndex, watched: _Watched, word: Any) -> None:
         if isinstance(word, control.Beat):
@@ -499,6 +494,15 @@ class Supervisor:
 
     def _name(self, task: TaskIndex) -> str:
         return self.plan.task(task).name
+
+
+def _next_word(pipe: Any) -> Any:
+    """None: there is none just now, or there will be none any more; then the pipe is closed."""
+    try:
+        return pipe.recv() if pipe.poll() else None
+    except (EOFError, OSError):
+        pipe.close()
+        return None
 
 
 def _sum_counts(watched: _Watched) -> Counts:
