@@ -732,9 +732,15 @@ def test_a_worker_that_never_says_hello_is_killed_in_the_end() -> None:
 
 
 def test_a_job_that_was_stopped_and_goes_on_kills_nobody() -> None:
-    """Ctrl-Z stops supervisor and workers alike."""
-    world = waiting({}, 104.0)
-    world.at(2.0, lambda: setattr(world, "now_s", world.now_s + 100.0))
+    """Ctrl-Z stops supervisor and workers alike, and the supervisor may be the first to go on."""
+    world = waiting({}, 110.0)
+
+    def stop_the_job() -> None:
+        world.now_s += 100.0
+        for worker in world.workers:
+            worker.next_beat_s = world.now_s + 1.0
+
+    world.at(2.0, stop_the_job)
 
     assert world.run().restarts == 0
     assert world.now_s > 100.0
