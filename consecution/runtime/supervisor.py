@@ -181,9 +181,9 @@ class Supervisor:
                 self._kill_all()
 
     def _turn(self) -> None:
-        self._forgive_standstill()
         self._listen(self._wait_s())
         self._start_what_is_due()
+        self._forgive_standstill()
         self._look_for_hanging()
 
     def _forgive_standstill(self) -> float:
@@ -446,12 +446,12 @@ class Supervisor:
         limit_s = max(QUIT_WAIT_S, self.plan.options.timeout_s)
         deadline_s = self._clock() + limit_s
         while self._somebody_is_left() and not self._abort_asked:
-            deadline_s += self._forgive_standstill()
-            if self._clock() > deadline_s:
-                raise self._slow_to_close(limit_s)
             self._listen(self._wait_s())
             self._start_what_is_due()
             self._let_go_of_threads()
+            deadline_s += self._forgive_standstill()
+            if self._clock() > deadline_s and self._somebody_is_left():
+                raise self._slow_to_close(limit_s)
 
     def _somebody_is_left(self) -> bool:
         return any(w.worker is not None or w.start_due_s is not None for w in self._tasks.values())
