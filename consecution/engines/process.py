@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from consecution.engine import Running
-from consecution.errors import NotRunningError
+from consecution.errors import ConsecutionError, NotRunningError
 from consecution.plan import Plan
 from consecution.protocol.origin import FailureEntry, Origin, OriginCounts
 from consecution.protocol.values import TaskIndex
@@ -18,7 +18,7 @@ from consecution.runtime import assembly, failpoints
 from consecution.runtime.assembly import SOURCE_TASK
 from consecution.runtime.journal import Journal
 from consecution.runtime.launcher import ProcessWorker, ThreadWorker, refuse_in_worker_start
-from consecution.runtime.local_run import finished_before, open_run_state, push_into
+from consecution.runtime.local_run import finished_before, open_run_state, push_into, status_of
 from consecution.runtime.logs import LogPump
 from consecution.runtime.origin_host import origin_limits
 from consecution.runtime.shipping import Parcel, Shipment, can_ship, ship
@@ -42,7 +42,8 @@ class ProcessRunning(Running):
         self._plan = plan
         self._pipeline = pipeline
         self._started_s = time.monotonic()
-        self._seconds: float | None = None
+        self._last_status: Status | None = None
+        self._stopping = False
         self._over = threading.Event()
         self._report: Report | None = None
         self._error: BaseException | None = None
@@ -67,7 +68,7 @@ class ProcessRunning(Running):
     def _end_before_start(self, report: Report) -> None:
         assert self._state is not None
         self._state.close()
-        self._report = report
+        self._report, self._last_status = report, status_of(report)
         self._over.set()
 
     def _start(self) -> None:
@@ -122,15 +123,25 @@ class ProcessRunning(Running):
             self._supervisor.run()
             self._finish()
         except BaseException as error:
-            self._error = error
-            if self._state is not None:
-                self._state.close(keep=True)
-                if self._state.temporary:
-                    error.add_note(f"what was open is kept: run again with state_dir={str(self._state.path)!r}")
+            self._abandon(error)
         finally:
-            self._seconds = time.monotonic() - self._started_s
             self._close()
             self._over.set()
+
+    def _abandon(self, error: BaseException) -> None:
+        """After ``error``: keep what is open in the state directory."""
+        self._error = error
+        try:
+            counts, _ = self._final_books()
+            keep = bool(counts.pending)
+        except ConsecutionError:
+            counts, keep = self._supervisor.origin_counts(), True
+        self._last_status = self._status("failed", counts)
+        if self._state is None:
+            return
+        self._state.close(keep=keep)
+        if keep and self._state.temporary:
+            error.add_note(f"what was open is kept: run again with state_dir={str(self._state.path)!r}")
 
     def _close(self) -> None:
         """Close everything, whatever a user's source does when it is closed."""
@@ -143,7 +154,7 @@ class ProcessRunning(Running):
     def _finish(self) -> None:
         supervisor, state = self._supervisor, self._state
         counts, failures = self._final_books()
-        status = self._status("stopped" if supervisor.stopped else "finished", counts)
+        status = self._last_status = self._status("stopped" if supervisor.stopped else "finished", counts)
         result = None if supervisor.stopped else self._pipeline._call_user_end()
         keep = state is not None and (not state.temporary or bool(status.pending))
         report = assembly.make_report(
@@ -185,7 +196,7 @@ class ProcessRunning(Running):
             state,
             counts,
             self._supervisor.counts(),
-            seconds=self._seconds if self._seconds is not None else time.monotonic() - self._started_s,
+            seconds=time.monotonic() - self._started_s,
             restarts=self._supervisor.restarts,
             failed_elsewhere=self._supervisor.failed_at_end(),
         )
@@ -195,20 +206,25 @@ class ProcessRunning(Running):
     def push(self, item: Any, timeout_s: float | None = None) -> Receipt:
         if self._over.is_set():
             raise NotRunningError("this run has ended; start another one")
+        if self._stopping:
+            raise NotRunningError("this run was stopped and takes no more items; start another one")
         return push_into(self._source, item, timeout_s)
 
     def status(self) -> Status:
-        state = "finished" if self._over.is_set() else self._supervisor.state
-        return self._status(state, self._supervisor.origin_counts())
+        if self._last_status is not None:
+            return self._last_status
+        return self._status(self._supervisor.state, self._supervisor.origin_counts())
 
     def pids(self) -> dict[str, int]:
         """Task name → process id of its worker, for those who want to look (or kill)."""
         return self._supervisor.pids()
 
     def request_stop(self) -> None:
+        self._stopping = True
         self._supervisor.stop()
 
     def abort(self) -> None:
+        self._stopping = True
         self._supervisor.abort()
 
     def finish_input(self) -> None:

@@ -90,7 +90,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The worker cannot go on; ``doing`` names the step (start, begin, process, end, close).
+    """The worker cannot go on; ``doing`` names the step (start, begin, open, process, end, close).
 
     ``error`` is one of our own errors, pickled, which ends the run; None for what user code raised.
     """

@@ -39,6 +39,21 @@ def finished_before(state: StateDir) -> Report | None:
     return None if found is None else Report.from_dict(found, already_finished=True)
 
 
+def status_of(report: Report) -> Status:
+    """The last status of a run whose report this is."""
+    return Status(
+        "stopped" if report.stopped else "finished",
+        report.emitted,
+        report.completed,
+        report.failed,
+        report.pending,
+        report.replayed,
+        report.restarts,
+        report.seconds,
+        report.nodes,
+    )
+
+
 def push_into(source: Source, item: Any, timeout_s: float | None) -> Receipt:
     """Push into a manual source; UsageError where the source is another one."""
     if not isinstance(source, ManualSource):
@@ -159,6 +174,7 @@ class LocalRun:
         """The run was finished before: there is nothing to do."""
         self.report = report
         self._close("finished")
+        self._last_status = status_of(report)
         assert self.state is not None
         self.state.close()
 

@@ -181,9 +181,9 @@ class Supervisor:
                 self._kill_all()
 
     def _turn(self) -> None:
-        self._forgive_standstill()
         self._listen(self._wait_s())
         self._start_what_is_due()
+        self._forgive_standstill()
         self._look_for_hanging()
 
     def _forgive_standstill(self) -> float:
@@ -235,13 +235,8 @@ class Supervisor:
     def _hear(self, task: TaskIndex) -> None:
         watched = self._tasks[task]
         worker = watched.worker
-        if worker is None:
-            return
-        try:
-            while worker.pipe.poll():
-                self._take_word(task, watched, worker.pipe.recv())
-        except (EOFError, OSError):
-            worker.pipe.close()
+        while worker is not None and (word := _next_word(worker.pipe)) is not None:
+            self._take_word(task, watched, word)
 
     def _take_word(self, task: TaskIndex, watched: _Watched, word: Any) -> None:
         if isinstance(word, control.Beat):
@@ -451,12 +446,12 @@ class Supervisor:
         limit_s = max(QUIT_WAIT_S, self.plan.options.timeout_s)
         deadline_s = self._clock() + limit_s
         while self._somebody_is_left() and not self._abort_asked:
-            deadline_s += self._forgive_standstill()
-            if self._clock() > deadline_s:
-                raise self._slow_to_close(limit_s)
             self._listen(self._wait_s())
             self._start_what_is_due()
             self._let_go_of_threads()
+            deadline_s += self._forgive_standstill()
+            if self._clock() > deadline_s and self._somebody_is_left():
+                raise self._slow_to_close(limit_s)
 
     def _somebody_is_left(self) -> bool:
         return any(w.worker is not None or w.start_due_s is not None for w in self._tasks.values())
@@ -499,6 +494,15 @@ class Supervisor:
 
     def _name(self, task: TaskIndex) -> str:
         return self.plan.task(task).name
+
+
+def _next_word(pipe: Any) -> Any:
+    """None: there is none just now, or there will be none any more; then the pipe is closed."""
+    try:
+        return pipe.recv() if pipe.poll() else None
+    except (EOFError, OSError):
+        pipe.close()
+        return None
 
 
 def _sum_counts(watched: _Watched) -> Counts:

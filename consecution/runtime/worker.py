@@ -33,6 +33,7 @@ from consecution.runtime import assembly, control, failpoints
 from consecution.runtime.origin_host import SourceHost, process_codec
 from consecution.runtime.shipping import Shipment, read_parcel, unship
 from consecution.runtime.task_host import TaskHost
+from consecution.sink import Sink
 from consecution.transport.sockets import Inbox, SocketOutbox, remove_if_empty
 
 MESSAGES_PER_TURN = 16
@@ -202,6 +203,7 @@ class Worker:
             self._source.open()
         else:
             assert self._host is not None
+            self.doing = "open" if isinstance(self._host.node, Sink) else "begin"
             self._host.begin()
         self._tell(control.Began(self.task))
         failpoints.passed("worker.begun")

@@ -1,0 +1,907 @@
+"""The supervisor over scripted histories: its workers are fakes, its time passes only when it waits."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import random
+import select
+import signal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consecution import Node, Pipeline, Producer
+from consecution.errors import BackPressureError, ConsecutionError, SourceError, UsageError, WorkerError
+from consecution.protocol.origin import OriginCounts
+from consecution.protocol.values import TaskIndex
+from consecution.runtime import control
+from consecution.runtime.supervisor import LONG_STEP_STRETCH, Supervisor
+
+SOURCE, LEFT, RIGHT, LAST = "producer.0", "a.0", "a.1", "b.0"
+TIMEOUT_S = 5.0
+LONGEST_S = 1000.0
+"""A run that takes longer on the manual clock hangs."""
+
+
+class Summing(Node):
+    """A node that wants to be told of the end."""
+
+    def process(self, item: Any) -> None:
+        self.push(item)
+
+    def end(self) -> None:
+        self.push(0)
+
+
+class FakePipe:
+    def __init__(self, worker: FakeWorker) -> None:
+        self.words: deque[Any] = deque()
+        self.closed = False
+        self._worker = worker
+
+    def poll(self) -> bool:
+        if self.closed:
+            raise OSError("handle is closed")
+        return bool(self.words) or self._worker.dead
+
+    def recv(self) -> Any:
+        if not self.words:
+            raise EOFError
+        return self.words.popleft()
+
+    def send(self, order: Any) -> None:
+        if self.closed or self._worker.dead:
+            raise BrokenPipeError
+        self._worker.told(order)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeWorker:
+    """One incarnation. ``told`` answers as a real worker would, unless the script has another answer."""
+
+    def __init__(self, world: World, task: TaskIndex, incarnation: int, *, in_thread: bool = False) -> None:
+        self.world = world
+        self.task = task
+        self.name = world.plan.task(task).name
+        self.incarnation = incarnation
+        self.pipe = FakePipe(self)
+        self.pid = 1000 * (int(task) + 1) + incarnation
+        self.sentinel: Any = None if in_thread else object()
+        self.dead = False
+        self.cause = "exit code 0"
+        self.refusal: ConsecutionError | None = None
+        self.signals: list[int] = []
+        self.pulse: Callable[[], control.Beat] | None = None
+        self.next_beat_s = 0.0
+
+    # -- what the supervisor may ask ---------------------------------------------------------------
+
+    def death(self) -> str:
+        return self.cause
+
+    def start_error(self) -> ConsecutionError | None:
+        return self.refusal
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+        if number == signal.SIGKILL:
+            self.die("killed by SIGKILL")
+
+    def join(self, timeout_s: float) -> bool:
+        if self.sentinel is None and self.pipe.closed:
+            self.dead = True
+        return self.dead
+
+    # -- what it does ------------------------------------------------------------------------------
+
+    def say(self, word: Any) -> None:
+        self.pipe.words.append(word)
+
+    def die(self, cause: str = "killed by SIGKILL") -> None:
+        if not self.dead:
+            self.dead, self.cause = True, cause
+
+    def told(self, order: Any) -> None:
+        self.world.history.append((self.name, self.incarnation, order))
+        self.act(type(order).__name__, order)
+
+    def act(self, event: str, order: Any = None) -> None:
+        self.world.reaction(self, event)(self, order)
+
+    def beat(self, progress: int = 0, occupied_with: str = "", **origin: Any) -> control.Beat:
+        counts = OriginCounts(10, origin.pop("completed", 0), 0, 0, origin.pop("replayed", 0), 0)
+        found = counts if self.name == SOURCE else None
+        return control.Beat(self.task, (progress,), occupied_with, 1, 1, 0, 0.0, origin=found, **origin)
+
+    def hello(self) -> None:
+        self.say(control.Hello(self.task, self.endpoint, self.pid))
+        self.pulse = self.beat
+
+    def beats(self, beat: control.Beat) -> None:
+        """Say so now, and again four times a second."""
+        self.say(beat)
+        self.pulse = lambda: beat
+
+    def beat_if_due(self) -> None:
+        if not self.dead and self.pulse is not None and self.world.now_s >= self.next_beat_s:
+            self.next_beat_s = self.world.now_s + 0.25
+            self.say(self.pulse())
+
+    @property
+    def endpoint(self) -> str:
+        return f"ipc://{self.task}.{self.incarnation}"
+
+    def fail(self, doing: str, error: bytes | None = None) -> None:
+        """Say why, then die: the supervisor finds both at once."""
+        self.say(control.Failed(self.task, doing, "ValueError: no", "Traceback: no", error))
+        self.die("exit code 70")
+
+
+Reaction = Callable[[FakeWorker, Any], None]
+
+
+def start(worker: FakeWorker, order: Any) -> None:
+    worker.hello()
+    worker.say(control.Began(worker.task))
+
+
+def switch(worker: FakeWorker, order: Any) -> None:
+    worker.say(control.Switched(worker.task, order.version))
+
+
+def finish(worker: FakeWorker, order: Any) -> None:
+    if worker.name == SOURCE:
+        worker.beats(worker.beat(1, completed=10, finished=True))
+
+
+def run_end(worker: FakeWorker, order: Any) -> None:
+    worker.say(control.Ended(worker.task, True))
+
+
+def drain(worker: FakeWorker, order: Any) -> None:
+    worker.beats(worker.beat(1, completed=5, drained=True))
+
+
+def close(worker: FakeWorker, order: Any) -> None:
+    worker.say(control.Closed(worker.beat(1, completed=10, finished=True), True, ()))
+    worker.die("exit code 0")
+
+
+def nothing(worker: FakeWorker, order: Any) -> None:
+    pass
+
+
+def die(worker: FakeWorker, order: Any) -> None:
+    worker.die()
+
+
+ORDINARY: dict[str, Reaction] = {
+    "start": start,
+    "Wire": switch,
+    "Replay": finish,
+    "RunEnd": run_end,
+    "StopReading": drain,
+    "Quit": close,
+}
+
+
+@dataclass
+class World:
+    """The workers, the clock and the script: (task, event) or (task, incarnation, event) → reaction."""
+
+    robustness: str = "robust"
+    node: Any = Node
+    script: dict[Any, Reaction] = field(default_factory=dict)
+    max_restarts: int = 5
+    launch_errors: list[Exception] = field(default_factory=list)
+    in_thread: bool = False
+
+    def __post_init__(self) -> None:
+        graph = Pipeline(Producer([1]) | Node("a") * 2 | self.node("b"))
+        self.plan = graph.plan(
+            mode="process", robustness=self.robustness, timeout_s=TIMEOUT_S, max_restarts=self.max_restarts
+        )
+        self.now_s = 0.0
+        self.history: list[Any] = []
+        self.said: list[str] = []
+        self.workers: list[FakeWorker] = []
+        self._planned: list[tuple[float, Callable[[], None]]] = []
+        self.supervisor = Supervisor(
+            self.plan,
+            self._launch,
+            lambda mark, text: self.said.append(text),
+            clock=lambda: self.now_s,
+            wait=self._wait,
+        )
+
+    def _launch(self, task: TaskIndex, incarnation: int) -> FakeWorker:
+        self.history.append((self.plan.task(task).name, incarnation, "launched"))
+        if self.launch_errors:
+            raise self.launch_errors.pop()
+        old = [w for w in self.workers if w.task == task]
+        assert all(w.dead for w in old), "two incarnations at a time"
+        worker = FakeWorker(self, task, incarnation, in_thread=self.in_thread and int(task) == 0)
+        self.workers.append(worker)
+        worker.act("start")
+        return worker
+
+    def reaction(self, worker: FakeWorker, event: str) -> Reaction:
+        for key in ((worker.name, worker.incarnation, event), (worker.name, event)):
+            if key in self.script:
+                return self.script[key]
+        return ORDINARY[event]
+
+    def _wait(self, objects: list[Any], timeout_s: float) -> list[Any]:
+        for due_s, act in [planned for planned in self._planned if planned[0] <= self.now_s]:
+            self._planned.remove((due_s, act))
+            act()
+        for worker in self.workers:
+            worker.beat_if_due()
+        dead = {w.sentinel for w in self.workers if w.dead}
+        ready = [found for found in objects if self._is_ready(found, dead)]
+        if not ready:
+            self.now_s += timeout_s + 0.001
+            assert self.now_s < LONGEST_S, f"the supervisor hangs: {self.history[-10:]}"
+        return ready
+
+    @staticmethod
+    def _is_ready(found: Any, dead: set[Any]) -> bool:
+        if isinstance(found, FakePipe):
+            return found.poll()
+        if isinstance(found, int):
+            return bool(select.select([found], [], [], 0)[0])
+        return found in dead
+
+    # -- for tests ---------------------------------------------------------------------------------
+
+    def at(self, due_s: float, act: Callable[[], None]) -> None:
+        self._planned.append((due_s, act))
+
+    def run(self) -> Supervisor:
+        self.supervisor.run()
+        assert all(w.dead or w.sentinel is None for w in self.workers), "a worker was left behind"
+        return self.supervisor
+
+    def newest(self, name: str) -> FakeWorker:
+        return next(w for w in reversed(self.workers) if w.name == name)
+
+    def launched(self, name: str) -> int:
+        return sum(event == (name, incarnation, "launched") for event in self.history for incarnation in [event[1]])
+
+    def orders(self, kind: type) -> list[tuple[str, int]]:
+        return [(name, incarnation) for name, incarnation, order in self.history if isinstance(order, kind)]
+
+
+# -- the start -----------------------------------------------------------------------------------
+
+
+def test_workers_start_in_the_order_of_the_plan_and_are_wired_once_all_are_there() -> None:
+    world = World()
+
+    world.run()
+
+    kinds = [order if isinstance(order, str) else type(order).__name__ for _, _, order in world.history]
+    assert kinds == ["launched"] * 4 + ["Wire"] * 4 + ["Replay"] * 4 + ["Quit"] * 4
+    assert [name for name, _, order in world.history if order == "launched"] == [SOURCE, LEFT, RIGHT, LAST]
+
+
+def test_everybody_is_told_all_endpoints() -> None:
+    world = World()
+
+    world.run()
+
+    wires = [order for _, _, order in world.history if isinstance(order, control.Wire)]
+    assert all(wire.endpoints == {w.task: w.endpoint for w in world.workers} for wire in wires)
+
+
+def test_nothing_is_replayed_before_the_slowest_has_switched() -> None:
+    world = World(script={(LAST, "Wire"): nothing})
+    seen: list[int] = []
+
+    def release() -> None:
+        seen.append(len(world.orders(control.Replay)))
+        world.newest(LAST).say(control.Switched(world.newest(LAST).task, 1))
+
+    world.at(3.0, release)
+
+    world.run()
+
+    assert seen == [0]
+    assert len(world.orders(control.Replay)) == 4
+
+
+def test_an_answer_to_an_older_wiring_does_not_count() -> None:
+    world = World(script={(SOURCE, "Wire"): nothing})
+    seen: list[int] = []
+
+    def answer(version: int) -> Callable[[], None]:
+        return lambda: world.newest(SOURCE).say(control.Switched(TaskIndex(0), version))
+
+    world.at(0.5, lambda: world.newest(LAST).die())
+    world.at(1.0, answer(1))
+    world.at(2.0, lambda: seen.append(len(world.orders(control.Replay))))
+    world.at(3.0, answer(2))
+
+    world.run()
+
+    assert seen == [0]
+    assert len(world.orders(control.Replay)) == 4
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+def test_the_source_quits_first() -> None:
+    world = World()
+
+    supervisor = world.run()
+
+    assert world.orders(control.Quit)[0] == (SOURCE, 1)
+    assert (supervisor.stopped, supervisor.confirmed, supervisor.restarts) == (False, True, 0)
+
+
+def test_nodes_end_after_the_source_has_finished() -> None:
+    world = World(robustness="confirm", node=Summing)
+
+    world.run()
+
+    assert world.orders(control.RunEnd) == [(LAST, 1)]
+
+
+def test_what_was_not_confirmed_at_the_end_is_not_confirmed() -> None:
+    unsure: Reaction = lambda worker, order: worker.say(control.Ended(worker.task, False))  # noqa: E731
+    world = World(robustness="confirm", node=Summing, script={(LAST, "RunEnd"): unsure})
+
+    assert not world.run().confirmed
+
+
+def test_counts_of_all_incarnations_add_up() -> None:
+    world = World(
+        script={(LEFT, 1, "Replay"): lambda w, order: (w.say(w.beat()), w.die()), (SOURCE, 1, "Replay"): nothing}
+    )
+    world.at(2.0, lambda: finish(world.newest(SOURCE), None))
+
+    supervisor = world.run()
+
+    assert supervisor.counts()[TaskIndex(1)].items_in == 2
+    assert supervisor.counts()[TaskIndex(3)].items_in == 1
+
+
+def test_a_thread_is_let_go_after_its_last_word() -> None:
+    world = World(in_thread=True)
+
+    supervisor = world.run()
+
+    assert not supervisor.stopped
+    assert world.newest(SOURCE).pipe.closed
+
+
+# -- deaths --------------------------------------------------------------------------------------
+
+MOMENTS = {
+    "before hello": "start",
+    "between hello and began": "hello",
+    "instead of switching": "Wire",
+    "having switched": "Switched",
+    "when it replays": "Replay",
+    "instead of closing": "Quit",
+}
+
+
+def dying(moment: str) -> dict[str, Reaction]:
+    if moment == "between hello and began":
+        return {"start": lambda worker, order: (worker.hello(), worker.die())}  # type: ignore[dict-item]
+    if moment == "having switched":
+        return {"Wire": lambda worker, order: (switch(worker, order), worker.die())}  # type: ignore[dict-item]
+    return {MOMENTS[moment]: die}
+
+
+@pytest.mark.parametrize("names", [(LEFT,), (SOURCE,), (LAST,), (LEFT, RIGHT), (SOURCE, LAST)], ids=" and ".join)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_death_at_any_moment_is_made_up_for(moment: str, names: tuple[str, ...]) -> None:
+    world = World(script={(name, 1, event): act for name in names for event, act in dying(moment).items()})
+
+    supervisor = world.run()
+
+    assert supervisor.restarts == len(names)
+    assert {w.name for w in world.workers if w.incarnation == 2} == set(names)
+    assert (supervisor.confirmed, supervisor.stopped) == (True, False)
+    assert_replayed_only_after_all_switched(world)
+
+
+def test_a_worker_that_has_closed_may_die_as_it_likes() -> None:
+    def close_badly(worker: FakeWorker, order: Any) -> None:
+        close(worker, order)
+        worker.cause = "killed by SIGSEGV"
+
+    world = World(script={(LAST, "Quit"): close_badly})
+
+    assert world.run().restarts == 0
+
+
+def test_a_death_while_another_waits_for_its_next_start() -> None:
+    world = World(script={(LEFT, 1, "start"): die, (LEFT, 2, "start"): die, (LEFT, 3, "start"): die})
+    world.at(0.05, lambda: world.newest(RIGHT).die())
+
+    supervisor = world.run()
+
+    assert supervisor.restarts == 4
+    assert_replayed_only_after_all_switched(world)
+
+
+def test_the_last_words_of_the_dead_count() -> None:
+    def finish_and_die(worker: FakeWorker, order: Any) -> None:
+        finish(worker, order)
+        worker.die()
+
+    world = World(script={(SOURCE, 1, "Replay"): finish_and_die, (SOURCE, 2, "Replay"): nothing})
+
+    supervisor = world.run()
+
+    assert supervisor.origin_counts().completed == 10
+    assert not supervisor.stopped
+
+
+def test_a_restarted_worker_gets_the_new_endpoints_and_peers_do_too() -> None:
+    world = World(script={(RIGHT, 1, "Wire"): die})
+
+    world.run()
+
+    wires = [order for name, _, order in world.history if name == LAST and isinstance(order, control.Wire)]
+    assert [wire.endpoints[TaskIndex(2)] for wire in wires] == ["ipc://2.1", "ipc://2.2"]
+
+
+def test_replayed_batches_add_up_over_the_lives_of_the_source() -> None:
+    def replay_three(worker: FakeWorker, order: Any) -> None:
+        worker.say(worker.beat(1, completed=1, replayed=3))
+        if worker.incarnation == 1:
+            worker.die()
+        else:
+            worker.say(worker.beat(2, completed=10, replayed=3, finished=True))
+
+    closing: Reaction = lambda w, order: (  # type: ignore[assignment]  # noqa: E731
+        w.say(control.Closed(w.beat(2, replayed=3), True, ())),
+        w.die(),
+    )
+    world = World(script={(SOURCE, "Replay"): replay_three, (SOURCE, "Quit"): closing})
+
+    assert world.run().origin_counts().replayed == 6
+
+
+# -- deaths without a journal --------------------------------------------------------------------
+
+
+def test_without_a_journal_a_death_is_not_confirmed() -> None:
+    world = World(robustness="confirm", script={(LEFT, 1, "Replay"): die, (SOURCE, 1, "Replay"): nothing})
+    world.at(2.0, lambda: finish(world.newest(SOURCE), None))
+
+    supervisor = world.run()
+
+    assert (supervisor.confirmed, supervisor.restarts) == (False, 1)
+    assert all(order.after_death for _, _, order in world.history[-8:] if isinstance(order, control.Replay))
+
+
+def test_without_a_journal_the_death_of_the_source_ends_the_run() -> None:
+    world = World(robustness="confirm", script={(SOURCE, 1, "Replay"): die})
+
+    with pytest.raises(WorkerError, match=r"producer\.0: the source died \(killed by SIGKILL\).*robust"):
+        world.run()
+
+    assert all(w.dead for w in world.workers)
+
+
+@pytest.mark.parametrize("name", [SOURCE, LEFT])
+def test_without_a_journal_a_death_before_anything_was_sent_is_harmless(name: str) -> None:
+    world = World(robustness="confirm", script={(name, 1, "start"): die})
+
+    supervisor = world.run()
+
+    assert (supervisor.confirmed, supervisor.restarts) == (True, 1)
+
+
+def test_without_a_journal_who_dies_while_it_ends_has_ended() -> None:
+    world = World(robustness="confirm", node=Summing, script={(LAST, 1, "RunEnd"): die})
+
+    supervisor = world.run()
+
+    assert (supervisor.confirmed, supervisor.stopped) == (False, False)
+
+
+def test_without_a_journal_who_dies_while_it_closes_is_not_started_again() -> None:
+    world = World(robustness="confirm", script={(LAST, "Quit"): die})
+
+    supervisor = world.run()
+
+    assert (supervisor.confirmed, supervisor.restarts) == (False, 0)
+    assert "b.0 died while it closed: killed by SIGKILL" in world.said
+
+
+# -- limits --------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_always_dies_is_given_up_with_its_reason_and_longer_and_longer_waits() -> None:
+    times: list[float] = []
+
+    def fail(worker: FakeWorker, order: Any) -> None:
+        times.append(world.now_s)
+        worker.hello()
+        worker.fail("begin") if worker.incarnation > 1 else worker.die()
+
+    world = World(script={(LEFT, "start"): fail}, max_restarts=4)
+
+    with pytest.raises(WorkerError) as caught:
+        world.run()
+
+    assert "a.0: died 5 times without progress between (exit code 70: ValueError: no)" in str(caught.value)
+    assert "max_restarts=4" in str(caught.value)
+    assert (caught.value.task, caught.value.cause_text) == (LEFT, "Traceback: no")
+    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert waits == pytest.approx([0.0, 0.1, 0.2, 0.4], abs=0.01)
+
+
+def test_progress_between_deaths_forgives_them() -> None:
+    def get_on_and_die(worker: FakeWorker, order: Any) -> None:
+        source = world.newest(SOURCE)
+        source.beats(source.beat(worker.incarnation, completed=worker.incarnation))
+        worker.die()
+
+    world = World(
+        script={
+            (LEFT, "Replay"): get_on_and_die,
+            (LEFT, 9, "Replay"): nothing,
+            **{(SOURCE, 1, "Replay"): nothing},
+        },
+        max_restarts=2,
+    )
+    world.at(30.0, lambda: finish(world.newest(SOURCE), None))
+
+    assert world.run().restarts == 8
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again() -> None:
+    world = World(launch_errors=[OSError("no more processes"), EOFError()])
+
+    supervisor = world.run()
+
+    assert supervisor.restarts == 2
+    assert [world.launched(name) for name in (SOURCE, LEFT, RIGHT, LAST)] == [2, 2, 1, 1]
+
+
+def test_a_worker_that_can_never_be_started_is_given_up() -> None:
+    world = World(launch_errors=[OSError("no more processes")] * 100, max_restarts=3)
+
+    with pytest.raises(WorkerError, match=r"producer\.0: died 4 times .*cannot be started: OSError: no more processes"):
+        world.run()
+
+
+def test_a_process_that_cannot_be_killed_ends_the_run() -> None:
+    world = World()
+
+    def die_halfway(worker: FakeWorker, order: Any) -> None:
+        worker.die()
+        worker.join = lambda timeout_s: False  # type: ignore[method-assign]
+
+    world.script[LEFT, "Replay"] = die_halfway
+
+    with pytest.raises(WorkerError, match=r"a\.0: process 2001 cannot be killed"):
+        world.run()
+
+
+# -- failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("event", "doing", "match"),
+    [
+        ("start", "start", r"^b\.0: ValueError: no"),
+        ("start", "begin", r"^b\.0: begin\(\) raised ValueError: no"),
+        ("RunEnd", "end", r"^b\.0: end\(\) raised ValueError: no"),
+        ("Quit", "close", r"^b\.0: close\(\) raised ValueError: no"),
+    ],
+    ids=["start", "begin", "end", "close"],
+)
+def test_a_failure_that_no_restart_mends_ends_the_run_and_names_the_task(event: str, doing: str, match: str) -> None:
+    world = World(robustness="confirm", node=Summing, script={(LAST, event): lambda worker, order: worker.fail(doing)})
+
+    with pytest.raises(WorkerError, match=match) as caught:
+        world.run()
+
+    assert caught.value.cause_text == "Traceback: no"
+    assert all(w.dead for w in world.workers)
+
+
+def test_an_error_of_our_own_is_raised_as_it_is() -> None:
+    blob = pickle.dumps(SourceError("the file is shorter"))
+    world = World(script={(SOURCE, "start"): lambda worker, order: worker.fail("begin", blob)})
+
+    with pytest.raises(SourceError, match="the file is shorter") as caught:
+        world.run()
+
+    assert "in producer.0, begin" in caught.value.__notes__[0]
+
+
+def test_an_error_that_is_also_an_operating_system_error_is_not_taken_for_a_closed_pipe() -> None:
+    blob = pickle.dumps(BackPressureError("full"))
+    world = World(script={(LAST, "start"): lambda worker, order: worker.fail("begin", blob)})
+
+    with pytest.raises(BackPressureError, match="full"):
+        world.run()
+
+
+def test_what_makes_every_start_impossible_is_raised_at_once() -> None:
+    def refuse(worker: FakeWorker, order: Any) -> None:
+        worker.refusal = UsageError("guard your script")
+        worker.die("exit code 71")
+
+    world = World(script={(LEFT, "start"): refuse})
+
+    with pytest.raises(UsageError, match="guard your script"):
+        world.run()
+
+    assert world.launched(LEFT) == 1
+
+
+def test_begin_that_fails_in_a_later_life_counts_as_a_death() -> None:
+    world = World(
+        script={(LEFT, 1, "Wire"): die, (LEFT, 2, "start"): lambda w, order: (w.hello(), w.fail("begin"))}  # type: ignore[dict-item]
+    )
+
+    assert world.run().restarts == 2
+
+
+# -- hanging -------------------------------------------------------------------------------------
+
+
+def occupied(step: str) -> Reaction:
+    """In its first life a worker gets nowhere with this; in its second it is idle."""
+
+    def act(worker: FakeWorker, order: Any) -> None:
+        start(worker, order)
+        worker.beats(worker.beat(7, step if worker.incarnation == 1 else ""))
+
+    return act
+
+
+def waiting(script: dict[Any, Reaction], until_s: float) -> World:
+    """A world whose stream ends at that time."""
+    world = World(script={(SOURCE, "Replay"): nothing, **script})
+    world.at(until_s, lambda: finish(world.newest(SOURCE), None))
+    return world
+
+
+def test_a_worker_without_progress_shows_its_stack_and_is_killed() -> None:
+    world = waiting({(LAST, "start"): occupied("process")}, 12.0)
+
+    supervisor = world.run()
+
+    first = next(w for w in world.workers if w.name == LAST)
+    assert first.signals == [signal.SIGABRT, signal.SIGKILL]
+    assert supervisor.restarts == 1
+    assert "b.0 (pid 4001) has made no progress in process for 5 s: killing it" in world.said
+
+
+def test_a_worker_that_is_not_heard_of_any_more_is_killed() -> None:
+    """User code may hold the interpreter, or somebody has stopped the process: then not even beats come."""
+    world = waiting({}, 12.0)
+    world.at(2.0, lambda: setattr(world.newest(LAST), "pulse", None))
+
+    supervisor = world.run()
+
+    assert supervisor.restarts == 1
+    assert "b.0 (pid 4001) has made no progress in its loop for 5 s: killing it" in world.said
+
+
+def test_an_idle_worker_is_left_alone_for_hours() -> None:
+    assert waiting({}, 900.0).run().restarts == 0
+
+
+def test_a_slow_worker_is_left_alone_as_long_as_it_gets_on() -> None:
+    def begin_slowly(worker: FakeWorker, order: Any) -> None:
+        start(worker, order)
+        worker.pulse = lambda: worker.beat(int(worker.world.now_s / 4), "process")
+
+    assert waiting({(LAST, "start"): begin_slowly}, 100.0).run().restarts == 0
+
+
+@pytest.mark.parametrize("step", ["begin", "end", "close"])
+def test_what_is_done_once_may_take_longer(step: str) -> None:
+    limit_s = TIMEOUT_S * LONG_STEP_STRETCH
+    world = waiting({(LAST, "start"): occupied(step)}, limit_s + 20.0)
+
+    supervisor = world.run()
+
+    assert supervisor.restarts == 1
+    assert f"b.0 (pid 4001) has made no progress in {step} for {limit_s:g} s: killing it" in world.said
+
+
+def test_a_worker_that_never_says_hello_is_killed_in_the_end() -> None:
+    world = World(script={(LAST, 1, "start"): nothing})
+
+    supervisor = world.run()
+
+    assert supervisor.restarts == 1
+    assert world.now_s >= TIMEOUT_S * LONG_STEP_STRETCH
+
+
+def test_a_job_that_was_stopped_and_goes_on_kills_nobody() -> None:
+    """Ctrl-Z stops supervisor and workers alike, and the supervisor may be the first to go on."""
+    world = waiting({}, 110.0)
+
+    def stop_the_job() -> None:
+        world.now_s += 100.0
+        for worker in world.workers:
+            worker.next_beat_s = world.now_s + 1.0
+
+    world.at(2.0, stop_the_job)
+
+    assert world.run().restarts == 0
+    assert world.now_s > 100.0
+
+
+# -- stop and abort ------------------------------------------------------------------------------
+
+
+def test_a_stop_drains_and_runs_no_end() -> None:
+    world = World(robustness="confirm", node=Summing, script={(SOURCE, "Replay"): nothing})
+    world.at(1.0, world.supervisor.stop)
+
+    supervisor = world.run()
+
+    assert supervisor.stopped
+    assert world.orders(control.StopReading) == [(SOURCE, 1)]
+    assert world.orders(control.RunEnd) == []
+    assert len(world.orders(control.Quit)) == 4
+
+
+def test_a_stop_before_the_start_waits_until_all_are_there() -> None:
+    world = World(script={(SOURCE, "Replay"): nothing})
+    world.supervisor.stop()
+
+    supervisor = world.run()
+
+    assert supervisor.stopped
+    kinds = [type(order) for name, _, order in world.history if name == SOURCE]
+    assert kinds == [str, control.Wire, control.Replay, control.StopReading, control.Quit]
+
+
+def test_a_source_that_dies_while_it_drains_is_told_again_to_stop() -> None:
+    world = World(script={(SOURCE, "Replay"): nothing, (SOURCE, 1, "StopReading"): die})
+    world.at(1.0, world.supervisor.stop)
+
+    supervisor = world.run()
+
+    assert world.orders(control.StopReading) == [(SOURCE, 1), (SOURCE, 2)]
+    assert (supervisor.stopped, supervisor.restarts) == (True, 1)
+
+
+def test_a_worker_that_dies_while_the_source_drains_comes_back() -> None:
+    world = World(script={(SOURCE, "Replay"): nothing, (SOURCE, "StopReading"): nothing})
+    world.at(1.0, world.supervisor.stop)
+    world.at(2.0, lambda: world.newest(LAST).die())
+    world.at(4.0, lambda: drain(world.newest(SOURCE), None))
+
+    supervisor = world.run()
+
+    assert (supervisor.stopped, supervisor.restarts) == (True, 1)
+
+
+def test_a_stop_while_nodes_end_lets_them_end() -> None:
+    world = World(robustness="confirm", node=Summing, script={(LAST, "RunEnd"): nothing})
+    world.at(1.0, world.supervisor.stop)
+    world.at(3.0, lambda: world.newest(LAST).say(control.Ended(world.newest(LAST).task, True)))
+
+    supervisor = world.run()
+
+    assert (supervisor.stopped, supervisor.confirmed) == (False, True)
+
+
+@pytest.mark.parametrize("event", ["start", "Wire", "Replay", "Quit"])
+def test_an_abort_kills_everybody_at_once(event: str) -> None:
+    world = World(script={(LAST, event): nothing, (SOURCE, "Replay"): nothing if event != "Quit" else finish})
+    world.at(1.0, world.supervisor.abort)
+
+    supervisor = world.run()
+
+    assert world.now_s < 2.0
+    assert supervisor.stopped == (event != "Quit")
+    assert world.newest(LAST).signals == [signal.SIGKILL]
+
+
+def test_what_was_counted_before_an_abort_is_kept() -> None:
+    world = World(script={(SOURCE, "Replay"): nothing, (LEFT, "Replay"): lambda w, order: w.say(w.beat())})
+    world.at(1.0, world.supervisor.abort)
+
+    assert world.run().counts()[TaskIndex(1)].items_in == 1
+
+
+def test_stop_and_abort_after_the_end_touch_nothing() -> None:
+    world = World()
+    supervisor = world.run()
+
+    supervisor.stop()
+    supervisor.abort()
+
+    assert supervisor.state == "stopping"
+
+
+def test_a_close_that_hangs_is_an_error_that_names_it() -> None:
+    world = World(script={(LAST, "Quit"): nothing})
+
+    with pytest.raises(WorkerError, match=r"b\.0: close\(\) has not returned within 10 s") as caught:
+        world.run()
+
+    assert caught.value.task == LAST
+    assert world.newest(LAST).signals == [signal.SIGABRT, signal.SIGKILL]
+
+
+def test_only_processes_are_listed() -> None:
+    world = World(in_thread=True, script={(SOURCE, "Replay"): nothing})
+    seen: list[dict[str, int]] = []
+    world.at(1.0, lambda: seen.append(world.supervisor.pids()))
+    world.at(2.0, world.supervisor.abort)
+
+    world.run()
+
+    assert seen == [{LEFT: 2001, RIGHT: 3001, LAST: 4001}]
+    assert world.supervisor.pids() == {}
+
+
+# -- any history ---------------------------------------------------------------------------------
+
+
+def assert_replayed_only_after_all_switched(world: World) -> None:
+    """At every replay all tasks live, and have been wired to the newest endpoints of all."""
+    newest: dict[str, int] = {}
+    wired: dict[str, dict[Any, str]] = {}
+    for name, incarnation, order in world.history:
+        if order == "launched":
+            newest[name] = incarnation
+            wired.pop(name, None)
+        elif isinstance(order, control.Wire):
+            wired[name] = order.endpoints
+        elif isinstance(order, control.Replay):
+            now = {TaskIndex(t.index): f"ipc://{t.index}.{newest[t.name]}" for t in world.plan.tasks}
+            assert all(wired.get(t.name) == now for t in world.plan.tasks)
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(deadline=None, max_examples=200)
+def test_any_history_of_deaths_ends(seed: int) -> None:
+    chance = random.Random(seed)
+    world = World(max_restarts=100)
+    deaths = chance.randrange(12)
+
+    def maybe_die(event: str) -> Reaction:
+        def act(worker: FakeWorker, order: Any) -> None:
+            nonlocal deaths
+            before = chance.random() < 0.5
+            doomed = deaths and chance.random() < 0.3
+            if not (doomed and before):
+                ORDINARY[event](worker, order)
+            if doomed and not worker.dead:
+                deaths -= 1
+                worker.die()
+
+        return act
+
+    for task in world.plan.tasks:
+        world.script.update({(task.name, event): maybe_die(event) for event in ORDINARY})
+    for _ in range(chance.randrange(4)):
+        name = chance.choice(world.plan.tasks).name
+        world.at(chance.random() * 2, lambda name=name: world.newest(name).die())
+    if chance.random() < 0.3:
+        world.at(chance.random() * 2, world.supervisor.stop)
+
+    supervisor = world.run()
+
+    assert supervisor.confirmed
+    assert_replayed_only_after_all_switched(world)
+    assert all(w.dead for w in world.workers)
