@@ -46,6 +46,7 @@ class Node:
     """
 
     replicas: int = 1
+    max_replicas: int | None = None
     key_function: Callable[[Any], Any] | None = None
     pipeline: Pipeline
     push: Callable[[Any], Any]
@@ -337,6 +338,14 @@ class Node:
     def _wants_end(self) -> bool:
         """Whether something happens at the end of the stream."""
         return type(self).end is not Node.end
+
+    def _is_durable(self) -> bool:
+        """Whether ``robust`` keeps something for this node: what ``end`` does it does with what was gathered."""
+        return self._wants_end()
+
+    def _grouping_key(self) -> Callable[[Any], Any] | None:
+        """The function by whose value items are grouped over the replicas; None: any replica will do."""
+        return self.key_function
 
     def _detached_copy(self) -> Node:
         """A shallow copy without its place in a graph, to be shipped or made a replica of."""

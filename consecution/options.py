@@ -64,6 +64,14 @@ SETTINGS = (
         choices=("power", "process"),
     ),
     Setting("fresh", "flag", False, "forget what the state folder holds, and start from the beginning"),
+    Setting(
+        "cache_bytes",
+        "int",
+        256 * 1024 * 1024,
+        "memory for the states of one durable task; what is more lies on disk only",
+        "bytes",
+        least=1,
+    ),
     Setting("max_restarts", "int", 5, "deaths in a row, without progress between, that end the run"),
     Setting("stop_timeout_s", "float", 30.0, "how long a stop waits for open batches", "s"),
 )
@@ -87,6 +95,7 @@ class Options:
     linger_ms: float = 0.0
     sync: str = "power"
     fresh: bool = False
+    cache_bytes: int = 256 * 1024 * 1024
     max_restarts: int = 5
     stop_timeout_s: float = 30.0
 

@@ -42,6 +42,7 @@ class RunOptions(TypedDict, total=False):
     linger_ms: float
     sync: Literal["power", "process"]
     fresh: bool
+    cache_bytes: int
     max_restarts: int
     stop_timeout_s: float
 

@@ -19,6 +19,7 @@ from consecution.nodes import Node, RouterNode
 from consecution.options import Options
 from consecution.producer import Producer
 from consecution.sink import Sink
+from consecution.stateful import StatefulNode
 
 
 class Grouping(enum.Enum):
@@ -80,6 +81,8 @@ class NodePlan:
     outlets: tuple[Outlet, ...]
     parents: tuple[str, ...]
     wants_end: bool
+    durable: bool
+    """It stages what arrives and applies it after the decision (robust only)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +143,10 @@ def _check_node(node: Node, options: Options) -> None:
         return
     if isinstance(node, Sink):
         _check_sink(node)
-    if options.robust and node._wants_end():
-        raise UsageError(
-            f"{node}: {type(node).__name__} does something at the end of the stream, from what it collected on "
-            "the way; that would be lost with its worker, and robust nodes that keep state are not there yet: "
-            "run with robustness='track', or collect in a sink (SqlSink)"
+    if node.max_replicas is not None and node.replicas > node.max_replicas:
+        raise GraphError(
+            f"{node} * {node.replicas}: {type(node).__name__} can have {node.max_replicas} replica only"
+            + ("; a KeyedNode shares its keys between replicas" if isinstance(node, StatefulNode) else "")
         )
 
 
@@ -161,8 +163,6 @@ def _check_router(node: RouterNode) -> None:
 def _check_sink(node: Sink) -> None:
     if node._downstream_nodes:
         raise GraphError(f"{node}: a sink ends a pipeline; nothing flows out of it: use a | [{node.name}, b]")
-    if node.max_replicas is not None and node.replicas > node.max_replicas:
-        raise GraphError(f"{node} * {node.replicas}: {type(node).__name__} can have {node.max_replicas} replica only")
 
 
 class _Planner:
@@ -201,11 +201,11 @@ class _Planner:
         if isinstance(child, RouterNode):
             ways = tuple((self._outlet(end, owner),) for end in child._end_point_map.values())
             return RoutePlan(child.name, child.choose, tuple(child._end_point_map), ways)
+        key_function = child._grouping_key() if child.replicas > 1 else None
         if child.replicas == 1:
             grouping = Grouping.SINGLE
         else:
-            grouping = Grouping.SHUFFLE if child.key_function is None else Grouping.BY_KEY
-        key_function = child.key_function if grouping is Grouping.BY_KEY else None
+            grouping = Grouping.SHUFFLE if key_function is None else Grouping.BY_KEY
         edge = EdgePlan(len(self._edges), owner, child.name, grouping, key_function)
         self._edges.append(edge)
         if owner not in self._parents[child.name]:
@@ -222,11 +222,12 @@ class _Planner:
             is_source=is_source,
             is_sink=isinstance(node, Sink),
             replicas=replicas,
-            key_function=None if node is None else node.key_function,
+            key_function=None if node is None else node._grouping_key(),
             tasks=tuple(range(first, first + replicas)),
             outlets=outlets,
             parents=tuple(self._parents.get(name, ())),
             wants_end=node is not None and not is_source and node._wants_end(),
+            durable=self._options.robust and node is not None and not is_source and node._is_durable(),
         )
 
 

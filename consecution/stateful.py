@@ -37,6 +37,9 @@ class DurableNode(Node):
         self._states = States(self.initial_state, backing)
         return self._states
 
+    def _is_durable(self) -> bool:
+        return True
+
     def _begin(self) -> None:
         self._open_states()
         super()._begin()

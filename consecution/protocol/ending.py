@@ -32,7 +32,7 @@ class Ending:
         if self._started:
             return []
         self._started = True
-        return self._current()
+        return self.due()
 
     def task_ended(self, task: TaskIndex) -> list[TaskIndex]:
         """A task has run ``end`` and everything it pushed is processed. Returns the next ones to end."""
@@ -42,7 +42,10 @@ class Ending:
         if self._stages[0]:
             return []
         self._stages.pop(0)
-        return self._current()
+        return self.due()
 
-    def _current(self) -> list[TaskIndex]:
+    def due(self) -> list[TaskIndex]:
+        """The tasks whose turn it is; an incarnation that began meanwhile must be told again."""
+        if not self._started:
+            return []
         return sorted(self._stages[0]) if self._stages else []

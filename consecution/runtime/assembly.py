@@ -44,7 +44,7 @@ def make_store(options: Options, journal_path: Path | None, *, origin: str, epoc
     if options.robustness != "robust":
         return MemoryStore(options.keep_failed if options.robustness == "track" else 0), Restored()
     assert journal_path is not None
-    journal = Journal(journal_path, origin=origin, epoch=epoch, sync=options.sync)
+    journal = Journal(journal_path, origin=origin, epoch=epoch, sync=options.sync, create=False)
     try:
         return journal, journal.restore()
     except BaseException:
@@ -163,7 +163,7 @@ def make_report(
         replayed=status.replayed,
         restarts=status.restarts,
         confirmed=None if options.robustness == "none" else confirmed and not status.failed and not status.pending,
-        failures=tuple(to_failure(plan, entry) for entry in failures[-options.keep_failed :]),
+        failures=tuple(to_failure(plan, entry) for entry in failures[max(0, len(failures) - options.keep_failed) :]),
         seconds=status.seconds,
         nodes=status.nodes,
         mode=options.mode,

@@ -50,11 +50,11 @@ class DurableStore(Journal):
 
     @property
     def has_ended(self) -> bool:
-        with self._env.begin(db=self._meta) as txn:
+        with self._explained("read"), self._env.begin(db=self._meta) as txn:
             return txn.get(b"ended") is not None
 
     def _records(self, table: str) -> list[tuple[bytes, bytes]]:
-        with self._env.begin(db=self._handles[table]) as txn:
+        with self._explained("read"), self._env.begin(db=self._handles[table]) as txn:
             return [(bytes(key), bytes(value)) for key, value in txn.cursor()]
 
     def _read_frame(self, key: bytes, value: bytes) -> Frame:
@@ -99,13 +99,13 @@ class DurableStore(Journal):
 
     def read(self, table: str, key: bytes) -> bytes | None:
         """The body of a record; None if there is none. DamagedStoreError if it is not sound."""
-        with self._env.begin(db=self._handles[table]) as txn:
+        with self._explained("read"), self._env.begin(db=self._handles[table]) as txn:
             value = txn.get(key)
         return None if value is None else self._body(table, key, value)
 
     def scan(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         """All (key, body) of a table, as of now, by key."""
-        with self._env.begin(db=self._handles[table]) as txn:
+        with self._explained("read"), self._env.begin(db=self._handles[table]) as txn:
             for key, value in txn.cursor():
                 yield bytes(key), self._body(table, key, value)
 

@@ -1,6 +1,6 @@
 """An origin's journal: one LMDB environment with that origin as its only writer.
 
-Layout (docs/formats.md draws it for other readers). Named databases; every value is a CRC-32 of
+Layout (docs/formats.md draws it for other readers). Three named databases; every value is a CRC-32 of
 key and body, 4 bytes big-endian, followed by the body in msgpack::
 
     meta      "identity"  [format, origin name, uuid, epoch]
@@ -11,6 +11,9 @@ key and body, 4 bytes big-endian, followed by the body in msgpack::
 
     retry     [root, held, attempts, task, stage]
     failed    as in the wire format
+
+Identity and head are there from the making on. Batches are decided in order, so those that are there have
+consecutive numbers, and the last one is the head's next_seq - 1.
 
 One call of `apply` is one transaction. With ``sync="power"`` it returns after an fsync; with
 ``sync="process"`` the operating system has the pages, which outlives the process but not the machine.
@@ -24,13 +27,15 @@ import struct
 import time
 import uuid
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import msgpack
 
-from consecution.errors import DamagedStoreError, StateDirError, WorldError
+from consecution.errors import DamagedStoreError, StateDirError, UsageError, WorldError
 from consecution.protocol.origin import (
     BatchBorn,
     BatchDecided,
@@ -51,53 +56,77 @@ from consecution.transport.frames import decode_failed
 
 FORMAT = 1
 MAP_SIZE_BYTES = 16 * 1024**3
-"""Reserved, not used: the file is sparse and grows with what it holds."""
+"""Reserved, not used: the file grows with what it holds. Twice its size, where that is more."""
 LOCK_WAIT_S = 10.0
+_DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.IncompatibleError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+)
 _KEY = struct.Struct(">Q")
 _CRC = struct.Struct(">I")
 
 
 class Journal:
-    """The open journal of one origin. One thread uses it, in the process that opened it."""
+    """The open journal of one origin. One thread uses it, in the process that opened it.
+
+    ``create`` makes it where there is none. Without, DamagedStoreError says that it is missing: what it held
+    must not be started over. StateDirError where another process holds it, or it is another origin's.
+    """
 
     tables: tuple[str, ...] = ("meta", "batches", "decided", "failures")
 
-    def __init__(self, path: Path, *, origin: str, epoch: str, sync: str = "power") -> None:
+    def __init__(self, path: Path, *, origin: str, epoch: str, sync: str = "power", create: bool = True) -> None:
         self.path = path
-        self._origin = origin
-        self._lock = _lock_environment(path)
-        power = sync == "power"
+        self._env: Any = None
+        if not create:
+            _check_is_there(path)
+        with self._explained("locked"):
+            self._lock = _lock_environment(path)
         try:
+            self._open(power=sync == "power")
+            self.uuid = self._settle_identity(origin, epoch, create)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, *, power: bool) -> None:
+        data = self.path / "data.mdb"
+        size_bytes = data.stat().st_size if data.exists() else 0
+        with self._explained("opened"):
             self._env = lmdb.open(
-                str(path), map_size=MAP_SIZE_BYTES, max_dbs=len(self.tables), sync=power, metasync=power, max_readers=16
+                str(self.path),
+                map_size=max(MAP_SIZE_BYTES, 2 * size_bytes),
+                max_dbs=len(self.tables),
+                sync=power,
+                metasync=power,
+                max_readers=16,
             )
+            _cover_map(self._env, data)
+            # A reader that was killed would keep its snapshot, and the file growing, for good.
+            self._env.reader_check()
             self._handles = {name: self._env.open_db(name.encode()) for name in self.tables}
             self._meta = self._handles["meta"]
             self._batches = self._handles["batches"]
             self._decided = self._handles["decided"]
             self._failures = self._handles["failures"]
-        except lmdb.Error as error:
-            os.close(self._lock)
-            raise DamagedStoreError(
-                f"the journal {path} cannot be opened: {error}; restore it from a backup, or start afresh "
-                "(fresh=True), which forgets what was in flight",
-                path=str(path),
-            ) from error
-        self.uuid = self._settle_identity(origin, epoch)
 
-    def _settle_identity(self, origin: str, epoch: str) -> str:
-        with self._env.begin(db=self._meta, write=True) as txn:
+    def _settle_identity(self, origin: str, epoch: str, create: bool) -> str:
+        with self._explained("read"), self._env.begin(db=self._meta) as txn:
             found = txn.get(b"identity")
-            if found is None:
-                made = uuid.uuid4().hex
-                txn.put(b"identity", _seal(b"identity", [FORMAT, origin, made, epoch]))
-                return made
-            fmt, name, unique, of_epoch = self._unseal("meta", b"identity", found)
+        if found is None:
+            if not create or self._holds_anything():
+                raise self._damaged("meta/identity", "is missing")
+            return self._make_identity(origin, epoch)
+        fmt, *fields = self._unseal("meta", b"identity", found)
         if fmt != FORMAT:
             raise StateDirError(
                 f"the journal {self.path} has format {fmt}; this version reads format {FORMAT}: "
                 "finish it with the version that wrote it"
             )
+        name, unique, of_epoch = fields
         if (name, of_epoch) != (origin, epoch):
             raise StateDirError(
                 f"the journal {self.path} belongs to origin {name!r} of epoch {of_epoch}; expected "
@@ -105,45 +134,104 @@ class Journal:
             )
         return str(unique)
 
+    def _holds_anything(self) -> bool:
+        with self._explained("read"), self._env.begin() as txn:
+            return any(txn.stat(db)["entries"] for db in self._handles.values())
+
+    def _make_identity(self, origin: str, epoch: str) -> str:
+        made = uuid.uuid4().hex
+        with self._explained("written"), self._env.begin(db=self._meta, write=True) as txn:
+            txn.put(b"identity", _seal(b"identity", [FORMAT, origin, made, epoch]))
+            txn.put(b"head", _seal(b"head", _head_fields(Head())))
+        return made
+
     def restore(self) -> Restored:
         """Everything that is not over yet; DamagedStoreError names the first record that is not sound."""
-        with self._env.begin() as txn:
-            head = txn.get(b"head", db=self._meta)
-            return Restored(
-                head=Head() if head is None else Head(*self._unseal("meta", b"head", head)),
-                batches=tuple(self._read_batch(k, v) for k, v in txn.cursor(db=self._batches)),
-                waiting=tuple(entry for entry in self._entries(txn) if entry.due_s is not None),
-                decided=tuple(self._read_decision(k, v) for k, v in txn.cursor(db=self._decided)),
+        with self._explained("read"), self._env.begin() as txn:
+            head = self._read_head(txn)
+            batches = tuple(self._read_batch(k, v) for k, v in txn.cursor(db=self._batches))
+            decided = tuple(self._read_decision(k, v) for k, v in txn.cursor(db=self._decided))
+            entries = self._entries(txn)
+        self._check_complete(head, batches, entries)
+        return Restored(head, batches, tuple(entry for entry in entries if entry.due_s is not None), decided)
+
+    def _read_head(self, txn: lmdb.Transaction) -> Head:
+        found = txn.get(b"head", db=self._meta)
+        if found is None:
+            raise self._damaged("meta/head", "is missing")
+        return Head(*self._unseal("meta", b"head", bytes(found)))
+
+    def _check_complete(self, head: Head, batches: tuple[BatchRecord, ...], entries: list[FailureEntry]) -> None:
+        """A record that is gone leaves no checksum behind: what must hold between the others shows it."""
+        due = batches[0].seq if batches else head.next_seq
+        for record in batches:
+            if record.seq != due:
+                raise self._damaged(f"batches/{due}", "is missing")
+            due += 1
+        if due != head.next_seq:
+            raise self._damaged(
+                f"batches/{due}", f"is missing, or the head, whose next batch is {head.next_seq}, is old"
             )
+        given_up = sum(1 for entry in entries if entry.due_s is None)
+        if given_up != head.failed:
+            raise self._damaged("failures", f"has {given_up} items given up, the head counts {head.failed}")
 
     def failures(self, limit: int) -> list[FailureEntry]:
         """The items given up, the latest ``limit`` of them, oldest first."""
         found: list[FailureEntry] = []
-        with self._env.begin() as txn:
+        with self._explained("read"), self._env.begin() as txn:
             cursor = txn.cursor(db=self._failures)
             for key, value in cursor.iterprev():
+                if len(found) >= limit:
+                    break
                 entry = self._read_entry(key, value)
                 if entry.due_s is None:
                     found.append(entry)
-                if len(found) >= limit:
-                    break
         return found[::-1]
 
     def apply(self, changes: list[Any]) -> None:
-        """Apply the changes in order, as one transaction. A full disk raises and changes nothing."""
+        """Apply the changes in order, as one transaction. A full disk raises and changes nothing.
+
+        UsageError for a position of the source that cannot be kept.
+        """
+        with self._explained("written"), self._env.begin(write=True) as txn:
+            for change in changes:
+                self._apply_one(txn, change)
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Errors of the store become ours: no room, damage, or whatever the system says."""
         try:
-            with self._env.begin(write=True) as txn:
-                for change in changes:
-                    self._apply_one(txn, change)
-        except (lmdb.MapFullError, lmdb.DiskError, OSError) as error:
+            yield
+        except (lmdb.MapFullError, lmdb.DiskError, lmdb.TxnFullError) as error:
             raise WorldError(
                 f"the journal {self.path} cannot grow: {error}; nothing was lost: make room on the disk "
                 "and run again with the same state directory"
             ) from error
+        except _DAMAGE as error:
+            raise DamagedStoreError(
+                f"the journal {self.path} is damaged and cannot be {what}: {error}; restore {self.path / 'data.mdb'} "
+                "from a backup, or start afresh (fresh=True), which forgets what was in flight",
+                path=str(self.path),
+                record="data.mdb",
+            ) from error
+        except (lmdb.Error, OSError) as error:
+            raise WorldError(
+                f"the journal {self.path} cannot be {what}: {error}; nothing was lost: mend that, and run again with "
+                "the same state directory"
+            ) from error
+
+    def _damaged(self, record: str, what: str) -> DamagedStoreError:
+        return DamagedStoreError(
+            f"the journal {self.path} is damaged: record {record} {what}; look at it with "
+            "`consecution journal check`, and restore it from a backup",
+            path=str(self.path),
+            record=record,
+        )
 
     def _apply_one(self, txn: Any, change: Change) -> None:
         if isinstance(change, HeadMoved):
-            txn.put(b"head", _seal(b"head", _head_fields(change.head)), db=self._meta)
+            txn.put(b"head", _seal_head(change.head), db=self._meta)
         elif isinstance(change, BatchBorn):
             key = _KEY.pack(change.record.seq)
             txn.put(key, _seal(key, _batch_fields(change.record)), db=self._batches)
@@ -163,7 +251,8 @@ class Journal:
     def close(self) -> None:
         """Release the environment and its lock. Harmless when repeated."""
         if self._lock >= 0:
-            self._env.close()
+            if self._env is not None:
+                self._env.close()
             os.close(self._lock)
             self._lock = -1
 
@@ -190,14 +279,9 @@ class Journal:
 
     def _body(self, db: str, key: bytes, value: bytes) -> bytes:
         """What lies under the seal, if that is whole."""
-        name = key.decode() if db == "meta" else str(int.from_bytes(key, "big"))
         if len(value) < _CRC.size or zlib.crc32(value[4:], zlib.crc32(key)) != _CRC.unpack_from(value)[0]:
-            raise DamagedStoreError(
-                f"the journal {self.path} is damaged: record {name} of {db} fails its checksum; "
-                "look at it with `consecution journal check`, and restore it from a backup",
-                path=str(self.path),
-                record=f"{db}/{name}",
-            )
+            name = key.decode(errors="replace") if db == "meta" else str(int.from_bytes(key, "big"))
+            raise self._damaged(f"{db}/{name}", "fails its checksum")
         return value[4:]
 
 
@@ -208,6 +292,26 @@ def seal(key: bytes, body: bytes) -> bytes:
 
 def _seal(key: bytes, fields: list[Any]) -> bytes:
     return seal(key, msgpack.packb(fields, unicode_errors="surrogatepass"))
+
+
+def _seal_head(head: Head) -> bytes:
+    try:
+        _check_position(head.position)
+        return _seal(b"head", _head_fields(head))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UsageError(
+            f"the position of the source, {head.position!r}, cannot be kept in the journal ({error}): expected "
+            "numbers of at most 64 bits, text, bytes, None, or lists of these"
+        ) from error
+
+
+def _check_position(position: Any) -> None:
+    """Other kinds would come back as something else, or not at all."""
+    if isinstance(position, list):
+        for part in position:
+            _check_position(part)
+    elif position is not None and not isinstance(position, (int, float, str, bytes)):
+        raise TypeError(f"found a {type(position).__name__}")
 
 
 def _head_fields(head: Head) -> list[Any]:
@@ -253,18 +357,54 @@ def _entry_fields(entry: FailureEntry) -> list[Any]:
     return [entry.failed, entry.attempts, entry.root, entry.held, entry.due_s]
 
 
+def sync_folder(path: Path) -> None:
+    """Let the names in a folder survive a power cut."""
+    folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _check_is_there(path: Path) -> None:
+    data = path / "data.mdb"
+    if not data.is_file() or not data.stat().st_size:
+        what = "is empty" if data.is_file() else "is missing"
+        raise DamagedStoreError(
+            f"the journal {path} was made before, but its file data.mdb {what}: restore it from a backup, or start "
+            "afresh (fresh=True), which forgets what was in flight",
+            path=str(path),
+            record="data.mdb",
+        )
+
+
+def _cover_map(env: Any, data: Path) -> None:
+    """Make the file as long as the pages it says it has: zeros are noticed, a page beyond the end kills."""
+    needed_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    if data.stat().st_size < needed_bytes:
+        os.truncate(data, needed_bytes)
+
+
 def _lock_environment(path: Path) -> int:
     """An flock on the environment, so that it never has two writers; a dying one is waited for."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(path / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _wait_for_lock(lock, path)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _wait_for_lock(lock: int, path: Path) -> None:
     deadline_s = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except OSError as error:
+            return
+        except BlockingIOError as error:
             if time.monotonic() > deadline_s:
-                os.close(lock)
                 raise StateDirError(
                     f"the journal {path} is in use by another process; wait until that run has ended, or stop it"
                 ) from error

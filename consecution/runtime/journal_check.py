@@ -1,14 +1,17 @@
 """An independent reader of a state directory: it shares no code with the journal it checks.
 
-It knows the layout from docs/formats.md, verifies every checksum, and checks what must hold between
-the records. It changes nothing and may look while a run goes on.
+It knows the layout from docs/formats.md, verifies every checksum, the kind of every field, and what must
+hold between the records. It changes nothing and may look while a run goes on in another process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,39 +52,152 @@ class CheckResult:
 
 
 def check_state_dir(path: Path) -> CheckResult:
-    """Read everything under a state directory. UsageError where it is none."""
+    """Read everything under a state directory.
+
+    UsageError where it is none, or where this very process has one of its journals open.
+    """
     manifest_path = path / "manifest.json"
     if not manifest_path.is_file():
         raise UsageError(f"{path} is not a state directory: it has no manifest.json")
     problems: list[str] = []
     manifest = _read_manifest(manifest_path, problems)
-    found = []
-    folders = sorted((path / "origins").glob("*")) if (path / "origins").is_dir() else []
-    for folder in folders:
-        checker = _OriginChecker(folder, str(manifest.get("epoch", "")), problems)
-        summary = checker.check()
+    epoch, finished = str(manifest.get("epoch", "")), manifest.get("finished") is not None
+    found = {}
+    for folder in _origin_folders(path, manifest):
+        summary = _OriginChecker(folder, epoch, problems).check()
         if summary is not None:
-            found.append(summary)
-    finished = manifest.get("finished") is not None
+            found[folder] = summary
+    _check_origins(manifest, manifest_path, found, problems)
     if finished:
-        for origin in found:
-            if origin.open_batches or origin.waiting:
-                problems.append(f"{origin.name}: the run is recorded as finished, but has work open")
-    return CheckResult(str(manifest.get("epoch", "")), finished, tuple(found), tuple(problems))
+        problems.extend(_unfinished(found.values()))
+    return CheckResult(epoch, finished, tuple(found.values()), tuple(problems))
+
+
+# -- the manifest --------------------------------------------------------------------------------
+
+_MANIFEST_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "format": lambda value: value == FORMAT,
+    "epoch": lambda value: isinstance(value, str),
+    "signature": lambda value: isinstance(value, str),
+    "source": lambda value: isinstance(value, str),
+    "origins": lambda value: isinstance(value, dict),
+    "finished": lambda value: value is None or isinstance(value, dict),
+}
 
 
 def _read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        checksum = manifest.pop("checksum", None)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         problems.append(f"{path}: {error}")
         return {}
-    for field in ("format", "epoch", "signature", "source", "finished"):
+    for field, is_right in _MANIFEST_FIELDS.items():
         if field not in manifest:
             problems.append(f"{path}: the field {field!r} is missing")
-    if manifest.get("format") != FORMAT:
-        problems.append(f"{path}: format {manifest.get('format')!r}, expected {FORMAT}")
+        elif not is_right(manifest[field]):
+            problems.append(f"{path}: the field {field!r} is {manifest[field]!r}")
+    content = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+    if checksum != f"{zlib.crc32(content):08x}":
+        problems.append(f"{path}: the checksum is wrong")
     return manifest
+
+
+def _origin_folders(path: Path, manifest: dict[str, Any]) -> list[Path]:
+    """The folders of journals; none while the manifest lists none: they are just being made."""
+    folder = path / "origins"
+    if manifest.get("origins") == {} or not folder.is_dir():
+        return []
+    return sorted(folder.glob("*"))
+
+
+def _check_origins(manifest: dict[str, Any], path: Path, found: dict[Path, OriginSummary], problems: list[str]) -> None:
+    """The journals that are there must be those that the manifest lists."""
+    listed = manifest.get("origins")
+    if not isinstance(listed, dict):
+        return
+    uuids = {summary.name: summary.uuid for summary in found.values()}
+    for name, unique in listed.items():
+        if name not in uuids:
+            problems.append(f"{path}: lists the origin {name!r}, whose journal is missing or damaged")
+        elif uuids[name] != unique:
+            problems.append(f"{path}: origin {name!r} has the uuid {uuids[name]}, expected {unique}")
+    for folder, summary in found.items():
+        if summary.name not in listed:
+            problems.append(f"{folder}: the journal of {summary.name!r}, which the manifest does not list")
+
+
+def _unfinished(origins: Any) -> Iterator[str]:
+    for origin in origins:
+        if origin.open_batches or origin.waiting:
+            yield f"{origin.name}: the run is recorded as finished, but has work open"
+        if not origin.exhausted:
+            yield f"{origin.name}: the run is recorded as finished, but its source has not ended"
+
+
+# -- one journal ---------------------------------------------------------------------------------
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_list(*kinds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def is_right(value: Any) -> bool:
+        if type(value) is not list or len(value) != len(kinds):
+            return False
+        return all(is_kind(field) for is_kind, field in zip(kinds, value, strict=True))
+
+    return is_right
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _is_stage(value: Any) -> bool:
+    return value in (0, 1)
+
+
+def _is_payload(value: Any) -> bool:
+    return type(value) is bytes
+
+
+def _is_payload_or_nil(value: Any) -> bool:
+    return value is None or type(value) is bytes
+
+
+def _is_due(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
+
+
+def _is_anything(value: Any) -> bool:
+    return True
+
+
+_is_failed = _is_list(_is_count, _is_stage, _is_payload_or_nil, _is_text, _is_text, _is_flag, _is_text)
+_is_retry = _is_list(_is_count, _is_count, _is_count, _is_count, _is_stage)
+
+
+def _is_retry_or_nil(value: Any) -> bool:
+    return value is None or _is_retry(value)
+
+
+def _is_failed_list(value: Any) -> bool:
+    return type(value) is list and all(map(_is_failed, value))
+
+
+_RECORDS: dict[str, Callable[[Any], bool]] = {
+    "meta/identity": _is_list(_is_count, _is_text, _is_text, _is_text),
+    "meta/head": _is_list(_is_count, _is_count, _is_count, _is_anything, _is_count, _is_count, _is_flag),
+    "batches": _is_list(_is_count, _is_payload, _is_retry_or_nil, _is_failed_list),
+    "failures": _is_list(_is_failed, _is_count, _is_count, _is_count, _is_due),
+}
+_TABLES = ("meta", "batches", "failures")
 
 
 class _OriginChecker:
@@ -95,100 +211,139 @@ class _OriginChecker:
             self._complain("data.mdb is missing")
             return None
         try:
-            env = lmdb.open(str(self._folder), readonly=True, create=False, max_dbs=8, max_readers=16)
-        except lmdb.Error as error:
-            self._complain(f"cannot be opened: {error}")
-            return None
-        try:
-            with env.begin() as txn:
+            with self._opened() as env, env.begin() as txn:
                 return self._check_records(env, txn)
         except lmdb.Error as error:
-            self._complain(f"cannot be read: {error}")
+            if "already open in this process" in str(error):
+                raise UsageError(
+                    f"{self._folder} is open in this process; look at it from another one: consecution journal check"
+                ) from error
+            self._complain(f"data.mdb cannot be read: {error}")
             return None
-        finally:
-            env.close()
 
     def _complain(self, what: str) -> None:
         self._problems.append(f"{self._folder}: {what}")
 
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """The environment; a longer copy of it, where the file is shorter than the pages it says it has.
+
+        That need not be damage: a page that was given back before it was written is counted, too. But reading
+        a page behind the end would kill this process; in the copy it is zeros, which are noticed.
+        """
+        env = lmdb.open(str(self._folder), readonly=True, create=False, max_dbs=8, max_readers=16)
+        with contextlib.ExitStack() as stack:
+            stack.callback(env.close)
+            data = self._folder / "data.mdb"
+            needed_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+            if data.stat().st_size < needed_bytes:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="consecution-check-"))
+                copied = Path(shutil.copy(data, folder))
+                with open(copied, "r+b") as file:
+                    file.truncate(needed_bytes)
+                env = lmdb.open(folder, readonly=True, create=False, lock=False, max_dbs=8)
+                stack.callback(env.close)
+            yield env
+
     def _check_records(self, env: Any, txn: Any) -> OriginSummary | None:
-        names = {bytes(key) for key, _ in txn.cursor()}
-        for unknown in sorted(names - {b"meta", b"batches", b"failures"}):
-            self._complain(f"unknown database {unknown!r}")
-        tables = {name: dict(self._records(env, txn, name)) for name in sorted(names)}
-        meta = tables.get(b"meta", {})
-        identity, head = meta.get(b"identity"), meta.get(b"head")
-        if identity is None:
-            self._complain("meta/identity is missing or damaged")
+        names = {bytes(key).decode(errors="replace") for key, _ in txn.cursor()}
+        for name in sorted(names.symmetric_difference(_TABLES)):
+            self._complain(f"{'unknown database' if name in names else 'there is no database'} {name!r}")
+        tables = {name: dict(self._records(env, txn, name)) for name in _TABLES if name in names}
+        meta = tables.get("meta", {})
+        identity, head = meta.get("identity"), meta.get("head")
+        if identity is None or head is None:
+            missing = "meta/identity" if identity is None else "meta/head"
+            self._complain(f"{missing} is missing or damaged")
             return None
-        fmt, name, unique, epoch = identity
+        self._check_identity(identity)
+        batches, failures = tables.get("batches", {}), tables.get("failures", {})
+        self._check_batches(head, batches)
+        self._check_failures(head, failures)
+        self._check_books(head, batches, failures)
+        return _summarize(identity, head, batches, failures)
+
+    def _records(self, env: Any, txn: Any, table: str) -> Iterator[tuple[Any, list[Any]]]:
+        """The sound records of a table, by their name (meta) or number."""
+        for key, value in txn.cursor(db=env.open_db(table.encode(), txn=txn, create=False)):
+            named = table == "meta"
+            shown = bytes(key).decode(errors="replace") if named else int.from_bytes(key, "big")
+            where = f"{table}/{shown}"
+            is_right = _RECORDS.get(where if named else table)
+            if is_right is None or (not named and len(key) != 8):
+                self._complain(f"{where}: unknown key {bytes(key)!r}")
+                continue
+            fields = self._read(where, bytes(key), bytes(value))
+            if fields is not None and not is_right(fields):
+                self._complain(f"{where}: not of the form that formats.md describes")
+            elif fields is not None:
+                yield shown, fields
+
+    def _read(self, where: str, key: bytes, value: bytes) -> Any:
+        body = value[4:]
+        if len(value) < 4 or int.from_bytes(value[:4], "big") != zlib.crc32(key + body):
+            self._complain(f"{where}: the checksum is wrong")
+            return None
+        try:
+            return msgpack.unpackb(body, unicode_errors="surrogatepass")
+        except ValueError as error:
+            self._complain(f"{where}: {error}")
+            return None
+
+    def _check_identity(self, identity: list[Any]) -> None:
+        fmt, _, _, epoch = identity
         if fmt != FORMAT:
             self._complain(f"format {fmt!r}, expected {FORMAT}")
         if epoch != self._epoch:
             self._complain(f"belongs to epoch {epoch}, the manifest to {self._epoch}")
-        batches = {int.from_bytes(k, "big"): v for k, v in tables.get(b"batches", {}).items()}
-        failures = {int.from_bytes(k, "big"): v for k, v in tables.get(b"failures", {}).items()}
-        if head is None:
-            if batches or failures:
-                self._complain("meta/head is missing, but there are batches or failures")
-            head = [0, 0, 0, None, 0, 0, False]
-        self._check_head(head, batches, failures)
-        first_time = [b for b in batches.values() if b[2] is None]
-        return OriginSummary(
-            name=name,
-            uuid=unique,
-            next_seq=head[0],
-            generation=head[2],
-            position=head[3],
-            emitted=head[4],
-            exhausted=head[6],
-            open_batches=len(batches),
-            open_items=sum(batch[0] for batch in first_time),
-            waiting=sum(1 for failure in failures.values() if failure[4] is not None),
-            given_up=sum(1 for failure in failures.values() if failure[4] is None),
-        )
 
-    def _check_head(self, head: list[Any], batches: dict[int, Any], failures: dict[int, Any]) -> None:
-        next_seq, next_key, _, _, emitted, failed, _ = head
-        for seq, batch in batches.items():
+    def _check_batches(self, head: list[Any], batches: dict[int, Any]) -> None:
+        next_seq = head[0]
+        low = min(batches, default=next_seq)
+        missing = next((seq for seq in range(low, next_seq) if seq not in batches), None)
+        if missing is not None:
+            self._complain(f"batches/{missing} is missing or damaged: batches are decided in order")
+        for seq, (count, _, retry, failed) in batches.items():
             if seq >= next_seq:
                 self._complain(f"batches/{seq}: the head says that the next batch is {next_seq}")
-            if batch[2] is not None and batch[2][0] >= seq:
-                self._complain(f"batches/{seq}: retries an item of batch {batch[2][0]}, which is not older")
-        for key, failure in failures.items():
+            if retry is not None and retry[0] >= seq:
+                self._complain(f"batches/{seq}: retries an item of batch {retry[0]}, which is not older")
+            if len(failed) > count:
+                self._complain(f"batches/{seq}: has {count} items, of which {len(failed)} failed at birth")
+
+    def _check_failures(self, head: list[Any], failures: dict[int, Any]) -> None:
+        next_seq, next_key = head[0], head[1]
+        for key, (_, _, root, _, _) in failures.items():
             if key >= next_key:
                 self._complain(f"failures/{key}: the head says that the next key is {next_key}")
-            if failure[2] >= next_seq:
-                self._complain(f"failures/{key}: belongs to batch {failure[2]}, the next batch is {next_seq}")
+            if root >= next_seq:
+                self._complain(f"failures/{key}: belongs to batch {root}, the next batch is {next_seq}")
+
+    def _check_books(self, head: list[Any], batches: dict[int, Any], failures: dict[int, Any]) -> None:
+        emitted, failed = head[4], head[5]
         given_up = sum(1 for failure in failures.values() if failure[4] is None)
         if given_up != failed:
             self._complain(f"the head counts {failed} items given up, the failure store holds {given_up}")
-        if sum(batch[0] for batch in batches.values() if batch[2] is None) > emitted:
-            self._complain(f"more items are open than were ever emitted ({emitted})")
-
-    def _records(self, env: Any, txn: Any, name: bytes) -> Iterator[tuple[bytes, list[Any]]]:
-        table = env.open_db(name, txn=txn, create=False)
-        for key, value in txn.cursor(db=table):
-            shown = key.decode() if name == b"meta" else str(int.from_bytes(key, "big"))
-            where = f"{name.decode()}/{shown}"
-            body = bytes(value[4:])
-            if int.from_bytes(value[:4], "big") != zlib.crc32(bytes(key) + body):
-                self._complain(f"{where}: the checksum is wrong")
-                continue
-            try:
-                fields = msgpack.unpackb(body, unicode_errors="surrogatepass")
-            except ValueError as error:
-                self._complain(f"{where}: {error}")
-                continue
-            if len(fields) != _LENGTHS[(name, shown if name == b"meta" else "")]:
-                self._complain(f"{where}: has {len(fields)} fields")
-                continue
-            yield bytes(key), fields
+        held = {failure[2]: failure[3] for failure in failures.values() if failure[4] is not None}
+        held.update({retry[0]: retry[1] for _, _, retry, _ in batches.values() if retry is not None})
+        pending = sum(batch[0] for batch in batches.values() if batch[2] is None) + sum(held.values())
+        if pending > emitted:
+            self._complain(f"{pending} items are open, but only {emitted} were ever emitted")
 
 
-_LENGTHS = {
-    (b"meta", "identity"): 4,
-    (b"meta", "head"): 7,
-    (b"batches", ""): 4,
-    (b"failures", ""): 5,
-}
+def _summarize(
+    identity: list[Any], head: list[Any], batches: dict[int, Any], failures: dict[int, Any]
+) -> OriginSummary:
+    return OriginSummary(
+        name=identity[1],
+        uuid=identity[2],
+        next_seq=head[0],
+        generation=head[2],
+        position=head[3],
+        emitted=head[4],
+        exhausted=head[6],
+        open_batches=len(batches),
+        open_items=sum(batch[0] for batch in batches.values() if batch[2] is None),
+        waiting=sum(1 for failure in failures.values() if failure[4] is not None),
+        given_up=sum(1 for failure in failures.values() if failure[4] is None),
+    )

@@ -2,31 +2,40 @@
 
 ::
 
-    manifest.json      {format, epoch, signature, source, finished: null or the report}
+    manifest.json      {format, epoch, signature, source, origins: {name: uuid},
+                        finished: null or the report, checksum: CRC-32 of all that, as hex}
     supervisor.lock    an flock held while a supervisor runs
     origins/<name>/    the journal of each origin
 
-The epoch names one life of the plan over this directory; every journal holds it.
+The epoch names one life of the plan over this directory; every journal holds it. A journal that the
+manifest lists must be there, with that uuid; one that it does not list was never used, and is made anew.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
 import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from consecution.errors import DamagedStoreError, StateDirError
 from consecution.plan import Plan
-from consecution.runtime.journal import Journal
+from consecution.runtime.journal import Journal, sync_folder
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+NEW_MANIFEST = MANIFEST + ".new"
+PLAIN_NAME = re.compile(r"[a-z0-9_-]{1,64}")
+"""Names of nodes that are names of folders, too; the same on every file system."""
 
 
 class StateDir:
@@ -73,35 +82,99 @@ def open_state_dir(path: Path | None, plan: Plan, *, fresh: bool) -> StateDir:
     ``path`` None gives a private temporary one. Raises StateDirError where another supervisor holds it,
     where it is no state directory, or where it belongs to another graph with work in flight.
     """
-    temporary = path is None
-    if path is None:
-        path = Path(tempfile.mkdtemp(prefix="consecution-state-"))
-    path = path.absolute()
-    _check_owner(path)
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_is_ours(path)
-    lock = _lock(path)
+    if path is not None:
+        return _open(path.absolute(), plan, fresh=fresh, temporary=False)
+    made = Path(tempfile.mkdtemp(prefix="consecution-state-"))
     try:
-        if fresh:
-            _clear(path)
-        manifest = _read_manifest(path)
-        if manifest is None:
-            manifest = _make_manifest(plan)
-            _write_manifest(path, manifest)
-        elif manifest["signature"] != plan.signature:
-            _move_to(path, manifest, plan)
+        return _open(made, plan, fresh=fresh, temporary=True)
     except BaseException:
-        os.close(lock)
+        shutil.rmtree(made, ignore_errors=True)
         raise
+
+
+def _open(path: Path, plan: Plan, *, fresh: bool, temporary: bool) -> StateDir:
+    with _explained(path):
+        _make_folder(path)
+        _check_owner(path)
+        _check_is_ours(path)
+        lock = _lock(path)
+        try:
+            manifest = None if fresh else _read_manifest(path)
+            if manifest is None:
+                manifest = _make_manifest(plan)
+                _write_manifest(path, manifest)
+            _settle(path, manifest, plan)
+        except BaseException:
+            os.close(lock)
+            raise
     return StateDir(path, lock, manifest, temporary=temporary)
 
 
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StateDirError(
+            f"the state directory {path} cannot be used: {error}; give a folder that can be written to as state_dir"
+        ) from error
+
+
+def _make_folder(path: Path) -> None:
+    if not path.exists():
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_folder(path.parent)
+
+
+def _settle(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
+    """Make the journals that are not there yet; check those that must be."""
+    if not manifest["origins"]:
+        _make_origins(path, manifest)
+        return
+    in_flight = sum(_check_origin(path, manifest, name) for name in manifest["origins"])
+    if manifest["signature"] != plan.signature:
+        _move_to(path, manifest, plan, in_flight)
+
+
+def _make_origins(path: Path, manifest: dict[str, Any]) -> None:
+    """What a run that never began, or one that is to be forgotten, has left goes away first."""
+    if (path / "origins").exists():
+        shutil.rmtree(path / "origins")
+    folder = _origin_path(path, manifest["source"])
+    journal = Journal(folder, origin=manifest["source"], epoch=manifest["epoch"])
+    journal.close()
+    for made in (folder, folder.parent, path):
+        sync_folder(made)
+    manifest["origins"] = {manifest["source"]: journal.uuid}
+    _write_manifest(path, manifest)
+
+
+def _check_origin(path: Path, manifest: dict[str, Any], name: str) -> int:
+    """Whether the journal is the one that was made here. Returns how many batches are in flight in it."""
+    folder = _origin_path(path, name)
+    journal = Journal(folder, origin=name, epoch=manifest["epoch"], create=False)
+    try:
+        if journal.uuid != manifest["origins"][name]:
+            raise StateDirError(
+                f"the journal {folder} has the uuid {journal.uuid}; expected {manifest['origins'][name]}, as "
+                f"{path / MANIFEST} says: it was copied here from another state directory"
+            )
+        restored = journal.restore()
+    finally:
+        journal.close()
+    return len(restored.batches) + len(restored.waiting)
+
+
 def _origin_path(path: Path, name: str) -> Path:
-    return path / "origins" / (re.sub(r"[^\w-]", "_", name) or "_")
+    """Names that cannot be used as they are get a hash, after a dot, which no plain name has."""
+    if PLAIN_NAME.fullmatch(name):
+        return path / "origins" / name
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return path / "origins" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:40]}.{digest}"
 
 
 def _check_owner(path: Path) -> None:
-    if path.exists() and path.stat().st_uid != os.getuid():
+    if path.stat().st_uid != os.getuid():
         raise StateDirError(
             f"the state directory {path} belongs to user {path.stat().st_uid}, this process runs as "
             f"{os.getuid()}: run as its owner, or use another directory"
@@ -109,7 +182,7 @@ def _check_owner(path: Path) -> None:
 
 
 def _check_is_ours(path: Path) -> None:
-    names = {entry.name for entry in path.iterdir()} - {"supervisor.lock"}
+    names = {entry.name for entry in path.iterdir()} - {"supervisor.lock", NEW_MANIFEST}
     if names and MANIFEST not in names:
         raise StateDirError(
             f"{path} is not a state directory: expected {MANIFEST}, found {', '.join(sorted(names)[:5])}; "
@@ -121,7 +194,7 @@ def _lock(path: Path) -> int:
     lock = os.open(path / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(lock)
         raise StateDirError(
@@ -133,34 +206,33 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _clear(path: Path) -> None:
-    (path / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(path / "origins", ignore_errors=True)
-
-
 def _make_manifest(plan: Plan) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "epoch": uuid.uuid4().hex,
         "signature": plan.signature,
         "source": plan.source_name,
+        "origins": {},
         "finished": None,
     }
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
-        text = (path / MANIFEST).read_text()
+        content = (path / MANIFEST).read_bytes()
     except FileNotFoundError:
         return None
     try:
-        manifest: dict[str, Any] = json.loads(text)
+        manifest: dict[str, Any] = json.loads(content)
         if manifest["format"] != FORMAT:
             raise StateDirError(
                 f"{path / MANIFEST} has format {manifest['format']}; this version reads {FORMAT}: "
                 "finish the run with the version that began it"
             )
-        _ = manifest["epoch"], manifest["signature"], manifest["source"], manifest["finished"]
+        checksum = manifest.pop("checksum")
+        if checksum != _checksum(manifest):
+            raise ValueError("its checksum is wrong")
+        _ = [manifest[field] for field in ("epoch", "signature", "source", "origins", "finished")]
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedStoreError(
             f"{path / MANIFEST} is damaged: {error}; restore it from a backup, or start afresh "
@@ -173,39 +245,31 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Replace the manifest at once and for good: no reader ever sees half of it."""
-    new = path / (MANIFEST + ".new")
-    with open(new, "w") as file:
-        json.dump(manifest, file, indent=1)
+    with open(path / NEW_MANIFEST, "w") as file:
+        json.dump({**manifest, "checksum": _checksum(manifest)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(new, path / MANIFEST)
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    os.replace(path / NEW_MANIFEST, path / MANIFEST)
+    sync_folder(path)
 
 
-def _move_to(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
+def _checksum(manifest: dict[str, Any]) -> str:
+    content = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    return f"{zlib.crc32(content.encode()):08x}"
+
+
+def _move_to(path: Path, manifest: dict[str, Any], plan: Plan, in_flight: int) -> None:
     """Let a changed graph go on over an old directory, if nothing is in flight in it."""
     if manifest["source"] != plan.source_name:
         raise StateDirError(
             f"the state directory {path} belongs to a pipeline whose source is {manifest['source']!r}; this "
             f"one's is {plan.source_name!r}: use another state_dir, or fresh=True to forget the old one"
         )
-    origin = _origin_path(path, manifest["source"])
-    if origin.exists():
-        journal = Journal(origin, origin=manifest["source"], epoch=manifest["epoch"])
-        try:
-            restored = journal.restore()
-        finally:
-            journal.close()
-        in_flight = len(restored.batches) + len(restored.waiting)
-        if in_flight:
-            raise StateDirError(
-                f"the graph has changed, and the state directory {path} holds {in_flight} batches in flight "
-                "for the old one: run the old pipeline once more and stop it, so that it drains; or use "
-                "fresh=True to forget them"
-            )
+    if in_flight:
+        raise StateDirError(
+            f"the graph has changed, and the state directory {path} holds {in_flight} batches in flight "
+            "for the old one: run the old pipeline once more and stop it, so that it drains; or use "
+            "fresh=True to forget them"
+        )
     manifest["signature"] = plan.signature
     _write_manifest(path, manifest)

@@ -1,0 +1,1 @@
+"""Real processes, killed at seeded points: whatever dies, every item must be completely processed."""

@@ -1,0 +1,82 @@
+"""``python -m tests.faults``: kill real processes, seed by seed, and sum it up. `make faults` calls it."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+from collections import Counter
+
+from tests.faults import attack
+from tests.faults.attack import Outcome
+from tests.faults.schedule import draw
+
+ITEMS = 200_000
+RUNS = 40
+
+
+def main() -> int:
+    options = _parse()
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
+    runs = options.runs or (RUNS if options.seed is None else 1)
+    print(f"{runs} runs of {options.items:,} items from seed {seed}", flush=True)
+    outcomes = []
+    for number in range(runs):
+        outcomes.append(_run(seed + number, options.items, f"{number + 1}/{runs}"))
+        if outcomes[-1].problems and options.stop:
+            break
+    print(_table(outcomes))
+    bad = [outcome for outcome in outcomes if outcome.problems]
+    for outcome in bad:
+        print(f"\nFAILED {attack.describe(outcome)}")
+    return 1 if bad else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--seed", type=int, help="the first seed; alone: this one run")
+    parser.add_argument("--runs", type=int, help=f"how many seeds, one after the other (default {RUNS})")
+    parser.add_argument("--items", type=int, default=ITEMS, help=f"items of the source (default {ITEMS})")
+    parser.add_argument("--stop", action="store_true", help="stop at the first run that fails")
+    return parser.parse_args()
+
+
+def _run(seed: int, items: int, number: str) -> Outcome:
+    print(f"[{number}] seed {seed}: {draw(seed, items, '').__str__()}", flush=True)
+    outcome = attack.run(seed, items)
+    verdict = f"FAILED: {'; '.join(outcome.problems)}" if outcome.problems else "ok"
+    print(
+        f"        {outcome.seconds:.1f} s, {outcome.lives} lives, killed {_told(outcome.kills)}; {verdict}", flush=True
+    )
+    return outcome
+
+
+def _told(kills: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kills.items())) or "nothing"
+
+
+def _table(outcomes: list[Outcome]) -> str:
+    kills = sum((outcome.kills for outcome in outcomes), Counter[str]())
+    rows = [
+        ("runs", f"{len(outcomes)}, {sum(bool(outcome.problems) for outcome in outcomes)} failed"),
+        ("lives", str(sum(outcome.lives for outcome in outcomes))),
+        *((f"killed: {kind}", str(count)) for kind, count in sorted(kills.items())),
+        ("batches replayed, last lives", str(sum(outcome.replayed for outcome in outcomes))),
+        ("workers restarted, last lives", str(sum(outcome.restarts for outcome in outcomes))),
+        ("longest run", f"{max(outcome.seconds for outcome in outcomes):.1f} s"),
+        ("worker killed to replay ordered", _spread([s for outcome in outcomes for s in outcome.recovery_s])),
+        ("supervisor killed to all gone", _spread([s for outcome in outcomes for s in outcome.orphans_s])),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(["", *(f"  {name: <{width}}  {value}" for name, value in rows)])
+
+
+def _spread(seconds: list[float]) -> str:
+    if not seconds:
+        return "not seen"
+    return f"median {statistics.median(seconds) * 1000:.0f} ms, most {max(seconds) * 1000:.0f} ms, n={len(seconds)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

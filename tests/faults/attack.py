@@ -1,0 +1,380 @@
+"""Starts the pipeline, kills what the schedule says, starts it again until it ends, and judges it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from consecution.runtime import failpoints
+from tests.faults import processes, verdict
+from tests.faults.pipeline import Job, expected_at, lay_tokens, line_of
+from tests.faults.schedule import AtProgress, AtRecovery, AtStart, Attack, Life, Schedule, Trap, draw
+
+DEADLINE_S = 150.0
+GONE_WITHIN_S = 20.0
+LOOK_EVERY_S = 0.002
+MOST_LIVES = 12
+SHOWN_LOG_LINES = 40
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one run has shown. ``problems`` is empty where every promise was kept."""
+
+    schedule: Schedule
+    problems: list[str] = field(default_factory=list)
+    kills: Counter[str] = field(default_factory=Counter)
+    told: list[str] = field(default_factory=list)
+    """What was done to it, in order."""
+    lives: int = 0
+    replayed: int = 0
+    restarts: int = 0
+    seconds: float = 0.0
+    recovery_s: list[float] = field(default_factory=list)
+    """From the kill of a single worker to the order of replay."""
+    orphans_s: list[float] = field(default_factory=list)
+    """From the death of the supervisor to that of the last of its processes."""
+
+
+def run(seed: int, items: int, *, deadline_s: float = DEADLINE_S) -> Outcome:
+    """One run by its seed. The folder is kept where something is wrong."""
+    folder = tempfile.mkdtemp(prefix=f"faults-{seed}-", dir="/tmp")
+    return attack(draw(seed, items, folder), deadline_s=deadline_s)
+
+
+def attack(schedule: Schedule, *, deadline_s: float = DEADLINE_S) -> Outcome:
+    outcome = Outcome(schedule)
+    started_s = time.monotonic()
+    run = _Run(schedule, outcome, started_s + deadline_s)
+    try:
+        run.to_the_end()
+    except _Broken as broken:
+        outcome.problems.append(str(broken))
+    finally:
+        run.clean_up()
+    outcome.seconds = time.monotonic() - started_s
+    if not outcome.problems:
+        shutil.rmtree(schedule.job.folder)
+    return outcome
+
+
+def describe(outcome: Outcome) -> str:
+    """A failed run for a person: what was wrong, what was done, and how to do it again."""
+    job = outcome.schedule.job
+    log = "\n".join(_last_lines(Path(job.folder), SHOWN_LOG_LINES))
+    return "\n".join(
+        [
+            f"seed {job.seed}: {outcome.schedule}",
+            *(f"  - {problem}" for problem in outcome.problems),
+            "done to it: " + ("; ".join(outcome.told) or "nothing"),
+            f"folder: {job.folder}",
+            f"again: python -m tests.faults --seed {job.seed} --items {job.items}",
+            log,
+        ]
+    )
+
+
+def _last_lines(folder: Path, count: int) -> list[str]:
+    logs = sorted(folder.glob("log-*"))
+    return logs[-1].read_text(errors="replace").splitlines()[-count:] if logs else []
+
+
+class _Broken(Exception):
+    """The run cannot go on."""
+
+
+class _Run:
+    def __init__(self, schedule: Schedule, outcome: Outcome, deadline_s: float) -> None:
+        self.job = schedule.job
+        self.outcome = outcome
+        self.deadline_s = deadline_s
+        self._schedule = schedule
+        self._folder = Path(self.job.folder)
+        self.mark = self._folder.name
+        self._before = set(os.listdir("/dev/shm"))
+        self.job.save()
+        lay_tokens(self.job)
+        for name in ("run", "tmp", "traps"):
+            (self._folder / name).mkdir()
+        if self.job.reads_lines:
+            (self._folder / "lines").write_text("".join(f"{n}\n" for n in range(self.job.items)))
+
+    def to_the_end(self) -> None:
+        for number in itertools.count(1):
+            if number > MOST_LIVES:
+                raise _Broken(f"not at its end after {MOST_LIVES} lives")
+            life = self._schedule.lives[number - 1] if number <= len(self._schedule.lives) else Life()
+            self.outcome.lives = number
+            code = _Life(self, number, life).live()
+            if code is not None:
+                break
+        self._judge(code)
+
+    def _judge(self, code: int) -> None:
+        outcome, job = self.outcome, self.job
+        left = processes.wait_until_gone(self.mark, GONE_WITHIN_S)
+        outcome.problems += [f"left running: {found.command} ({found.pid})" for found in left]
+        for name in ("run", "tmp"):
+            found = sorted(p.relative_to(self._folder) for p in (self._folder / name).rglob("*"))
+            outcome.problems += [f"left behind: {path}" for path in found]
+        outcome.problems += verdict.of_shared_memory(self._before)
+        outcome.problems += verdict.of_end(job, code, torn_at_most=sum(outcome.kills.values()) * 8)
+        report = verdict.read_report(job)
+        if report is not None:
+            outcome.replayed, outcome.restarts = report.replayed, report.restarts
+
+    def clean_up(self) -> None:
+        for found in processes.of_run(self.mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(found.pid, signal.SIGKILL)
+
+    def note(self, kind: str, text: str) -> None:
+        self.outcome.kills[kind] += 1
+        self.outcome.told.append(text)
+
+    def environment(self, traps: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            processes.VARIABLE: self.mark,
+            failpoints.VARIABLE: traps,
+            "XDG_RUNTIME_DIR": str(self._folder / "run"),
+            "TMPDIR": str(self._folder / "tmp"),
+            "PYTHONPATH": str(REPOSITORY),
+        }
+
+
+class _Life:
+    """One life of the supervisor, and the attacks on it."""
+
+    def __init__(self, run: _Run, number: int, life: Life) -> None:
+        self._run = run
+        self._job = run.job
+        self._number = number
+        self._attacks = list(life.attacks)
+        self._events = _Events(run.job.path(f"events-{number}"))
+        self._traps = {self._lay(trap, place): trap for place, trap in enumerate(life.traps)}
+        self._sinks = [str(run.job.path("left")), str(run.job.path("right"))]
+        self._expected_bytes = _expected_bytes(run.job)
+        self._started_before_kill = 0
+        self._ended_supervisor = False
+        self._killed_group = False
+
+    def _lay(self, trap: Trap, place: int) -> Path:
+        token = self._job.path(f"traps/{self._number}-{place}")
+        token.write_text(failpoints.GROUP if trap.group else "")
+        return token
+
+    def live(self) -> int | None:
+        """Run this life to its end. The exit code, or None where it was killed and has to start again."""
+        armed = ",".join(f"{trap.point}@{trap.passes}:{token}" for token, trap in self._traps.items())
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(open(self._job.path(f"log-{self._number}"), "wb"))
+            stdin = stack.enter_context(self._standard_input())
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.victim", str(self._job.path("job.json")), str(self._number)],
+                stdin=stdin,
+                stdout=log,
+                stderr=log,
+                cwd=REPOSITORY,
+                env=self._run.environment(armed),
+                start_new_session=True,
+            )
+            try:
+                code = self._watch(process)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+        self._look_at_traps()
+        self._measure()
+        self._check_statuses()
+        if code >= 0:
+            return code
+        if not self._ended_supervisor:
+            raise _Broken(f"life {self._number} ended by signal {-code}, which nobody sent")
+        self._after_death()
+        return None
+
+    @contextlib.contextmanager
+    def _standard_input(self) -> Iterator[int]:
+        """The lines, as a file or through a pipe; nothing for other sources."""
+        if not self._job.reads_lines:
+            yield subprocess.DEVNULL
+            return
+        with open(self._job.path("lines"), "rb") as lines:
+            if self._job.source == "file":
+                yield lines.fileno()
+                return
+            with subprocess.Popen(["cat"], stdin=lines, stdout=subprocess.PIPE) as cat:
+                assert cat.stdout is not None
+                yield cat.stdout.fileno()
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> int:
+        while (code := process.poll()) is None:
+            if time.monotonic() > self._run.deadline_s:
+                self._show_stacks()
+                raise _Broken(f"not at its end in time, in life {self._number}, at {self._progress():.1%}")
+            self._events.look()
+            self._look_at_traps()
+            if self._attacks and self._is_due(self._attacks[0]):
+                self._carry_out(self._attacks.pop(0), process)
+            time.sleep(LOOK_EVERY_S)
+        self._events.look()
+        return code
+
+    # -- when ------------------------------------------------------------------------------------
+
+    def _is_due(self, attack: Attack) -> bool:
+        trigger = attack.trigger
+        if isinstance(trigger, AtProgress):
+            return self._progress() >= trigger.fraction
+        if isinstance(trigger, AtStart):
+            return self._events.started >= trigger.workers
+        assert isinstance(trigger, AtRecovery)
+        return self._events.started >= max(1, self._started_before_kill) + trigger.workers
+
+    def _progress(self) -> float:
+        return sum(os.path.getsize(path) for path in self._sinks if os.path.exists(path)) / self._expected_bytes
+
+    # -- whom ------------------------------------------------------------------------------------
+
+    def _carry_out(self, attack: Attack, process: subprocess.Popen[bytes]) -> None:
+        victims = list(self._victims(attack, process))
+        self._started_before_kill = self._events.started
+        killed_s = time.monotonic()
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP if attack.victim == "hang" else signal.SIGKILL)
+        if not victims:
+            return
+        self._ended_supervisor |= attack.victim in ("supervisor", "everything")
+        self._killed_group |= attack.victim == "everything"
+        self._events.kills.append((killed_s, attack.victim))
+        self._run.note(attack.victim, f"life {self._number}: {attack}")
+
+    def _victims(self, attack: Attack, process: subprocess.Popen[bytes]) -> Iterator[int]:
+        if attack.victim == "supervisor":
+            yield process.pid
+        elif attack.victim == "everything":
+            yield -process.pid
+        elif attack.victim == "forkserver":
+            found = processes.of_run(self._run.mark)
+            yield from (p.pid for p in found if "multiprocess.forkserver" in p.command and p.pid not in self._pids)
+        else:
+            ours = {p.pid for p in processes.of_run(self._run.mark)}
+            yield from (self._events.pids[task] for task in attack.tasks if self._events.pids.get(task) in ours)
+
+    @property
+    def _pids(self) -> set[int]:
+        """Workers look like their fork server."""
+        return self._events.all_pids
+
+    def _look_at_traps(self) -> None:
+        for token, trap in list(self._traps.items()):
+            if not token.exists():
+                del self._traps[token]
+                self._ended_supervisor |= trap.group or self._may_hit_supervisor(trap)
+                self._killed_group |= trap.group
+                self._started_before_kill = self._events.started
+                self._events.kills.append((time.monotonic(), "trap"))
+                kind = "everything@failpoint" if trap.group else f"{trap.point.partition('.')[0]}@failpoint"
+                self._run.note(kind, f"life {self._number}: {trap}")
+
+    def _may_hit_supervisor(self, trap: Trap) -> bool:
+        return trap.point.startswith("supervisor") or self._job.source != "list"
+
+    # -- afterwards ------------------------------------------------------------------------------
+
+    def _after_death(self) -> None:
+        """The supervisor is dead: nobody may be left, and nothing on disk may be wrong."""
+        dead_s = time.monotonic()
+        left = processes.wait_until_gone(self._run.mark, GONE_WITHIN_S)
+        if left:
+            raise _Broken(f"life {self._number}: these outlive their supervisor: {left}")
+        self._run.outcome.orphans_s.append(time.monotonic() - dead_s)
+        problems = verdict.of_crash(self._job)
+        if self._events.started and not self._killed_group:
+            # Without a fork server, and where it died too, only the next run can clean up.
+            problems += [f"left behind by its workers: {path.name}" for path in self._job.path("run").iterdir()]
+        if problems:
+            raise _Broken(f"after life {self._number}: " + "; ".join(problems))
+
+    def _check_statuses(self) -> None:
+        for emitted, completed, pending in self._events.statuses:
+            if emitted != completed + pending:
+                self._run.outcome.problems.append(
+                    f"a status: emitted {emitted}, completed {completed}, pending {pending}"
+                )
+
+    def _measure(self) -> None:
+        """Only where one worker was killed and nothing else until the replay."""
+        kills = self._events.kills
+        for place, (killed_s, victim) in enumerate(kills):
+            replayed_s = next((at_s for at_s in self._events.replays if at_s > killed_s), None)
+            if victim != "worker" or replayed_s is None:
+                continue
+            others = [s for p, (s, _) in enumerate(kills) if p != place and killed_s - 1.0 < s < replayed_s]
+            if not others:
+                self._run.outcome.recovery_s.append(replayed_s - killed_s)
+
+    def _show_stacks(self) -> None:
+        """Every worker writes its stacks into the log."""
+        for pid in self._events.all_pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR2)
+        time.sleep(1.0)
+
+
+class _Events:
+    """What the victim tells, read as it comes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._at = 0
+        self.started = 0
+        self.pids: dict[str, int] = {}
+        self.all_pids: set[int] = set()
+        self.replays: list[float] = []
+        self.kills: list[tuple[float, str]] = []
+        self.statuses: list[tuple[int, int, int]] = []
+
+    def look(self) -> None:
+        if not self._path.exists() or self._path.stat().st_size == self._at:
+            return
+        with open(self._path, "rb") as file:
+            file.seek(self._at)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._at += len(whole)
+        for line in whole.decode().splitlines():
+            self._take(line.split())
+
+    def _take(self, words: list[str]) -> None:
+        if words[0] == "started":
+            self.started += 1
+            self.pids[words[1]] = int(words[2])
+            self.all_pids.add(int(words[2]))
+        elif words[0] == "replay":
+            self.replays.append(float(words[-1]))
+        else:
+            self.statuses.append((int(words[1]), int(words[2]), int(words[3])))
+
+
+def _expected_bytes(job: Job) -> int:
+    left = sum(len(str(list(pair))) + 2 for pair in expected_at(job, "left"))
+    right = expected_at(job, "right")
+    if job.right == "text":
+        return left + sum(len(line_of(pair)) + 1 for pair in right)
+    return left + sum(len(str(list(pair))) + 2 for pair in right)

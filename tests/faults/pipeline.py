@@ -1,0 +1,253 @@
+"""The pipeline under attack, the trouble some of its items make, and what must come out of it.
+
+source → parse * 2 → spread → tally.by(key) * 2 → left and right (a broadcast or a route)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from consecution import Broadcast, Node, Pipeline, Producer, Route, TextLines
+from consecution.protocol.values import BatchId
+from consecution.sink import Sink
+
+SOURCES = ("list", "generator", "file", "list", "pipe")
+"""A list is read by a worker, a generator by the supervisor, and so is standard input: a file or a pipe."""
+RETRIES = 2
+ATTEMPTS = RETRIES + 1
+KEYS = 97
+
+Pair = tuple[int, int]
+"""What reaches the sinks: a number and which part of it this is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every life of one run needs to know."""
+
+    seed: int
+    items: int
+    source: str
+    fork: str
+    """broadcast or route"""
+    right: str
+    """What the right sink is: recorder or text."""
+    sync: str
+    timeout_s: float
+    folder: str
+
+    @property
+    def reads_lines(self) -> bool:
+        return self.source in ("file", "pipe")
+
+    def path(self, name: str) -> Path:
+        return Path(self.folder, name)
+
+    def save(self) -> Path:
+        self.path("job.json").write_text(json.dumps(asdict(self)))
+        return self.path("job.json")
+
+    @classmethod
+    def load(cls, path: str) -> Job:
+        return cls(**json.loads(Path(path).read_text()))
+
+
+# -- what comes in -------------------------------------------------------------------------------
+
+
+def numbers(job: Job) -> Any:
+    """The source as `Pipeline.run` takes it; None where lines come by standard input."""
+    if job.source == "list":
+        return range(job.items) if job.seed % 2 else list(range(job.items))
+    return _generate(job.items) if job.source == "generator" else None
+
+
+def _generate(items: int) -> Iterator[int]:
+    yield from range(items)
+
+
+# -- trouble -------------------------------------------------------------------------------------
+
+Marks = dict[str, dict[int, str]]
+"""Node → number → what it does there: always (raises), once (raises the first time), kill (its worker, once)."""
+
+TROUBLE = (
+    ("parse", "always", 4),
+    ("tally", "always", 3),
+    ("left", "always", 2),
+    ("parse", "once", 6),
+    ("spread", "once", 4),
+    ("tally", "once", 4),
+    ("left", "once", 2),
+    ("parse", "kill", 1),
+    ("spread", "kill", 1),
+    ("tally", "kill", 1),
+    ("left", "kill", 1),
+)
+
+
+def marks_of(job: Job) -> Marks:
+    """Which items make trouble: drawn by the seed, none twice; one run in four has none that always fails."""
+    rng = random.Random(f"marks {job.seed}")
+    wanted = [(node, kind, count) for node, kind, count in TROUBLE if job.seed % 4 or kind != "always"]
+    drawn = rng.sample([n for n in range(job.items) if not _is_dropped(n)], sum(count for _, _, count in wanted))
+    marks: Marks = {}
+    for node, kind, count in wanted:
+        for _ in range(count):
+            marks.setdefault(node, {})[drawn.pop()] = kind
+    return marks
+
+
+def lay_tokens(job: Job) -> None:
+    """A file for everything that may happen only once."""
+    job.path("tokens").mkdir()
+    for node, marks in marks_of(job).items():
+        for number, kind in marks.items():
+            if kind != "always":
+                job.path(f"tokens/{node}-{number}").touch()
+
+
+class Trouble:
+    """Makes the trouble of one node."""
+
+    def __init__(self, job: Job, node: str) -> None:
+        self._marks = marks_of(job).get(node, {})
+        self._prefix = str(job.path(f"tokens/{node}-"))
+
+    def meet(self, number: int) -> None:
+        kind = self._marks.get(number)
+        if kind == "always":
+            raise ValueError(f"{number} always raises")
+        if kind is not None and self._take_token(number):
+            if kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError(f"{number} raises the first time")
+
+    def _take_token(self, number: int) -> bool:
+        try:
+            os.unlink(f"{self._prefix}{number}")
+        except FileNotFoundError:
+            return False
+        return True
+
+
+# -- nodes ---------------------------------------------------------------------------------------
+
+
+class Parse(Node):
+    trouble: Trouble
+
+    def process(self, item: Any) -> None:
+        number = int(item)
+        self.trouble.meet(number)
+        self.push(number)
+
+
+class Spread(Node):
+    """Filters and flattens."""
+
+    trouble: Trouble
+
+    def process(self, item: int) -> None:
+        for pair in parts_of(item):
+            self.push(pair)
+            self.trouble.meet(item)
+
+
+class Tally(Node):
+    """One key, one replica."""
+
+    trouble: Trouble
+
+    def process(self, item: Pair) -> None:
+        self.trouble.meet(item[0])
+        self.push(item)
+
+
+class Recorder(Sink):
+    """Appends every write, with its batch, to a file. A kill in the middle leaves a line that is no JSON."""
+
+    trouble: Trouble
+    path: str
+
+    def open(self) -> None:
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+    def write(self, batch_id: BatchId | None, items: list[Any]) -> None:
+        for number, _ in items:
+            self.trouble.meet(number)
+        assert batch_id is not None
+        record = json.dumps([batch_id.origin, batch_id.seq, batch_id.path, batch_id.generation, items])
+        os.write(self._fd, f"\n{record}\n".encode())
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def parts_of(number: int) -> list[Pair]:
+    """What `Spread` makes of a number: nothing, one pair or two."""
+    if _is_dropped(number):
+        return []
+    return [(number, 0), (number, 1)] if number % 4 == 0 else [(number, 0)]
+
+
+def _is_dropped(number: int) -> bool:
+    return number % 10 == 3
+
+
+def key_of(pair: Pair) -> int:
+    return pair[0] % KEYS
+
+
+def side_of(pair: Pair) -> str:
+    return "left" if (pair[0] + pair[1]) % 2 else "right"
+
+
+def line_of(pair: Pair) -> str:
+    return f"{pair[0]} {pair[1]};"
+
+
+def make_pipeline(job: Job) -> Pipeline:
+    parse = Parse("parse", trouble=Trouble(job, "parse")) * 2
+    tally = (Tally("tally", trouble=Trouble(job, "tally")) * 2).by(key_of)
+    left = Recorder("left", trouble=Trouble(job, "left"), path=str(job.path("left")))
+    right: Sink
+    if job.right == "text":
+        right = TextLines("right", job.path("right"), format=line_of)
+    else:
+        right = Recorder("right", trouble=Trouble(job, "right"), path=str(job.path("right")))
+    sinks = Broadcast([left, right]) if job.fork == "broadcast" else Route([left, right], by=side_of)
+    chain = parse | Spread("spread", trouble=Trouble(job, "spread")) | tally | sinks
+    return Pipeline(Producer("pipe") | chain if job.reads_lines else chain)
+
+
+# -- what must come out --------------------------------------------------------------------------
+
+
+def expected_failures(job: Job) -> set[tuple[str, str, int]]:
+    """(node, item, attempts) of every item that always raises."""
+    failed = set()
+    for node, marks in marks_of(job).items():
+        for number in (n for n, kind in marks.items() if kind == "always"):
+            items = [number] if node == "parse" else [p for p in parts_of(number) if goes_to(job, node, p)]
+            failed |= {(node, str(item), ATTEMPTS) for item in items}
+    return failed
+
+
+def goes_to(job: Job, node: str, pair: Pair) -> bool:
+    return node not in ("left", "right") or job.fork == "broadcast" or side_of(pair) == node
+
+
+def expected_at(job: Job, sink: str) -> set[Pair]:
+    """Every pair that must reach this sink."""
+    marks = marks_of(job)
+    lost = {n for node in ("parse", "tally", sink) for n, kind in marks.get(node, {}).items() if kind == "always"}
+    pairs = (pair for number in range(job.items) if number not in lost for pair in parts_of(number))
+    return {pair for pair in pairs if goes_to(job, sink, pair)}

@@ -1,0 +1,198 @@
+"""What is killed, and when: drawn by a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.faults.pipeline import SOURCES, Job
+
+TASKS = ("parse.0", "parse.1", "spread.0", "tally.0", "tally.1", "left.0", "right.0")
+WORKER_POINTS = ("task.before_step", "task.stepped", "task.sent", "task.acked")
+ORIGIN_POINTS = ("origin.before_commit", "origin.committed", "origin.launched")
+START_POINTS = ("worker.begun", "worker.switched", "supervisor.started_worker", "supervisor.wired")
+RECOVERY_POINTS = ("supervisor.mourned", "supervisor.replayed")
+END_POINTS = ("worker.closing", "supervisor.finishing", "supervisor.finished")
+POINT_GROUPS = {
+    "task": WORKER_POINTS,
+    "origin": ORIGIN_POINTS,
+    "start": START_POINTS,
+    "recovery": RECOVERY_POINTS,
+    "end": END_POINTS,
+}
+VICTIMS = ("worker", "several", "hang", "forkserver", "supervisor", "everything")
+HANG_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class AtProgress:
+    """When the sinks hold so much of what they will hold in the end."""
+
+    fraction: float
+
+    def __str__(self) -> str:
+        return f"at {self.fraction:.1%}"
+
+
+@dataclass(frozen=True, slots=True)
+class AtStart:
+    """When so many workers of this life have been started."""
+
+    workers: int
+
+    def __str__(self) -> str:
+        return f"after {self.workers} workers were started"
+
+
+@dataclass(frozen=True, slots=True)
+class AtRecovery:
+    """When so many workers have been started again after the last kill; 0: at once."""
+
+    workers: int
+
+    def __str__(self) -> str:
+        return f"after {self.workers} workers were started again"
+
+
+Trigger = AtProgress | AtStart | AtRecovery
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """A kill by the attacker; "hang" only stops a worker. ``tasks`` name the workers among the victims."""
+
+    trigger: Trigger
+    victim: str
+    tasks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        whom = "+".join(self.tasks) or self.victim
+        return f"{whom} {'hangs ' if self.victim == 'hang' else ''}{self.trigger}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trap:
+    """A kill at a failpoint: of whoever is the first to pass it so often, or of the whole group."""
+
+    point: str
+    passes: int
+    group: bool
+
+    def __str__(self) -> str:
+        return f"{'everything' if self.group else 'whoever'} at {self.point}@{self.passes}"
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """From one start of the supervisor to its death. The attacks come one after another."""
+
+    attacks: tuple[Attack, ...] = ()
+    traps: tuple[Trap, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, (*self.attacks, *self.traps))) or "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One run: its job, and what happens in each of its lives. Further lives are left in peace."""
+
+    job: Job
+    lives: tuple[Life, ...]
+
+    def kinds(self) -> set[str]:
+        """The kinds of victims, and the groups of failpoints, as ``@group``."""
+        found = {attack.victim for life in self.lives for attack in life.attacks}
+        points = {trap.point for life in self.lives for trap in life.traps}
+        return found | {f"@{name}" for name, group in POINT_GROUPS.items() if points & set(group)}
+
+    def __str__(self) -> str:
+        job = self.job
+        told = "; then ".join(f"life {number}: {life}" for number, life in enumerate(self.lives, 1))
+        return f"{job.items} items, {job.source}, {job.fork}, {job.right}, sync={job.sync}; {told}"
+
+
+@dataclass(slots=True)
+class _Draw:
+    rng: random.Random
+    source: str
+    spares_supervisor: bool
+    """A pipe cannot be read a second time."""
+    at: float = 0.0
+    """How far the run is when the next attack comes."""
+    step: float = 0.0
+
+    def life(self, *, is_last: bool) -> Life:
+        victims = ("worker", "several", "forkserver", "hang")
+        attacks = [self.attack(victims, (12, 6, 2, 1)) for _ in range(self.rng.randint(0, 3))]
+        traps = [self.harmless_trap() for _ in range(self.rng.randint(0, 2))]
+        if not is_last:
+            if self.rng.random() < 0.5:
+                attacks.append(self.attack(("supervisor", "everything"), (1, 1)))
+            else:
+                traps.append(self.deadly_trap())
+        return Life(tuple(attacks), tuple({trap.point: trap for trap in traps}.values()))
+
+    def attack(self, victims: tuple[str, ...], weights: tuple[int, ...]) -> Attack:
+        victim = self.rng.choices(victims, weights)[0]
+        count = {"worker": 1, "hang": 1, "several": self.rng.randint(2, 4)}.get(victim, 0)
+        tasks = TASKS if self.source != "list" else ("source.0", *TASKS)
+        return Attack(self.trigger(), victim, tuple(self.rng.sample(tasks, count)))
+
+    def trigger(self) -> Trigger:
+        kind = self.rng.choices(("progress", "end", "recovery", "start"), (10, 2, 6, 2))[0]
+        if kind == "end":
+            return AtProgress(self.rng.uniform(0.97, 1.0))
+        if kind == "start":
+            return AtStart(self.rng.randint(1, 8))
+        if kind == "recovery":
+            return AtRecovery(self.rng.randint(0, 2))
+        self.at = min(0.999, self.at + self.rng.random() * self.step)
+        return AtProgress(self.at)
+
+    def passes(self, most: int) -> int:
+        """Small counts as often as large ones."""
+        return int(most ** self.rng.random())
+
+    def harmless_trap(self) -> Trap:
+        """One that the supervisor survives, unless it reads the source itself."""
+        others = (*ORIGIN_POINTS, "worker.begun", "worker.switched", "worker.closing")
+        point = self.rng.choice(WORKER_POINTS if self.spares_supervisor else WORKER_POINTS + others)
+        return Trap(point, self.passes(60 if point in WORKER_POINTS + ORIGIN_POINTS else 2), False)
+
+    def deadly_trap(self) -> Trap:
+        group = self.rng.choice(("task", "origin", "start", "recovery", "end"))
+        point = self.rng.choice(POINT_GROUPS[group])
+        most = {"task": 60, "origin": 60, "start": 2, "recovery": 2, "end": 1}[group]
+        if point == "supervisor.started_worker":
+            most = 12
+        return Trap(point, self.passes(most), not point.startswith("supervisor") or self.rng.random() < 0.3)
+
+
+def draw(seed: int, items: int, folder: str) -> Schedule:
+    """The schedule of a seed; the same for ever, as long as this file is the same."""
+    rng = random.Random(seed)
+    lives = rng.choice((1, 2, 2, 3, 3))
+    source = SOURCES[seed % len(SOURCES)]
+    if source == "pipe":
+        lives = 1
+    drawing = _Draw(rng, source, spares_supervisor=source == "pipe", step=1.0 / lives)
+    drawn = tuple(_lives(drawing, lives))
+    hangs = any(attack.victim == "hang" for life in drawn for attack in life.attacks)
+    job = Job(
+        seed=seed,
+        items=items,
+        source=source,
+        fork=rng.choice(("broadcast", "route")),
+        right=rng.choice(("recorder", "text")),
+        sync=rng.choice(("power", "power", "process")),
+        timeout_s=HANG_TIMEOUT_S if hangs else 30.0,
+        folder=folder,
+    )
+    return Schedule(job, drawn)
+
+
+def _lives(drawing: _Draw, count: int) -> Iterator[Life]:
+    for number in range(1, count + 1):
+        yield drawing.life(is_last=number == count)

@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from consecution.errors import DamagedStoreError, UsageError
+from consecution.protocol.origin import BatchBorn, BatchDecided, FailureKept, Head, HeadMoved
+from consecution.runtime.journal_check import CheckResult, check_state_dir
+from tests.runtime import records
+from tests.runtime.records import RawJournal, batch, entry, number, open_journal, open_state, seal
+
+ROOT = Path(__file__).parents[2]
+HEAD = Head(next_seq=6, next_key=2, generation=7, position=[1, "two\udce9"], emitted=9, failed=1)
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    """A state directory with a record of every kind."""
+    path = tmp_path / "state"
+    state = open_state(path)
+    journal = open_journal(state)
+    batches = [batch(3, b"x" * 9000), records.retry(4, root=1), batch(5, born_failed=(records.failed("\ud800"),))]
+    entries = [entry(0), entry(1, root=2, due_s=5.0)]
+    journal.apply([*map(BatchBorn, batches), *map(FailureKept, entries), HeadMoved(HEAD)])
+    journal.close()
+    state.close()
+    return path
+
+
+@pytest.fixture
+def raw(state_dir: Path) -> RawJournal:
+    return RawJournal(state_dir / "origins" / "source")
+
+
+def problem(path: Path) -> str:
+    """The one problem, or several on a line each."""
+    return "\n".join(check_state_dir(path).problems)
+
+
+def change_manifest(path: Path, **fields: Any) -> None:
+    """Write a manifest with these fields; None takes one away. Its checksum is right."""
+    manifest = {**json.loads((path / "manifest.json").read_text()), **fields}
+    manifest = {name: value for name, value in manifest.items() if value is not None or name == "finished"}
+    manifest.pop("checksum", None)
+    content = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+    (path / "manifest.json").write_text(json.dumps({**manifest, "checksum": f"{zlib.crc32(content):08x}"}))
+
+
+# -- sound -----------------------------------------------------------------------------------------
+
+
+def test_a_sound_directory_is_summed_up(state_dir: Path) -> None:
+    found = check_state_dir(state_dir)
+
+    assert found.problems == ()
+    assert not found.finished
+    (origin,) = found.origins
+    assert (origin.name, origin.next_seq, origin.generation) == ("source", 6, 7)
+    assert (origin.position, origin.emitted, origin.exhausted) == ([1, "two\udce9"], 9, False)
+    assert (origin.open_batches, origin.open_items, origin.waiting, origin.given_up) == (3, 2, 1, 1)
+
+
+def test_a_directory_that_was_just_made_is_sound(tmp_path: Path) -> None:
+    open_state(tmp_path / "state").close()
+
+    assert check_state_dir(tmp_path / "state").problems == ()
+
+
+def test_journals_that_are_being_made_are_no_problem(state_dir: Path) -> None:
+    change_manifest(state_dir, origins={})
+    (state_dir / "origins" / "source" / "data.mdb").write_bytes(b"")
+
+    assert check_state_dir(state_dir) == CheckResult(check_state_dir(state_dir).epoch, False, (), ())
+
+
+def test_it_changes_nothing(state_dir: Path) -> None:
+    files = [path for path in sorted(state_dir.rglob("*")) if path.is_file() and path.name != "lock.mdb"]
+    before = {path: path.read_bytes() for path in files}
+
+    check_state_dir(state_dir)
+
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_a_folder_without_a_manifest_is_no_state_directory(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a state directory"):
+        check_state_dir(tmp_path)
+
+
+def test_a_journal_open_in_this_process_has_to_be_looked_at_from_another(state_dir: Path) -> None:
+    state = open_state(state_dir)
+    journal = open_journal(state)
+
+    with pytest.raises(UsageError, match="is open in this process; look at it from another"):
+        check_state_dir(state_dir)
+
+    journal.close()
+    state.close()
+
+
+WRITES_FOR_EVER = """
+import sys
+import zlib
+from pathlib import Path
+from consecution.protocol.origin import BatchBorn, BatchDecided, BatchRecord, Head, HeadMoved
+from tests.runtime.records import open_journal, open_state
+
+state = open_state(Path(sys.argv[1]))
+journal = open_journal(state, sync="process")
+seq = 0
+while True:
+    changes = [BatchBorn(BatchRecord(seq, 1, b"x" * (seq % 7 * 3000)))]
+    changes += [BatchDecided(seq - 9)] if seq >= 9 else []
+    seq += 1
+    journal.apply([*changes, HeadMoved(Head(next_seq=seq, emitted=seq))])
+    if seq == 100:
+        print("there", flush=True)
+"""
+
+
+def test_it_may_look_while_a_run_goes_on(tmp_path: Path) -> None:
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITES_FOR_EVER, str(tmp_path / "state")], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == b"there\n"
+
+    try:
+        looks = [check_state_dir(tmp_path / "state") for _ in range(50)]
+    finally:
+        writer.kill()
+        writer.stdout.close()
+        writer.wait(timeout=10)
+
+    assert [problem for look in looks for problem in look.problems] == []
+    assert {look.origins[0].open_batches for look in looks} == {9}
+    assert looks[-1].origins[0].next_seq > looks[0].origins[0].next_seq
+
+
+# -- damaged ---------------------------------------------------------------------------------------
+
+
+def test_every_flipped_byte_of_a_record_is_found(state_dir: Path, raw: RawJournal) -> None:
+    for (table, key), value in raw.records().items():
+        name = key.decode() if table == "meta" else str(int.from_bytes(key, "big"))
+        for at in range(0, len(value), max(1, len(value) // 50)):
+            raw.put(table, key, value[:at] + bytes([value[at] ^ 0x10]) + value[at + 1 :])
+
+            assert f"{table}/{name}: the checksum is wrong" in problem(state_dir)
+        raw.put(table, key, value)
+    assert check_state_dir(state_dir).problems == ()
+
+
+ITEM = [1, 0, b"item", "error", "traceback", True, "shown"]
+IDENTITY = [1, "source", "uuid", "epoch"]
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "fields", "found"),
+    [
+        ("meta", b"identity", None, "meta/identity is missing"),
+        ("meta", b"head", None, "meta/head is missing"),
+        ("meta", b"other", [1], "meta/other: unknown key"),
+        ("meta", b"\xff\xfe", [1], "unknown key"),
+        ("meta", b"identity", [2, "source", "u", "e"], "format 2, expected 1"),
+        ("meta", b"identity", [1, "source", "u", "e"], "belongs to epoch e, the manifest to"),
+        ("meta", b"identity", [1, "source", 7, "e"], "meta/identity: not of the form"),
+        ("meta", b"identity", [1, "source"], "meta/identity: not of the form"),
+        ("meta", b"identity", "text", "meta/identity: not of the form"),
+        ("meta", b"head", [6, 2, 7, None, 9, 1], "meta/head: not of the form"),
+        ("meta", b"head", [6, 2, 7, None, "9", 1, False], "meta/head: not of the form"),
+        ("meta", b"head", [-6, 2, 7, None, 9, 1, False], "meta/head: not of the form"),
+        ("meta", b"head", [6, 2, 7, None, 9, 2, False], "the head counts 2 items given up, the failure store holds 1"),
+        ("meta", b"head", [6, 2, 7, None, 3, 1, False], "4 items are open, but only 3 were ever emitted"),
+        ("meta", b"head", [5, 2, 7, None, 9, 1, False], "batches/5: the head says that the next batch is 5"),
+        ("meta", b"head", [7, 2, 7, None, 9, 1, False], "batches/6 is missing"),
+        ("meta", b"head", [2**62, 2, 7, None, 9, 1, False], "batches/6 is missing"),
+        ("meta", b"head", [6, 1, 7, None, 9, 1, False], "failures/1: the head says that the next key is 1"),
+        ("batches", number(4), None, "batches/4 is missing or damaged"),
+        ("batches", b"short", [1, b"", None, []], "unknown key b'short'"),
+        ("batches", number(5), [1, b"", None], "batches/5: not of the form"),
+        ("batches", number(5), [1, None, None, []], "batches/5: not of the form"),
+        ("batches", number(5), [1, b"", [1, 1, 1, 1], []], "batches/5: not of the form"),
+        ("batches", number(5), [1, b"", [5, 1, 1, 1, 0], []], "retries an item of batch 5, which is not older"),
+        ("batches", number(5), [1, b"", None, [ITEM, ITEM]], "has 1 items, of which 2 failed at birth"),
+        ("batches", number(5), [1, b"", None, [ITEM[:6]]], "batches/5: not of the form"),
+        ("failures", number(0), None, "the head counts 1 items given up, the failure store holds 0"),
+        ("failures", number(0), [ITEM, 1, 6, 1, None], "failures/0: belongs to batch 6, the next batch is 6"),
+        ("failures", number(0), [ITEM, 1, 0, 1, "soon"], "failures/0: not of the form"),
+        ("failures", number(0), [[1, 2, *ITEM[2:]], 1, 0, 1, None], "failures/0: not of the form"),
+    ],
+)
+def test_every_inconsistency_is_found_though_its_checksum_is_right(
+    state_dir: Path, raw: RawJournal, table: str, key: bytes, fields: Any, found: str
+) -> None:
+    raw.put(table, key, None if fields is None else seal(key, fields))
+
+    assert found in problem(state_dir)
+
+
+@pytest.mark.parametrize("value", [b"", b"abc", seal(b"head", [1])[:4] + b"\xc1"])
+def test_a_value_that_is_no_record_is_found(state_dir: Path, raw: RawJournal, value: bytes) -> None:
+    raw.put("meta", b"head", value)
+
+    assert "meta/head: the checksum is wrong" in problem(state_dir)
+
+
+def test_a_body_that_cannot_be_read_is_found(state_dir: Path, raw: RawJournal) -> None:
+    raw.put("meta", b"head", zlib.crc32(b"head\xc1").to_bytes(4, "big") + b"\xc1")
+
+    assert "meta/head: " in problem(state_dir)
+
+
+def test_unknown_and_missing_databases_are_found(state_dir: Path) -> None:
+    env = lmdb.open(str(state_dir / "origins" / "source"), max_dbs=8)
+    with env.begin(write=True) as txn:
+        env.open_db(b"other", txn=txn)
+        txn.drop(env.open_db(b"failures", txn=txn))
+    env.close()
+
+    assert "unknown database 'other'" in problem(state_dir)
+    assert "there is no database 'failures'" in problem(state_dir)
+
+
+def test_a_name_that_is_no_database_is_found(state_dir: Path) -> None:
+    env = lmdb.open(str(state_dir / "origins" / "source"), max_dbs=8)
+    with env.begin(write=True) as txn:
+        txn.put(b"plain", b"value")
+    env.close()
+
+    assert "unknown database 'plain'" in problem(state_dir)
+
+
+CHECK_CUT_FILES = """
+import json, os, sys
+from pathlib import Path
+from consecution.runtime.journal_check import check_state_dir
+
+path = Path(sys.argv[1])
+data = path / "origins" / "source" / "data.mdb"
+whole = data.read_bytes()
+found = []
+for left in range(0, len(whole), 1365):
+    data.write_bytes(whole[:left])
+    found.append(repr(check_state_dir(path)))
+data.write_bytes(whole)
+print(json.dumps([found, repr(check_state_dir(path))]))
+"""
+
+
+def test_a_file_cut_off_anywhere_is_found_and_kills_nobody(state_dir: Path, tmp_path: Path) -> None:
+    checker = subprocess.run(
+        [sys.executable, "-c", CHECK_CUT_FILES, str(state_dir)],
+        stdout=subprocess.PIPE,
+        timeout=60,
+        check=True,
+        cwd=ROOT,
+    )
+
+    found, when_whole = json.loads(checker.stdout)
+    assert "problems=()" in when_whole
+    damaged = [text for text in found if "problems=()" not in text]
+    # What is left differs only where nothing was cut off but pages that nobody uses.
+    assert len(damaged) > len(found) / 2
+    assert [text for text in found if text not in (when_whole, *damaged)] == []
+
+
+def test_a_file_shorter_than_its_page_count_says_is_sound_where_nothing_is_missing(tmp_path: Path) -> None:
+    state = open_state(tmp_path / "state")
+    journal = open_journal(state)
+    big = [BatchBorn(batch(0, b"x" * 100_000)), BatchDecided(0)]
+    journal.apply([*big, BatchBorn(batch(0)), HeadMoved(Head(next_seq=1, emitted=1))])
+    journal.close()
+    state.close()
+    assert records.missing_bytes(tmp_path / "state" / "origins" / "source") > 0
+
+    assert check_state_dir(tmp_path / "state").problems == ()
+
+
+def test_a_file_that_is_missing_is_found(state_dir: Path) -> None:
+    (state_dir / "origins" / "source" / "data.mdb").unlink()
+
+    assert "data.mdb is missing" in problem(state_dir)
+    assert "lists the origin 'source', whose journal is missing or damaged" in problem(state_dir)
+
+
+# -- the manifest ----------------------------------------------------------------------------------
+
+
+def test_every_flipped_byte_of_the_manifest_is_found(state_dir: Path) -> None:
+    whole = (state_dir / "manifest.json").read_bytes()
+    for at in range(len(whole)):
+        flipped = whole[:at] + bytes([whole[at] ^ 0x04]) + whole[at + 1 :]
+        (state_dir / "manifest.json").write_bytes(flipped)
+
+        assert check_state_dir(state_dir).problems, flipped
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"epoch": None}, "the field 'epoch' is missing"),
+        ({"origins": None}, "the field 'origins' is missing"),
+        ({"origins": ["source"]}, "the field 'origins' is ['source']"),
+        ({"format": 2}, "the field 'format' is 2"),
+        ({"finished": "yes"}, "the field 'finished' is 'yes'"),
+        ({"origins": {"source": "other"}}, "origin 'source' has the uuid"),
+        ({"origins": {"source": "u", "more": "v"}}, "lists the origin 'more', whose journal is missing"),
+        ({"origins": {"more": "v"}}, "the journal of 'source', which the manifest does not list"),
+        ({"epoch": "two"}, "the manifest to two"),
+        ({"finished": {}}, "source: the run is recorded as finished, but has work open"),
+        ({"finished": {}}, "source: the run is recorded as finished, but its source has not ended"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_found(state_dir: Path, fields: dict[str, Any], found: str) -> None:
+    change_manifest(state_dir, **fields)
+
+    assert found in problem(state_dir)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '"text"', "\xff"])
+def test_a_manifest_that_is_none_is_found(state_dir: Path, text: str) -> None:
+    (state_dir / "manifest.json").write_bytes(text.encode("latin-1"))
+
+    assert f"{state_dir / 'manifest.json'}: " in problem(state_dir)
+
+
+# -- both readers ----------------------------------------------------------------------------------
+
+
+def test_it_finds_whatever_stops_a_run(state_dir: Path, raw: RawJournal) -> None:
+    for (table, key), value in raw.records().items():
+        for changed in (None, value[:-1], value + b"x"):
+            raw.put(table, key, changed)
+            try:
+                open_state(state_dir).close()
+                stopped = False
+            except DamagedStoreError:
+                stopped = True
+
+            assert bool(check_state_dir(state_dir).problems) == stopped or (table, key) == ("batches", number(3))
+            raw.put(table, key, value)
