@@ -115,7 +115,8 @@ class KeyedNode(DurableNode):
 
     def _grouping_key(self) -> Callable[[Any], Any] | None:
         """What a sender needs to find the replica of an item: the key method, without the rest of the graph."""
-        return functools.partial(type(self).key, self._detached_copy())
+        twin: Any = self._detached_copy()
+        return functools.partial(type(self).key, twin)
 
     def _item_processor(self) -> Callable[[Any], Any]:
         return self._process_item

@@ -159,6 +159,10 @@ class Dispatch:
         self._max_frame_items = max_frame_items
         self.credits = tuple(_credits_of(outlets))
 
+    @property
+    def has_outlets(self) -> bool:
+        return bool(self._outlets)
+
     def send(self, items: list[Any], cause: Frame) -> tuple[list[Sent], list[Unsent]]:
         """Frames for ``items``, which descend from ``cause``, and the items that cannot be sent."""
         if not items or not self._outlets:

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from consecution.nodes import Node
 from consecution.protocol.durable import Application
-from consecution.protocol.step import USER_ERRORS
-from consecution.protocol.values import BatchId
+from consecution.protocol.values import USER_ERRORS, BatchId
 from consecution.runtime.durable_store import DurableStore, TableWrite
 from consecution.runtime.state_table import StateTable
 from consecution.sink import Sink
@@ -261,7 +260,7 @@ class SinkApplier:
 
     def _write(self, app: Application, batch_id: BatchId, items: list[Any], failed: list[FailedInput]) -> None:
         try:
-            self._sink.write(batch_id, items)
+            self._sink._write_frame(batch_id, items)
         except USER_ERRORS as error:
             if len(items) == 1:
                 failed.append(FailedInput(app, items[0], error))
@@ -289,5 +288,3 @@ def make_applier(node: Node, store: DurableStore, origin_names: Callable[[Any], 
     if isinstance(node, DurableNode):
         return StateApplier(node, store, cache_bytes)
     return AttributeApplier(node, store, cache_bytes)
-
-

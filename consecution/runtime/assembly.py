@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from consecution.nodes import Node
 from consecution.options import Options
 from consecution.plan import Plan
 from consecution.producer import Producer
@@ -14,6 +15,7 @@ from consecution.protocol.origin import FailureEntry, Origin, OriginCounts, Rest
 from consecution.protocol.step import Codec, Counts
 from consecution.protocol.values import TaskIndex
 from consecution.report import Failure, NodeCounts, Report, Status
+from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.journal import Journal
 from consecution.runtime.origin_host import (
     MemoryStore,
@@ -23,6 +25,7 @@ from consecution.runtime.origin_host import (
     Store,
     origin_limits,
 )
+from consecution.runtime.task_host import TaskHost
 from consecution.runtime.wiring import make_dispatch
 from consecution.source import Source
 
@@ -76,6 +79,41 @@ def make_source_host(
         now=now,
     )
     return SourceHost(host, source, linger_s=plan.options.linger_ms / 1000)
+
+
+Host = TaskHost | DurableHost
+"""A task that is not the source, at work; both kinds have the same surface."""
+
+
+def make_host(
+    plan: Plan,
+    task: TaskIndex,
+    node: Node,
+    codecs: tuple[Codec, Codec | None],
+    outbox: Outbox,
+    *,
+    path: Path | None,
+    epoch: str,
+    lets_through: tuple[type[BaseException], ...] = (),
+) -> Host:
+    """The host of a task; that of a durable one has its store at ``path``, and what that holds."""
+    namer = origin_namer(plan, epoch)
+    if not plan.node(plan.task(task).node).durable:
+        return TaskHost(plan, task, node, codecs[0], outbox, origin_name=namer, lets_through=lets_through)
+    assert path is not None
+    codec, stored = codecs
+    assert stored is not None
+    return DurableHost(plan, task, node, (codec, stored), outbox, origin_name=namer, path=path, epoch=epoch)
+
+
+def end_stages(plan: Plan) -> list[list[TaskIndex]]:
+    """The tasks that end one after another, node by node, parents first: those with an ``end``, and durable ones."""
+    return [[TaskIndex(t) for t in node.tasks] for node in plan.nodes if node.wants_end or node.durable]
+
+
+def drain_stages(plan: Plan) -> list[list[TaskIndex]]:
+    """The tasks that may still have something open when the source has nothing: the durable ones."""
+    return [[TaskIndex(t) for t in node.tasks] for node in plan.nodes if node.durable]
 
 
 def origin_namer(plan: Plan, epoch: str) -> Callable[[TaskIndex], str]:

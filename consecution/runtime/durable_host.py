@@ -17,8 +17,19 @@ from consecution.options import Options
 from consecution.plan import Plan
 from consecution.protocol.durable import Application, Durable, DurableTurn
 from consecution.protocol.origin import Origin
-from consecution.protocol.step import USER_ERRORS, Codec, Counts, describe_failure
-from consecution.protocol.values import Acks, Confirms, CreditReturn, FailedItem, Frame, Gos, Message, Stage, TaskIndex
+from consecution.protocol.step import Codec, Counts, describe_failure
+from consecution.protocol.values import (
+    USER_ERRORS,
+    Acks,
+    Confirms,
+    CreditReturn,
+    FailedItem,
+    Frame,
+    Gos,
+    Message,
+    Stage,
+    TaskIndex,
+)
 from consecution.runtime import failpoints
 from consecution.runtime.appliers import FailedInput, Work, make_applier
 from consecution.runtime.durable_store import DurableStore, EndRecorded
@@ -60,6 +71,7 @@ class DurableHost:
         self._now = now
         self._credits: dict[TaskIndex, int] = {}
         self._answers = DurableTurn()
+        self._applied = False
         self._ending = False
         self._end_done = False
         self._end_asked = False
@@ -181,6 +193,7 @@ class DurableHost:
         counts.items_out += len(pushed)
         counts.failed += len(failed)
         counts.busy_s += time.perf_counter() - started_s
+        self._applied = True
         self._give_birth(pushed)
         for failure in failed:
             self._fail(failure)
@@ -204,7 +217,9 @@ class DurableHost:
     def take_changes(self) -> list[Any]:
         """What the commit holds beside the origin's own changes."""
         self._answers = self._durable.take_turn()
-        changes: list[Any] = [*self._answers.changes, *self._applier.take_changes()]
+        changes: list[Any] = list(self._answers.changes)
+        if self._applied:
+            changes += self._applier.take_changes()
         if self._ending:
             self._ending = False
             self._end_done = True
@@ -214,7 +229,9 @@ class DurableHost:
     def committed(self) -> bool:
         """Acknowledge what is staged, confirm what is applied."""
         answers, self._answers = self._answers, DurableTurn()
-        self._applier.committed()
+        if self._applied:
+            self._applied = False
+            self._applier.committed()
         acks: dict[TaskIndex, list[Any]] = {}
         for origin, ack in answers.acks:
             acks.setdefault(origin, []).append(ack)
@@ -242,7 +259,7 @@ class DurableHost:
             pushed = self._applier.end()
         self.counts.items_out += len(pushed)
         self._give_birth(pushed)
-        self._ending = True
+        self._applied = self._ending = True
 
     def drain(self) -> None:
         """The run stops: `ended` once everything this task has pushed is processed."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from consecution.protocol.durable import FrameStaged, FramesDropped, LedgerMoved
+from consecution.protocol.durable import FramesDropped, FrameStaged, LedgerMoved
 from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
 from consecution.runtime.journal import Journal, _seal
 

@@ -84,7 +84,7 @@ class LocalRun:
         self.state = open_run_state(plan)
         self.report: Report | None = None
         self.closed = False
-        self.tasks: dict[TaskIndex, TaskHost] = {}
+        self.tasks: dict[TaskIndex, assembly.Host] = {}
         self._opened: list[TaskIndex] = []
         self._started_s = time.monotonic()
         self._last_status: Status | None = None
@@ -102,10 +102,17 @@ class LocalRun:
         plan = self.plan
         epoch = self.state.epoch if self.state is not None else "memory"
         codecs = live_codec(robust=plan.options.robust)
-        namer = assembly.origin_namer(plan, epoch)
         for task, node in make_replicas(plan, self.pipeline).items():
-            outbox = outbox_of(task)
-            self.tasks[task] = TaskHost(plan, task, node, codecs[0], outbox, origin_name=namer, lets_through=(BdbQuit,))
+            self.tasks[task] = assembly.make_host(
+                plan,
+                task,
+                node,
+                codecs,
+                outbox_of(task),
+                path=None if self.state is None else self.state.origin_path(plan.task(task).name),
+                epoch=epoch,
+                lets_through=(BdbQuit,),
+            )
         self.source_host: SourceHost = assembly.make_source_host(
             plan,
             self.source,
@@ -124,6 +131,8 @@ class LocalRun:
         for task in self.tasks:
             self.begin_task(task)
             self._opened.append(task)
+        for host in self.tasks.values():
+            host.replay()
         self.open_source()
 
     def begin_task(self, task: TaskIndex) -> None:
@@ -239,14 +248,15 @@ class LocalRun:
             self.plan,
             state,
             self.source_host.origin.counts(),
-            {task: host.step.counts for task, host in self.tasks.items()},
+            {task: host.counts for task, host in self.tasks.items()},
             seconds=time.monotonic() - self._started_s,
             failed_elsewhere=sum(host.origin.counts().failed for host in ended),
         )
 
-    def end_stages(self) -> list[list[TaskIndex]]:
-        """The tasks that run ``end``, node by node, parents first."""
-        return [[TaskIndex(t) for t in node.tasks] for node in self.plan.nodes if node.wants_end]
+    @property
+    def settled(self) -> bool:
+        """No origin has anything open. The hosts of one thread only: between threads messages may be on their way."""
+        return self.source_host.origin.settled and all(host.settled for host in self.tasks.values())
 
     def require_open(self, *, stopping: bool) -> None:
         """NotRunningError where nothing more will be taken."""

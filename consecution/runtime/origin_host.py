@@ -118,8 +118,13 @@ class OriginHost:
         self.confirmed = True
         self.companion: Companion | None = None
 
+    @property
+    def has_outlets(self) -> bool:
+        """Whether anything lies behind this task: without, what it makes goes nowhere."""
+        return self._dispatch.has_outlets
+
     def receive(self, message: Message) -> None:
-        """Take in acknowledgements and credits."""
+        """Take in acknowledgements, confirms and credits."""
         if isinstance(message, Acks):
             now_s = self._now()
             for ack in message.acks:

@@ -11,12 +11,13 @@ from typing import Any
 from consecution.nodes import Node
 from consecution.plan import NodePlan, Plan
 from consecution.protocol.origin import Origin, OriginLimits
-from consecution.protocol.step import Codec, Step
+from consecution.protocol.step import Codec, Counts, Step
 from consecution.protocol.values import Ack, Acks, CreditReturn, Frame, Message, TaskIndex
 from consecution.runtime import failpoints
 from consecution.runtime.origin_host import MemoryStore, OriginHost, Outbox, origin_limits
 from consecution.runtime.wiring import make_dispatch
 from consecution.sink import Sink
+from consecution.stateful import DurableNode
 
 
 class TaskHost:
@@ -60,9 +61,19 @@ class TaskHost:
             lets_through=lets_through,
         )
 
+    @property
+    def counts(self) -> Counts:
+        return self.step.counts
+
+    def progress(self) -> tuple[int, ...]:
+        """Changes whenever the task gets on with its work."""
+        return self.step.progress()
+
     def begin(self) -> None:
         """Run the node's ``begin``, or open its sink; whatever that raises is raised."""
         node = self.node
+        if isinstance(node, DurableNode):
+            node._open_states()
         with self._occupied("begin"):
             if isinstance(node, Sink):
                 node.sync = self._options.sync
@@ -143,6 +154,21 @@ class TaskHost:
         while operator.length_hint(pushed) and (room := host.origin.room()):
             host.born(list(itertools.islice(pushed, room)), None)
         return host.turn()
+
+    def drain(self) -> None:
+        """Nothing to wait for: what this task pushes is part of others' trees."""
+
+    @property
+    def settled(self) -> bool:
+        """Nothing this task is the origin of is open."""
+        return self.origin_host is None or self.origin_host.origin.settled
+
+    def next_wake_s(self) -> float | None:
+        """Seconds until something is due; None: not before a message."""
+        return None
+
+    def replay(self) -> None:
+        """Others replay; this task is no origin that could."""
 
     @property
     def ended(self) -> bool:
