@@ -27,6 +27,11 @@ class Ending:
     def finished(self) -> bool:
         return self._started and not self._stages
 
+    @property
+    def due(self) -> list[TaskIndex]:
+        """The tasks that run ``end`` now and have not said that they are done."""
+        return self._current() if self._started else []
+
     def source_finished(self) -> list[TaskIndex]:
         """The stream is over. Returns the tasks that now run ``end``; harmless when repeated."""
         if self._started:

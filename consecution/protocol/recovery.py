@@ -51,6 +51,10 @@ class Recovery:
     @property
     def settled(self) -> bool:
         """All tasks live, are wired, and the replay has been ordered."""
+        return self._ordered and None not in self._endpoints.values()
+
+    @property
+    def _ordered(self) -> bool:
         return self.version > 0 and self.replayed_version == self.version
 
     def begin(self) -> list[Order]:
@@ -87,7 +91,7 @@ class Recovery:
     def _replay_if_ready(self) -> list[Order]:
         alive = {task for task, endpoint in self._endpoints.items() if endpoint is not None}
         everybody = len(alive) == len(self._endpoints)
-        if self.settled or not everybody or not alive <= self._switched:
+        if self._ordered or not everybody or not alive <= self._switched:
             return []
         self.replayed_version = self.version
         return [OrderReplay(self.version)]

@@ -94,6 +94,7 @@ class Supervisor:
         self._stop_asked = False
         self._abort_asked = False
         self._stop_told = False
+        self._to_end: set[TaskIndex] = set()
         self._replayed_before = 0
         self._turned_s = 0.0
         self._waking = threading.RLock()
@@ -278,8 +279,15 @@ class Supervisor:
             self._tell(task, control.Quit())
 
     def _end(self, tasks: list[TaskIndex]) -> None:
-        for task in tasks:
-            self._tell(task, control.RunEnd())
+        self._to_end.update(tasks)
+        self._tell_ends()
+
+    def _tell_ends(self) -> None:
+        """What ``end`` pushes must reach somebody, and who is to run it must be there: all live and are wired."""
+        if self._recovery.settled:
+            for task in sorted(self._to_end):
+                self._tell(task, control.RunEnd())
+            self._to_end.clear()
 
     def _take_failure(self, task: TaskIndex, watched: _Watched, failed: control.Failed) -> None:
         """A worker says why it dies. What no restart can mend ends the run."""
@@ -358,8 +366,8 @@ class Supervisor:
             return True
         if task == SOURCE_TASK:
             raise self._worker_error(task, f"the source died ({how}); only robustness='robust' can go on after that")
-        if self._ending.started:
-            self._end(self._ending.task_ended(task))
+        self._to_end.discard(task)
+        self._end(self._ending.task_ended(task))
         return False
 
     def _start_what_is_due(self) -> None:
@@ -408,6 +416,7 @@ class Supervisor:
             elif isinstance(order, OrderReplay):
                 for task in self._tasks:
                     self._tell(task, control.Replay(after_death=self.restarts > 0))
+                self._tell_ends()
                 failpoints.passed("supervisor.replayed")
 
     def _start(self, task: TaskIndex, watched: _Watched) -> None:

@@ -47,6 +47,11 @@ def collected(path: Path) -> list[Any]:
     return [pickle.loads(base64.b64decode(line)) for line in whole.splitlines()]
 
 
+def open_descriptors() -> set[str]:
+    """The descriptors that this process has open."""
+    return {name for name in os.listdir("/dev/fd") if os.path.exists(f"/dev/fd/{name}")}
+
+
 class Picky(Collect):
     """Refuses a frame that holds a negative number."""
 

@@ -199,13 +199,14 @@ class World:
 
     robustness: str = "robust"
     node: Any = Node
+    first_node: Any = Node
     script: dict[Any, Reaction] = field(default_factory=dict)
     max_restarts: int = 5
     launch_errors: list[Exception] = field(default_factory=list)
     in_thread: bool = False
 
     def __post_init__(self) -> None:
-        graph = Pipeline(Producer([1]) | Node("a") * 2 | self.node("b"))
+        graph = Pipeline(Producer([1]) | self.first_node("a") * 2 | self.node("b"))
         self.plan = graph.plan(
             mode="process", robustness=self.robustness, timeout_s=TIMEOUT_S, max_restarts=self.max_restarts
         )
@@ -513,6 +514,37 @@ def test_without_a_journal_who_dies_while_it_ends_has_ended() -> None:
     supervisor = world.run()
 
     assert (supervisor.confirmed, supervisor.stopped) == (False, False)
+
+
+def test_nodes_end_when_everybody_is_back_and_wired() -> None:
+    world = World(robustness="confirm", node=Summing, script={(LAST, 1, "Replay"): die, (SOURCE, "Replay"): nothing})
+
+    def finish_first(worker: FakeWorker, order: Any) -> None:
+        finish(world.newest(SOURCE), None)
+        start(worker, order)
+
+    world.script[LAST, 2, "start"] = finish_first
+
+    world.run()
+
+    told = [type(order).__name__ for name, incarnation, order in world.history if (name, incarnation) == (LAST, 2)]
+    assert told == ["str", "Wire", "Replay", "RunEnd", "Quit"]
+
+
+def test_who_is_dead_when_its_turn_to_end_comes_ends_when_it_is_back() -> None:
+    world = World(robustness="confirm", first_node=Summing, node=Summing)
+    down: list[bool] = []
+
+    def last_dies(worker: FakeWorker, order: Any) -> None:
+        world.newest(LAST).die()
+        world.at(world.now_s + 0.15, lambda: (down.append(world.newest(LAST).dead), run_end(worker, None)))  # type: ignore
+
+    world.script |= {(LEFT, 1, "RunEnd"): last_dies, (LAST, 2, "start"): die, (LAST, 3, "start"): die}
+
+    supervisor = world.run()
+
+    assert (down, supervisor.stopped) == ([True], False)
+    assert world.orders(control.RunEnd)[-1] == (LAST, 4)
 
 
 def test_without_a_journal_who_dies_while_it_closes_is_not_started_again() -> None:
