@@ -41,7 +41,10 @@ class NodeCounts:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A run at one moment. ``emitted == completed + pending``, always."""
+    """A run at one moment. ``emitted == completed + pending``, always; these count items of the source.
+
+    ``pending_below`` counts what durable nodes have pushed, or have to try again, and is not yet processed.
+    """
 
     state: str
     emitted: int
@@ -52,6 +55,12 @@ class Status:
     restarts: int
     seconds: float
     nodes: tuple[NodeCounts, ...]
+    pending_below: int = 0
+
+    @property
+    def open(self) -> int:
+        """Everything that is not yet completely processed, anywhere."""
+        return self.pending + self.pending_below
 
     @property
     def items_per_s(self) -> float:
@@ -61,7 +70,7 @@ class Status:
         parts = [
             f"{self.completed:,} done",
             f"{self.items_per_s:,.0f}/s",
-            f"{self.pending:,} pending",
+            f"{self.open:,} pending",
         ]
         for count, word in (
             (self.failed, "failed"),
@@ -76,6 +85,8 @@ class Status:
 @dataclass(frozen=True, slots=True)
 class Report:
     """A run that is over. ``emitted == completed + pending``; every item given up counts as ``failed``.
+
+    ``pending_below`` counts what durable nodes had pushed, or had to try again, and was not yet processed.
 
     ``replayed`` counts batches that ran again, ``restarts`` workers that were started again. ``confirmed``:
     every item was completely processed; None at ``robustness="none"``, where nobody can say.
@@ -98,11 +109,17 @@ class Report:
     stopped: bool
     already_finished: bool
     result: Any = None
+    pending_below: int = 0
+
+    @property
+    def open(self) -> int:
+        """Everything that is not yet completely processed, anywhere."""
+        return self.pending + self.pending_below
 
     @property
     def exit_code(self) -> int:
         """0: all completed; 1: some failed; 3: stopped with work pending."""
-        if self.pending:
+        if self.open:
             return 3
         return 1 if self.failed else 0
 
@@ -141,8 +158,9 @@ class Report:
     def _totals(self) -> list[str]:
         balance = "=" if self.emitted == self.completed + self.pending else "≠"
         confirmed = {None: "not asked for", True: "yes", False: "no"}[self.confirmed]
+        below = f"   (and {self.pending_below:,} below)" if self.pending_below else ""
         return [
-            f"  emitted {self.emitted:,} {balance} completed {self.completed:,} + pending {self.pending:,}",
+            f"  emitted {self.emitted:,} {balance} completed {self.completed:,} + pending {self.pending:,}{below}",
             f"  failed {self.failed:,}   replayed batches {self.replayed:,}   restarts {self.restarts:,}   "
             f"confirmed: {confirmed}",
         ]
@@ -172,8 +190,8 @@ class Report:
     def _next_step(self) -> str:
         if self.already_finished:
             return "Start again from the beginning with fresh=True (--fresh), or use another state folder."
-        if self.pending and self.robustness == "robust":
-            return f"{self.pending:,} items are pending: run again with state_dir={self.state_dir!r} to go on."
+        if self.open and self.robustness == "robust":
+            return f"{self.open:,} items are pending: run again with state_dir={self.state_dir!r} to go on."
         if self.pending:
             return f"{self.pending:,} items were lost with a worker; only robustness='robust' keeps them."
         if self.failed and self.robustness in ("none", "confirm"):

@@ -18,7 +18,7 @@ from consecution.plan import Plan
 from consecution.protocol.ending import Ending
 from consecution.protocol.values import USER_ERRORS, Message, TaskIndex
 from consecution.report import Report, Status
-from consecution.runtime.assembly import SOURCE_TASK
+from consecution.runtime.assembly import SOURCE_TASK, end_stages
 from consecution.runtime.local_run import LocalRun, end_error, finished_before, push_into
 from consecution.sources.manual import ManualSource, Receipt
 
@@ -58,10 +58,11 @@ class InlineRunning(Running):
         self._lock = threading.RLock()
         self._turning: int | None = None
         self._error: BaseException | None = None
+        self._end_problems: dict[TaskIndex, BaseException] = {}
         self._stopping = False
         self._aborted = False
         self._run = LocalRun(plan, pipeline, iterable, lambda task: self._queue, may_block=True)
-        self._ending = Ending(self._run.end_stages())
+        self._ending = Ending(end_stages(plan))
         if isinstance(self._run.source, ManualSource):
             self._run.source.advance = self._advance_until
         if self._run.state is not None and (report := finished_before(self._run.state)) is not None:
@@ -157,6 +158,7 @@ class InlineRunning(Running):
         if self._aborted:
             return True
         worked = self._run.source_host.turn()
+        worked = self._turn_tasks() or worked
         while self._queue.waiting and not self._aborted:
             worked = True
             self._deliver()
@@ -172,44 +174,51 @@ class InlineRunning(Running):
                 source.receive(message)
             else:
                 tasks[target].receive(message)
-        for host in tasks.values():
-            host.turn()
-            host.flush()
+        self._turn_tasks()
         if not waiting:
             source.host.turn()
 
-    def _end_what_is_due(self) -> None:
-        if self._stopping or not self._run.source_host.origin.finished or self._ending.started:
-            return
-        due = self._ending.source_finished()
-        while due:
-            for task in due:
-                self._end(task)
-            due = [next_task for task in due for next_task in self._ending.task_ended(task)]
+    def _turn_tasks(self) -> bool:
+        """Let each task apply, commit and acknowledge what it got; whether any had anything to do."""
+        worked = False
+        for host in self._run.tasks.values():
+            worked = host.turn() or worked
+            host.flush()
+        return worked
 
-    def _end(self, task: TaskIndex) -> None:
-        host = self._run.tasks[task]
-        problem: BaseException | None = None
-        try:
-            host.end()
-        except USER_ERRORS as error:
-            problem = error
-        while not host.ended:
-            host.turn()
-            if self._queue.waiting:
-                self._deliver()
+    def _end_what_is_due(self) -> None:
+        """Node by node, parents first; the next ends when nothing of the one before is open."""
+        if not self._ending.started and (self._stopping or not self._run.source_host.origin.finished):
+            return
+        self._end(self._ending.source_finished())
+        for task in self._ending.due:
+            if self._run.tasks[task].ended:
+                self._raise_end_problem(task)
+                self._end(self._ending.task_ended(task))
+
+    def _end(self, tasks: list[TaskIndex]) -> None:
+        for task in tasks:
+            try:
+                self._run.tasks[task].end()
+            except USER_ERRORS as error:
+                self._end_problems[task] = error
+            self._turn_tasks()
+
+    def _raise_end_problem(self, task: TaskIndex) -> None:
+        """What ``end`` had pushed before it raised is processed first."""
+        problem = self._end_problems.get(task)
         if problem is not None:
-            raise end_error(host.name, problem)
+            raise end_error(self._run.tasks[task].name, problem)
 
     def _is_over(self) -> bool:
         if self._aborted or self._ending.finished:
             return True
-        return self._stopping and self._run.source_host.origin.settled
+        return self._stopping and not self._ending.started and not self._queue.waiting and self._run.settled
 
     def _wait(self, deadline_s: float | None) -> None:
         """Nothing to do just now: a retry is not yet due, or nothing is there to read."""
         source = self._run.source_host
-        due_s = source.next_wake_s()
+        due_s = self._run.next_wake_s()
         wait_s = IDLE_WAIT_S if due_s is None else min(due_s, IDLE_WAIT_S)
         if deadline_s is not None:
             wait_s = min(wait_s, max(0.0, deadline_s - time.monotonic()))

@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from consecution.engine import Running
 from consecution.errors import ConsecutionError, NotRunningError
 from consecution.plan import Plan
-from consecution.protocol.origin import FailureEntry, Origin, OriginCounts
+from consecution.protocol.origin import FailureEntry
 from consecution.protocol.values import TaskIndex
 from consecution.report import Report, Status
 from consecution.runtime import assembly, failpoints
 from consecution.runtime.assembly import SOURCE_TASK
-from consecution.runtime.journal import Journal
+from consecution.runtime.books import Books, read_books
 from consecution.runtime.launcher import ProcessWorker, ThreadWorker, refuse_in_worker_start
 from consecution.runtime.local_run import finished_before, open_run_state, push_into, status_of
 from consecution.runtime.logs import LogPump
-from consecution.runtime.origin_host import origin_limits
 from consecution.runtime.shipping import Parcel, Shipment, can_ship, ship
 from consecution.runtime.supervisor import Supervisor
 from consecution.runtime.worker import WorkerSpec
@@ -93,17 +91,21 @@ class ProcessRunning(Running):
         for parcel in self._parcels.values():
             parcel.close()
 
-    @property
-    def _journal_path(self) -> Path | None:
-        return None if self._state is None else self._state.origin_path(self._plan.source_name)
+    def _journal_path(self, task: TaskIndex) -> str | None:
+        """Where the store of a task lies that answers for batches; None for all others."""
+        if self._state is None:
+            return None
+        planned = self._plan.node(self._plan.task(task).node)
+        if planned.is_source:
+            return str(self._state.origin_path(self._plan.source_name))
+        return str(self._state.origin_path(self._plan.task(task).name)) if planned.durable else None
 
     def _launch(self, task: TaskIndex, incarnation: int) -> ProcessWorker | ThreadWorker:
-        journal = self._journal_path
         spec = WorkerSpec(
             task=task,
             incarnation=incarnation,
             epoch=self._epoch,
-            journal_path=str(journal) if journal is not None and task == SOURCE_TASK else None,
+            journal_path=self._journal_path(task),
             socket_folder=self._folder.path,
             failpoints=os.environ.get(failpoints.VARIABLE, ""),
             environment=dict(os.environ),
@@ -132,11 +134,11 @@ class ProcessRunning(Running):
         """After ``error``: keep what is open in the state directory."""
         self._error = error
         try:
-            counts, _ = self._final_books()
-            keep = bool(counts.pending)
+            books, _ = self._final_books()
+            keep = bool(books.pending)
         except ConsecutionError:
-            counts, keep = self._supervisor.origin_counts(), True
-        self._last_status = self._status("failed", counts)
+            books, keep = self._supervisor.books(), True
+        self._last_status = self._status("failed", books)
         if self._state is None:
             return
         self._state.close(keep=keep)
@@ -153,10 +155,10 @@ class ProcessRunning(Running):
 
     def _finish(self) -> None:
         supervisor, state = self._supervisor, self._state
-        counts, failures = self._final_books()
-        status = self._last_status = self._status("stopped" if supervisor.stopped else "finished", counts)
+        books, failures = self._final_books()
+        status = self._last_status = self._status("stopped" if supervisor.stopped else "finished", books)
         result = None if supervisor.stopped else self._pipeline._call_user_end()
-        keep = state is not None and (not state.temporary or bool(status.pending))
+        keep = state is not None and (not state.temporary or bool(status.open))
         report = assembly.make_report(
             self._plan,
             status,
@@ -167,38 +169,28 @@ class ProcessRunning(Running):
             result=result,
         )
         if state is not None:
-            if not supervisor.stopped and not report.pending:
+            if not supervisor.stopped and not report.open:
                 failpoints.passed("supervisor.finishing")
                 state.finish(report.to_dict())
                 failpoints.passed("supervisor.finished")
             state.close(keep=keep)
         self._report = report
 
-    def _final_books(self) -> tuple[OriginCounts, list[FailureEntry]]:
-        """What the journal says, where there is one: it is right even after an abort."""
-        told = self._supervisor.origin_counts()
-        failures = self._supervisor.failures()
-        path = self._journal_path
-        if path is None or self._state is None or not path.exists():
-            return told, failures
-        journal = Journal(path, origin=self._plan.source_name, epoch=self._epoch, sync=self._plan.options.sync)
-        try:
-            counts = Origin(origin_limits(self._plan.options), journal.restore()).counts()
-            kept = journal.failures(self._plan.options.keep_failed)
-        finally:
-            journal.close()
-        replayed, abandoned = told.replayed, told.abandoned
-        return OriginCounts(counts.emitted, counts.completed, counts.failed, counts.pending, replayed, abandoned), kept
+    def _final_books(self) -> tuple[Books, list[FailureEntry]]:
+        """What the journals say, where there are any."""
+        supervisor = self._supervisor
+        if self._state is None:
+            return supervisor.books(), supervisor.failures()
+        return read_books(self._state, self._plan, supervisor.origin_counts())
 
-    def _status(self, state: str, counts: OriginCounts) -> Status:
+    def _status(self, state: str, books: Books) -> Status:
         return assembly.make_status(
             self._plan,
             state,
-            counts,
+            books,
             self._supervisor.counts(),
             seconds=time.monotonic() - self._started_s,
             restarts=self._supervisor.restarts,
-            failed_elsewhere=self._supervisor.failed_at_end(),
         )
 
     # -- the contract ----------------------------------------------------------------------------
@@ -213,7 +205,7 @@ class ProcessRunning(Running):
     def status(self) -> Status:
         if self._last_status is not None:
             return self._last_status
-        return self._status(self._supervisor.state, self._supervisor.origin_counts())
+        return self._status(self._supervisor.state, self._supervisor.books())
 
     def pids(self) -> dict[str, int]:
         """Task name → process id of its worker, for those who want to look (or kill)."""

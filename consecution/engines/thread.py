@@ -21,10 +21,9 @@ from consecution.plan import Plan
 from consecution.protocol.ending import Ending
 from consecution.protocol.values import USER_ERRORS, Message, TaskIndex
 from consecution.report import Report, Status
-from consecution.runtime.assembly import SOURCE_TASK
+from consecution.runtime.assembly import SOURCE_TASK, Host, drain_stages, end_stages
 from consecution.runtime.local_run import LocalRun, end_error, finished_before, push_into, task_error
 from consecution.runtime.origin_host import SourceHost
-from consecution.runtime.task_host import TaskHost
 from consecution.sources.manual import ManualSource, Receipt
 
 MESSAGES_PER_TURN = 8
@@ -42,7 +41,9 @@ def start(plan: Plan, pipeline: Any, iterable: Any, options: Any) -> Running:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """To a task: run ``end``."""
+    """To a task: run ``end``; or, ``draining``, only say when all it has pushed is processed."""
+
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,12 @@ class _Outbox:
             self._queues[target].put(message)
 
 
-def _take_some(queue: SimpleQueue[Any]) -> Iterator[Any]:
-    """Wait for a message; then that, and a few more if they are there already."""
-    yield queue.get()
+def _take_some(queue: SimpleQueue[Any], timeout_s: float | None) -> Iterator[Any]:
+    """Wait for a message, not longer than that; then it, and a few more if they are there already."""
+    try:
+        yield queue.get(timeout=timeout_s)
+    except Empty:
+        return
     for _ in range(MESSAGES_PER_TURN - 1):
         try:
             yield queue.get_nowait()
@@ -154,7 +158,8 @@ class ThreadRunning(Running):
         except BaseException:
             self._inbox.close()
             raise
-        self._ending = Ending(self._run.end_stages())
+        self._ending = Ending(end_stages(plan))
+        self._drain = Ending(drain_stages(plan))
         if self._run.state is not None and (report := finished_before(self._run.state)) is not None:
             self._run.leave(report)
             self._inbox.close()
@@ -231,15 +236,18 @@ class ThreadRunning(Running):
         while not isinstance(queue.get(), _Quit):
             pass
 
-    def _serve(self, host: TaskHost, queue: SimpleQueue[Any]) -> None:
+    def _serve(self, host: Host, queue: SimpleQueue[Any]) -> None:
         ending = False
+        host.replay()
         while True:
-            for message in _take_some(queue):
+            worked = host.turn()
+            host.flush()
+            for message in _take_some(queue, 0.0 if worked else host.next_wake_s()):
                 if isinstance(message, _Quit):
                     return
                 if isinstance(message, _End):
                     ending = True
-                    self._end(host)
+                    self._end(host, message)
                 else:
                     host.receive(message)
             host.turn()
@@ -248,9 +256,12 @@ class ThreadRunning(Running):
                 ending = False
                 self._inbox.put(_Told(host.task, "ended", None))
 
-    def _end(self, host: TaskHost) -> None:
+    def _end(self, host: Host, order: _End) -> None:
         try:
-            host.end()
+            if order.draining:
+                host.drain()
+            else:
+                host.end()
         except USER_ERRORS as error:
             self._inbox.put(_Told(host.task, "failed", end_error(host.name, error)))
 
@@ -298,6 +309,8 @@ class ThreadRunning(Running):
         worked = source.turn() or worked
         if source.origin.finished and not self._stopping:
             self._order_end(self._ending.source_finished())
+        elif self._stopping and not self._ending.started and source.origin.settled:
+            self._order_end(self._drain.source_finished())
         if not worked and not self._is_over():
             self._wait(source)
 
@@ -315,16 +328,16 @@ class ThreadRunning(Running):
         elif told.error is not None:
             raise told.error
         elif told.what == "ended":
-            self._order_end(self._ending.task_ended(told.task))
+            self._order_end((self._drain if self._drain.started else self._ending).task_ended(told.task))
 
     def _order_end(self, tasks: list[TaskIndex]) -> None:
         for task in tasks:
-            self._queues[task].put(_End())
+            self._queues[task].put(_End(draining=self._drain.started))
 
     def _is_over(self) -> bool:
         if self._aborted or self._ending.finished:
             return True
-        return self._stopping and not self._ending.started and self._run.source_host.origin.settled
+        return self._drain.finished
 
     def _quit_tasks(self, wait_s: float | None) -> None:
         """Tell all tasks to quit, and wait for them; in an abort for a hanging one only so long."""

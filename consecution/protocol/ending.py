@@ -30,14 +30,14 @@ class Ending:
     @property
     def due(self) -> list[TaskIndex]:
         """The tasks that run ``end`` now and have not said that they are done."""
-        return self._current() if self._started else []
+        return sorted(self._stages[0]) if self._started and self._stages else []
 
     def source_finished(self) -> list[TaskIndex]:
         """The stream is over. Returns the tasks that now run ``end``; harmless when repeated."""
         if self._started:
             return []
         self._started = True
-        return self.due()
+        return self.due
 
     def task_ended(self, task: TaskIndex) -> list[TaskIndex]:
         """A task has run ``end`` and everything it pushed is processed. Returns the next ones to end."""
@@ -47,10 +47,4 @@ class Ending:
         if self._stages[0]:
             return []
         self._stages.pop(0)
-        return self.due()
-
-    def due(self) -> list[TaskIndex]:
-        """The tasks whose turn it is; an incarnation that began meanwhile must be told again."""
-        if not self._started:
-            return []
-        return sorted(self._stages[0]) if self._stages else []
+        return self.due

@@ -201,7 +201,10 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class OriginCounts:
-    """``emitted == completed + pending`` always; ``failed`` counts items given up at some node."""
+    """``emitted == completed + pending`` always; ``failed`` counts items given up at some node.
+
+    ``own_retries`` are failed inputs of this origin's own durable task that wait for, or are in, another try.
+    """
 
     emitted: int
     completed: int
@@ -209,6 +212,7 @@ class OriginCounts:
     pending: int
     replayed: int
     abandoned: int
+    own_retries: int = 0
 
 
 @dataclass(slots=True)
@@ -335,7 +339,14 @@ class Origin:
             pending=self._pending + self._abandoned,
             replayed=self._replayed,
             abandoned=self._abandoned,
+            own_retries=self._count_own_retries(),
         )
+
+    def _count_own_retries(self) -> int:
+        marks = [batch.record.retry for batch in self._batches.values()]
+        marks += [decided.decision.retry for decided in self._decided.values()]
+        roots = [entry.root for entry in self._waiting.values()] + [mark.root for mark in marks if mark is not None]
+        return roots.count(NO_ROOT)
 
     def room(self) -> int:
         """How many items the next batch may have now; 0 while nothing may be taken."""

@@ -11,10 +11,11 @@ from consecution.nodes import Node
 from consecution.options import Options
 from consecution.plan import Plan
 from consecution.producer import Producer
-from consecution.protocol.origin import FailureEntry, Origin, OriginCounts, Restored
+from consecution.protocol.origin import FailureEntry, Origin, Restored
 from consecution.protocol.step import Codec, Counts
 from consecution.protocol.values import TaskIndex
 from consecution.report import Failure, NodeCounts, Report, Status
+from consecution.runtime.books import Books
 from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.journal import Journal
 from consecution.runtime.origin_host import (
@@ -160,20 +161,21 @@ def node_counts(plan: Plan, counts: dict[TaskIndex, Counts], emitted: int) -> tu
 def make_status(
     plan: Plan,
     state: str,
-    origin: OriginCounts,
+    books: Books,
     counts: dict[TaskIndex, Counts],
     *,
     seconds: float,
     restarts: int = 0,
-    failed_elsewhere: int = 0,
 ) -> Status:
     """A status from what the hosts counted."""
+    origin = books.source
     return Status(
         state=state,
         emitted=origin.emitted,
         completed=origin.completed,
-        failed=origin.failed + failed_elsewhere,
+        failed=origin.failed + books.failed_below,
         pending=origin.pending,
+        pending_below=books.pending_below,
         replayed=origin.replayed,
         restarts=restarts,
         seconds=seconds,
@@ -198,9 +200,10 @@ def make_report(
         completed=status.completed,
         failed=status.failed,
         pending=status.pending,
+        pending_below=status.pending_below,
         replayed=status.replayed,
         restarts=status.restarts,
-        confirmed=None if options.robustness == "none" else confirmed and not status.failed and not status.pending,
+        confirmed=None if options.robustness == "none" else confirmed and not status.failed and not status.open,
         failures=tuple(to_failure(plan, entry) for entry in failures[max(0, len(failures) - options.keep_failed) :]),
         seconds=status.seconds,
         nodes=status.nodes,

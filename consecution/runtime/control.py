@@ -31,6 +31,11 @@ class RunEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """A durable task answers `Ended` when all it has pushed is processed; its ``end`` does not run."""
+
+
+@dataclass(frozen=True, slots=True)
 class StopReading:
     """A source takes nothing more, and finishes what is open."""
 
@@ -79,7 +84,8 @@ class Beat:
     origin: OriginCounts | None = None
     finished: bool = False
     drained: bool = False
-    failed_at_end: int = 0
+    below: OriginCounts | None = None
+    """The books of what this task, which is not the source, is the origin of."""
 
 
 @dataclass(frozen=True, slots=True)

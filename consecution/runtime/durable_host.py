@@ -75,7 +75,7 @@ class DurableHost:
         self._ending = False
         self._end_done = False
         self._end_asked = False
-        self._store = DurableStore(path, origin=self.name, epoch=epoch, sync=plan.options.sync)
+        self._store = DurableStore(path, origin=self.name, epoch=epoch, sync=plan.options.sync, create=False)
         try:
             self._restore(plan, origin_name)
         except BaseException:

@@ -176,6 +176,11 @@ class Journal:
         if given_up != head.failed:
             raise self._damaged("failures", f"has {given_up} items given up, the head counts {head.failed}")
 
+    def in_flight(self) -> int:
+        """How many batches and failed items are not over yet."""
+        restored = self.restore()
+        return len(restored.batches) + len(restored.decided) + len(restored.waiting)
+
     def failures(self, limit: int) -> list[FailureEntry]:
         """The items given up, the latest ``limit`` of them, oldest first."""
         found: list[FailureEntry] = []

@@ -17,10 +17,10 @@ from consecution.protocol.origin import FailureEntry
 from consecution.protocol.values import USER_ERRORS, TaskIndex
 from consecution.report import Report, Status
 from consecution.runtime import assembly
+from consecution.runtime.books import Books, read_books
 from consecution.runtime.origin_host import Outbox, SourceHost, live_codec
 from consecution.runtime.replicas import make_replicas
 from consecution.runtime.state import StateDir, open_state_dir
-from consecution.runtime.task_host import TaskHost
 from consecution.sink import Sink
 from consecution.source import Source
 from consecution.sources.manual import ManualSource, Receipt
@@ -51,6 +51,7 @@ def status_of(report: Report) -> Status:
         report.restarts,
         report.seconds,
         report.nodes,
+        report.pending_below,
     )
 
 
@@ -195,7 +196,7 @@ class LocalRun:
             error.add_note(f"and closing failed: {second}")
         if self.state is None:
             return
-        pending = self.source_host.origin.counts().pending
+        pending = self._books().pending
         self.state.close(keep=bool(pending))
         if pending and self.state.temporary:
             error.add_note(f"what was open is kept: run again with state_dir={str(self.state.path)!r}")
@@ -207,14 +208,15 @@ class LocalRun:
         """
         plan, state = self.plan, self.state
         self.source_host.raise_problem()
-        keep = plan.options.keep_failed
-        failures = self.source_host.host.store.failures(keep)
-        failures += self._failed_at_end(keep)
+        failures = self._failures_in_memory() if state is None else []
         seen_as = "stopped" if stopped else "finished"
         self._close(seen_as)
+        if state is not None:
+            books, failures = read_books(state, plan, self._books().source)
+            self._last_status = self._status(seen_as, books)
         status = self.status(seen_as)
         result = None if stopped else self.pipeline._call_user_end()
-        keep_state = bool(status.pending) or (state is not None and not state.temporary)
+        keep_state = bool(status.open) or (state is not None and not state.temporary)
         report = assembly.make_report(
             plan,
             status,
@@ -225,15 +227,16 @@ class LocalRun:
             result=result,
         )
         if state is not None:
-            if not stopped and not report.pending:
+            if not stopped and not report.open:
                 state.finish(report.to_dict())
             state.close(keep=keep_state)
         self.report = report
         return report
 
-    def _failed_at_end(self, keep: int) -> list[FailureEntry]:
+    def _failures_in_memory(self) -> list[FailureEntry]:
+        keep = self.plan.options.keep_failed
         hosts = [host.origin_host for host in self.tasks.values() if host.origin_host is not None]
-        return [entry for host in hosts for entry in host.store.failures(keep)]
+        return [entry for host in (self.source_host.host, *hosts) for entry in host.store.failures(keep)]
 
     def _confirmed(self) -> bool:
         hosts = [host.origin_host for host in self.tasks.values() if host.origin_host is not None]
@@ -243,20 +246,30 @@ class LocalRun:
         """What has been done so far; once the run is closed, how it was then."""
         if self._last_status is not None:
             return self._last_status
-        ended = [host.origin_host for host in self.tasks.values() if host.origin_host is not None]
+        return self._status(state, self._books())
+
+    def _books(self) -> Books:
+        below = [host.origin_host.origin.counts() for host in self.tasks.values() if host.origin_host is not None]
+        return Books.of(self.source_host.origin.counts(), below)
+
+    def _status(self, state: str, books: Books) -> Status:
         return assembly.make_status(
             self.plan,
             state,
-            self.source_host.origin.counts(),
+            books,
             {task: host.counts for task, host in self.tasks.items()},
             seconds=time.monotonic() - self._started_s,
-            failed_elsewhere=sum(host.origin.counts().failed for host in ended),
         )
 
     @property
     def settled(self) -> bool:
         """No origin has anything open. The hosts of one thread only: between threads messages may be on their way."""
         return self.source_host.origin.settled and all(host.settled for host in self.tasks.values())
+
+    def next_wake_s(self) -> float | None:
+        """Seconds until something is due at the source or a task; None: not before a message."""
+        waits = [self.source_host.next_wake_s(), *(host.next_wake_s() for host in self.tasks.values())]
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def require_open(self, *, stopping: bool) -> None:
         """NotRunningError where nothing more will be taken."""

@@ -29,6 +29,7 @@ from typing import Any
 
 from consecution.errors import DamagedStoreError, StateDirError
 from consecution.plan import Plan
+from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import Journal, sync_folder
 
 FORMAT = 1
@@ -60,6 +61,15 @@ class StateDir:
     def origin_path(self, name: str) -> Path:
         """Where the journal of an origin lies."""
         return _origin_path(self.path, name)
+
+    def journals(self, names: list[str]) -> Iterator[Journal]:
+        """The journals of these origins, each open until the next is asked for."""
+        for name in names:
+            journal = _open_origin(self.path, self._manifest, name, create=False)
+            try:
+                yield journal
+            finally:
+                journal.close()
 
     def finish(self, report: dict[str, Any]) -> None:
         """Record that the stream has ended and all of it is processed."""
@@ -129,40 +139,54 @@ def _make_folder(path: Path) -> None:
 def _settle(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
     """Make the journals that are not there yet; check those that must be."""
     if not manifest["origins"]:
-        _make_origins(path, manifest)
+        _make_origins(path, manifest, plan)
         return
     in_flight = sum(_check_origin(path, manifest, name) for name in manifest["origins"])
     if manifest["signature"] != plan.signature:
         _move_to(path, manifest, plan, in_flight)
 
 
-def _make_origins(path: Path, manifest: dict[str, Any]) -> None:
+def _make_origins(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
     """What a run that never began, or one that is to be forgotten, has left goes away first."""
     if (path / "origins").exists():
         shutil.rmtree(path / "origins")
-    folder = _origin_path(path, manifest["source"])
-    journal = Journal(folder, origin=manifest["source"], epoch=manifest["epoch"])
-    journal.close()
-    for made in (folder, folder.parent, path):
-        sync_folder(made)
-    manifest["origins"] = {manifest["source"]: journal.uuid}
+    made = {name: _make_origin(path, manifest, name) for name in origins_of(plan)}
+    for folder in (path / "origins", path):
+        sync_folder(folder)
+    manifest["origins"] = made
     _write_manifest(path, manifest)
+
+
+def origins_of(plan: Plan) -> list[str]:
+    """The names of all that answer for batches: the source, and every durable task."""
+    durable = [plan.task(task).name for node in plan.nodes if node.durable for task in node.tasks]
+    return [plan.source_name, *durable]
+
+
+def _open_origin(path: Path, manifest: dict[str, Any], name: str, *, create: bool) -> Journal:
+    store = Journal if name == manifest["source"] else DurableStore
+    return store(_origin_path(path, name), origin=name, epoch=manifest["epoch"], create=create)
+
+
+def _make_origin(path: Path, manifest: dict[str, Any], name: str) -> str:
+    journal = _open_origin(path, manifest, name, create=True)
+    journal.close()
+    sync_folder(journal.path)
+    return journal.uuid
 
 
 def _check_origin(path: Path, manifest: dict[str, Any], name: str) -> int:
     """Whether the journal is the one that was made here. Returns how many batches are in flight in it."""
-    folder = _origin_path(path, name)
-    journal = Journal(folder, origin=name, epoch=manifest["epoch"], create=False)
+    journal = _open_origin(path, manifest, name, create=False)
     try:
         if journal.uuid != manifest["origins"][name]:
             raise StateDirError(
-                f"the journal {folder} has the uuid {journal.uuid}; expected {manifest['origins'][name]}, as "
+                f"the journal {journal.path} has the uuid {journal.uuid}; expected {manifest['origins'][name]}, as "
                 f"{path / MANIFEST} says: it was copied here from another state directory"
             )
-        restored = journal.restore()
+        return journal.in_flight()
     finally:
         journal.close()
-    return len(restored.batches) + len(restored.waiting)
 
 
 def _origin_path(path: Path, name: str) -> Path:

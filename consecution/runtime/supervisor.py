@@ -26,7 +26,8 @@ from consecution.protocol.recovery import Order, OrderReplay, Recovery, StartTas
 from consecution.protocol.step import Counts
 from consecution.protocol.values import TaskIndex
 from consecution.runtime import control, failpoints
-from consecution.runtime.assembly import SOURCE_TASK
+from consecution.runtime.assembly import SOURCE_TASK, drain_stages, end_stages
+from consecution.runtime.books import Books
 from consecution.runtime.launcher import WorkerProcess
 
 LOOK_EVERY_S = 0.1
@@ -88,7 +89,8 @@ class Supervisor:
         self._wait = wait
         self._tasks = {TaskIndex(task.index): _Watched() for task in plan.tasks}
         self._recovery = Recovery(self._tasks)
-        self._ending = Ending([[TaskIndex(t) for t in node.tasks] for node in plan.nodes if node.wants_end])
+        self._ending = Ending(end_stages(plan))
+        self._drain = Ending(drain_stages(plan))
         self._closing = False
         self._gone = False
         self._stop_asked = False
@@ -144,9 +146,10 @@ class Supervisor:
             return OriginCounts(0, 0, 0, 0, self._replayed_before, 0)
         return replace(found, replayed=self._replayed_before + found.replayed)
 
-    def failed_at_end(self) -> int:
-        """Items given up that `end` methods had pushed."""
-        return sum(w.beat.failed_at_end for w in self._tasks.values() if w.beat is not None)
+    def books(self) -> Books:
+        """The books of all origins, as of their last beats."""
+        below = [w.beat.below for w in self._tasks.values() if w.beat is not None and w.beat.below is not None]
+        return Books.of(self.origin_counts(), below)
 
     def failures(self) -> list[FailureEntry]:
         """Failed items that the workers remembered in memory."""
@@ -207,7 +210,9 @@ class Supervisor:
             self._stop_told = True
             self._tell(SOURCE_TASK, control.StopReading())
         source = self._tasks[SOURCE_TASK].beat
-        return source is not None and source.drained
+        if source is not None and source.drained:
+            self._end(self._drain.source_finished())
+        return self._drain.finished
 
     def _wait_s(self) -> float:
         due = [w.start_due_s for w in self._tasks.values() if w.start_due_s is not None]
@@ -253,7 +258,7 @@ class Supervisor:
             self._carry_out(self._recovery.switched(task, word.version))
         elif isinstance(word, control.Ended):
             self.confirmed = self.confirmed and word.confirmed
-            self._end(self._ending.task_ended(task))
+            self._end((self._drain if self._drain.started else self._ending).task_ended(task))
         elif isinstance(word, control.Closed):
             watched.closed = word
             self._take_beat(watched, word.beat)
@@ -282,11 +287,17 @@ class Supervisor:
         self._to_end.update(tasks)
         self._tell_ends()
 
+    def _remember_ends(self) -> None:
+        """A new incarnation of a durable task was not told; for one that was, the repeat changes nothing."""
+        if self.plan.options.robust:
+            self._to_end.update(self._drain.due or self._ending.due)
+
     def _tell_ends(self) -> None:
         """What ``end`` pushes must reach somebody, and who is to run it must be there: all live and are wired."""
         if self._recovery.settled:
+            order = control.Drain() if self._drain.started else control.RunEnd()
             for task in sorted(self._to_end):
-                self._tell(task, control.RunEnd())
+                self._tell(task, order)
             self._to_end.clear()
 
     def _take_failure(self, task: TaskIndex, watched: _Watched, failed: control.Failed) -> None:
@@ -416,6 +427,7 @@ class Supervisor:
             elif isinstance(order, OrderReplay):
                 for task in self._tasks:
                     self._tell(task, control.Replay(after_death=self.restarts > 0))
+                self._remember_ends()
                 self._tell_ends()
                 failpoints.passed("supervisor.replayed")
 

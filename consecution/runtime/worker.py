@@ -32,7 +32,6 @@ from consecution.protocol.values import TaskIndex
 from consecution.runtime import assembly, control, failpoints
 from consecution.runtime.origin_host import SourceHost, process_codec
 from consecution.runtime.shipping import Shipment, read_parcel, unship
-from consecution.runtime.task_host import TaskHost
 from consecution.sink import Sink
 from consecution.transport.sockets import Inbox, SocketOutbox, remove_if_empty
 
@@ -169,12 +168,13 @@ class Worker:
         self._source_fd: int | None = None
         self._plan = shipment.plan
         self._source: SourceHost | None = None
-        self._host: TaskHost | None = None
+        self._host: assembly.Host | None = None
         self._make_host(shipment)
 
     def _make_host(self, shipment: Shipment) -> None:
         plan, spec = self._plan, self._spec
         codecs = process_codec(robust=plan.options.robust)
+        path = None if spec.journal_path is None else Path(spec.journal_path)
         if plan.node(plan.task(self.task).node).is_source:
             assert shipment.source is not None
             self._source = assembly.make_source_host(
@@ -182,14 +182,15 @@ class Worker:
                 shipment.source,
                 codecs,
                 self._outbox,
-                journal_path=None if spec.journal_path is None else Path(spec.journal_path),
+                journal_path=path,
                 epoch=spec.epoch,
                 now=time.time,
             )
             return
         assert shipment.node is not None
-        namer = assembly.origin_namer(plan, spec.epoch)
-        self._host = TaskHost(plan, self.task, shipment.node, codecs[0], self._outbox, origin_name=namer)
+        self._host = assembly.make_host(
+            plan, self.task, shipment.node, codecs, self._outbox, path=path, epoch=spec.epoch
+        )
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -237,7 +238,7 @@ class Worker:
 
     _told_settled = False
 
-    def _turn_task(self, host: TaskHost) -> bool:
+    def _turn_task(self, host: assembly.Host) -> bool:
         worked = False
         for message in self._inbox.take(MESSAGES_PER_TURN):
             worked = True
@@ -246,8 +247,8 @@ class Worker:
         host.flush()
         if self._ending and host.ended:
             self._ending = False
-            assert host.origin_host is not None
-            self._tell(control.Ended(self.task, host.origin_host.confirmed))
+            confirmed = host.origin_host is None or host.origin_host.confirmed
+            self._tell(control.Ended(self.task, confirmed))
         return worked
 
     def _wait(self) -> None:
@@ -257,6 +258,8 @@ class Worker:
             wait_s = self._source.next_wake_s()
             if not self._watch_source(self._source):
                 wait_s = ASK_EVERY_S if wait_s is None else min(wait_s, ASK_EVERY_S)
+        else:
+            wait_s = self._task_host.next_wake_s()
         ready = self._poller.poll(None if wait_s is None else math.ceil(wait_s * 1000))
         if any(found == self._wake_read for found, _ in ready):
             os.read(self._wake_read, 4096)
@@ -287,6 +290,9 @@ class Worker:
             self._replay(order)
         elif isinstance(order, control.RunEnd):
             self._end()
+        elif isinstance(order, control.Drain):
+            self._ending = True
+            self._task_host.drain()
         elif isinstance(order, control.StopReading):
             assert self._source is not None
             self._source.stop_reading()
@@ -294,7 +300,7 @@ class Worker:
             self._quit = True
 
     @property
-    def _task_host(self) -> TaskHost:
+    def _task_host(self) -> assembly.Host:
         assert self._host is not None
         return self._host
 
@@ -302,6 +308,8 @@ class Worker:
         if self._source is None:
             if order.after_death and not self._plan.options.robust:
                 self._task_host.abandon()
+            else:
+                self._task_host.replay()
             return
         origin = self._source.origin
         if order.after_death and not self._plan.options.robust:
@@ -361,17 +369,17 @@ class Worker:
                 drained=origin.stopped and origin.settled,
             )
         host = self._task_host
-        counted = host.step.counts
-        failed_at_end = host.origin_host.origin.counts().failed if host.origin_host is not None else 0
+        counted = host.counts
+        below = host.origin_host.origin.counts() if host.origin_host is not None else None
         return control.Beat(
             self.task,
-            host.step.progress(),
+            host.progress(),
             host.occupied_with,
             counted.items_in,
             counted.items_out,
             counted.failed,
             counted.busy_s,
-            failed_at_end=failed_at_end,
+            below=below,
         )
 
     def _tell(self, word: Any) -> None:
