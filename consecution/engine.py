@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -139,23 +139,24 @@ def run(pipeline: Pipeline, iterable: Any, options: Options, *, on_status: OnSta
     Whatever else breaks in here (``on_status``, say) aborts the run before it is raised.
     """
     plan_source_is_manual(pipeline, iterable)
-    running = start(pipeline, iterable, options)
-    try:
-        with _signals_stop(running, options.stop_timeout_s) as overdue:
-            return _join_telling(running, overdue, on_status)
-    except BaseException:
-        running.abort()
-        with contextlib.suppress(Exception):
-            running.join(None)
-        raise
+    with _Signals(options.stop_timeout_s) as signals:
+        running = start(pipeline, iterable, options)
+        try:
+            signals.stop_from_now_on(running)
+            return _join_telling(running, signals, on_status)
+        except BaseException:
+            running.abort()
+            with contextlib.suppress(Exception):
+                running.join(None)
+            raise
 
 
-def _join_telling(running: Running, overdue: _Overdue, on_status: OnStatus | None) -> Report:
+def _join_telling(running: Running, signals: _Signals, on_status: OnStatus | None) -> Report:
     running.finish_input()
     while (report := running.join(STATUS_EVERY_S)) is None:
         if on_status is not None:
             on_status(running.status())
-        if overdue():
+        if signals.overdue():
             running.abort()
     return report
 
@@ -170,48 +171,51 @@ def plan_source_is_manual(pipeline: Pipeline, iterable: Any) -> None:
         )
 
 
-class _Overdue:
-    """Whether the grace time of a stop is over."""
+class _Signals:
+    """Lets SIGINT and SIGTERM stop a run, in the main thread.
+
+    What comes while the run is started is remembered; a second one then breaks the start off. What is
+    ignored (``nohup``) stays so, and so does what only C could put back.
+    """
 
     def __init__(self, grace_s: float) -> None:
         self._grace_s = grace_s
         self._since_s: float | None = None
+        self._running: Running | None = None
+        self._old: dict[signal.Signals, Any] = {}
 
-    @property
-    def armed(self) -> bool:
-        return self._since_s is not None
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                found = signal.getsignal(number)
+                if found not in (None, signal.SIG_IGN):
+                    self._old[number] = found
+                    signal.signal(number, self._handle)
+        return self
 
-    def arm(self) -> None:
-        self._since_s = time.monotonic()
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
 
-    def __call__(self) -> bool:
-        return self._since_s is not None and time.monotonic() - self._since_s > self._grace_s
-
-
-@contextlib.contextmanager
-def _signals_stop(running: Running, grace_s: float) -> Iterator[_Overdue]:
-    """Let SIGINT and SIGTERM stop the run; not what is ignored (``nohup``), nor what only C could put back."""
-    overdue = _Overdue(grace_s)
-    if threading.current_thread() is not threading.main_thread():
-        yield overdue
-        return
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if overdue.armed:
-            running.interrupt()
-        else:
-            overdue.arm()
+    def stop_from_now_on(self, running: Running) -> None:
+        """The run has been started."""
+        self._running = running
+        if self._since_s is not None:
             running.request_stop()
 
-    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    old = {number: handler for number, handler in found.items() if handler not in (None, signal.SIG_IGN)}
-    try:
-        for number in old:
-            signal.signal(number, handle)
-        yield overdue
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    def overdue(self) -> bool:
+        """Whether the grace time of a stop is over."""
+        return self._since_s is not None and time.monotonic() - self._since_s > self._grace_s
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._since_s is None:
+            self._since_s = time.monotonic()
+            if self._running is not None:
+                self._running.request_stop()
+        elif self._running is not None:
+            self._running.interrupt()
+        else:
+            raise KeyboardInterrupt
 
 
 __all__ = ["Plan", "Running", "run", "start"]

@@ -1,0 +1,240 @@
+"""What `run` adds to an engine: signals, the grace of a stop, and who looks on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consecution import Map, Pipeline, Report, Status
+from consecution.engine import Running
+from consecution.engines import thread
+from tests.engines import nodes
+from tests.engines.nodes import Collect, Gate, collected
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(params=["inline", "thread", "process"])
+def options(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    return {"mode": request.param, "sync": "process", "state_dir": tmp_path / "state", "batch_size": 50}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_first_signal_finishes_what_is_open(tmp_path: Path, options: Any, number: signal.Signals) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    pipeline = Pipeline(Map(nodes.increase) | Collect("sink", tmp_path / "out"))
+
+    report = pipeline.run(nodes.count_up, **options, on_status=lambda status: signal.raise_signal(number))
+
+    assert (report.stopped, report.pending, report.exit_code) == (True, 0, 0)
+    assert collected(tmp_path / "out") == list(range(1, report.emitted + 1))
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_a_second_signal_does_not_wait_for_what_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    monkeypatch.setattr(thread, "QUIT_WAIT_S", 0.05)
+    states = []
+
+    def impatient(status: Status) -> None:
+        states.append(status.state)
+        signal.raise_signal(signal.SIGINT)
+
+    report = run_into_gate(tmp_path, mode, on_status=impatient)
+
+    assert (report.stopped, report.emitted, report.pending, report.exit_code) == (True, 5, 5, 3)
+    assert states[1] == "stopping"
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_what_is_open_after_the_grace_of_a_stop_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    monkeypatch.setattr(thread, "QUIT_WAIT_S", 0.05)
+    asked = []
+
+    def stop_once(status: Status) -> None:
+        if not asked:
+            asked.append(status)
+            signal.raise_signal(signal.SIGTERM)
+
+    report = run_into_gate(tmp_path, mode, on_status=stop_once, stop_timeout_s=0.1)
+
+    assert (report.stopped, report.emitted, report.pending) == (True, 5, 5)
+
+
+def run_into_gate(tmp_path: Path, mode: Any, **options: Any) -> Report:
+    """Five items that hang; the gate opens afterwards, so that no thread stays behind."""
+    gate = tmp_path / "gate"
+    pipeline = Pipeline(Gate("gate", gate) | Collect("sink", tmp_path / "out"))
+    try:
+        return pipeline.run(range(5), mode=mode, sync="process", state_dir=tmp_path / "state", **options)
+    finally:
+        gate.touch()
+
+
+class SignalledBegin(Pipeline):
+    signals = 1
+
+    def begin(self) -> None:
+        for _ in range(self.signals):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_while_a_run_starts_stops_it_when_it_has_started(tmp_path: Path, options: Any) -> None:
+    report = SignalledBegin(Map(nodes.increase)).run(nodes.count_up, **options)
+
+    assert (report.stopped, report.pending) == (True, 0)
+
+
+def test_two_signals_while_a_run_starts_break_it_off(tmp_path: Path, options: Any) -> None:
+    pipeline = SignalledBegin(Map(nodes.increase))
+    pipeline.signals = 2
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(nodes.count_up, **options)
+
+    pipeline.signals = 0
+    assert pipeline.run([1], **options).completed == 1
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    told: list[Any] = []
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        pipeline = Pipeline(Map(lambda item: told.append(signal.getsignal(signal.SIGINT))))
+        pipeline.run([1], mode="inline", robustness="none")
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+    assert told == [signal.SIG_IGN]
+
+
+def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:
+    told: list[Any] = []
+    before = signal.getsignal(signal.SIGINT)
+    pipeline = Pipeline(Map(lambda item: told.append(signal.getsignal(signal.SIGINT))))
+
+    worker = threading.Thread(target=lambda: told.append(pipeline.run([1], mode="inline", robustness="none").completed))
+    worker.start()
+    worker.join(nodes.LONGEST_WAIT_S)
+
+    assert told == [before, 1]
+
+
+SCRIPT = """
+import sys
+from consecution import Map, Pipeline
+from tests.engines import nodes
+
+if __name__ == "__main__":
+    pipeline = Pipeline(Map(nodes.increase) | nodes.Collect("sink", nodes.Path(sys.argv[3])))
+    report = pipeline.run(nodes.count_up, mode=sys.argv[1], state_dir=sys.argv[2], sync="process")
+    print(report)
+    sys.exit(report.exit_code)
+"""
+
+
+def test_a_script_that_gets_ctrl_c_ends_well(tmp_path: Path, options: Any) -> None:
+    """The signal goes to the whole group, workers included, as a terminal sends it."""
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(SCRIPT)
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(
+        [sys.executable, script, options["mode"], options["state_dir"], out],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            deadline_s = time.monotonic() + nodes.LONGEST_WAIT_S
+            while not collected(out) and process.poll() is None and time.monotonic() < deadline_s:
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGINT)
+            printed, _ = process.communicate(timeout=nodes.LONGEST_WAIT_S)
+        finally:
+            process.kill()
+
+    assert process.returncode == 0, printed
+    assert "Traceback" not in printed
+    assert "pending 0" in printed
+
+
+class Scripted(Running):
+    """A run whose `join` does what a test says."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.calls: list[str] = []
+
+    def push(self, item: Any, timeout_s: float | None = None) -> Any:
+        raise NotImplementedError
+
+    def status(self) -> Any:
+        return "so far"
+
+    def request_stop(self) -> None:
+        self.calls.append("stop")
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+
+    def finish_input(self) -> None:
+        self.calls.append("finish input")
+
+    def join(self, timeout_s: float | None) -> Any:
+        self.calls.append(f"join {timeout_s}")
+        answer = self.answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+def test_stop_aborts_after_its_timeout() -> None:
+    running = Scripted(None, "report")
+
+    assert running.stop(timeout_s=2) == "report"
+    assert running.calls == ["stop", "join 2", "abort", "join None"]
+
+
+def test_wait_ends_the_input_and_does_not_stop() -> None:
+    running = Scripted(None)
+
+    with pytest.raises(TimeoutError, match="the run has not ended within 3 s: so far"):
+        running.wait(3)
+    assert running.calls == ["finish input", "join 3"]
+
+
+def test_ctrl_c_while_leaving_stops_and_a_second_one_aborts() -> None:
+    patient = Scripted(KeyboardInterrupt(), "report")
+    with pytest.raises(KeyboardInterrupt), patient:
+        pass
+    hasty = Scripted(KeyboardInterrupt("first"), KeyboardInterrupt("second"))
+    with pytest.raises(KeyboardInterrupt, match="second"), hasty:
+        pass
+
+    assert patient.calls == ["finish input", "join None", "stop", "join 30.0"]
+    assert hasty.calls == ["finish input", "join None", "stop", "join 30.0", "abort"]
+
+
+def test_the_error_of_the_body_is_not_replaced_by_the_runs() -> None:
+    running = Scripted(OSError("disk full"))
+
+    with pytest.raises(LookupError) as told, running:
+        raise LookupError
+
+    assert told.value.__notes__ == ["and the run ended with OSError: disk full"]
+    assert running.calls == ["stop", "join 30.0"]
