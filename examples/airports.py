@@ -177,7 +177,7 @@ def summarize(out: Path) -> str:
 
 def matrix(distances: list[Distance]) -> list[str]:
     """Every airport by every other, in km, where that fits on a terminal."""
-    codes = list(dict.fromkeys(code for found in distances for code in (found.origin, found.destination)))
+    codes = sorted({code for found in distances for code in (found.origin, found.destination)})
     if len(codes) > MATRIX_MOST:
         return []
     km = {frozenset(found[:2]): f"{found.km:,.0f}" for found in distances}

@@ -24,7 +24,7 @@ from consecution.runtime.supervisor import Supervisor
 from consecution.runtime.worker import WorkerSpec
 from consecution.source import Source
 from consecution.sources.manual import ManualSource, Receipt
-from consecution.transport.sockets import SocketFolder
+from consecution.transport.sockets import SocketFolder, base_folder, sweep
 
 
 def start(plan: Plan, pipeline: Any, iterable: Any, options: Any) -> Running:
@@ -64,7 +64,9 @@ class ProcessRunning(Running):
             raise
 
     def _end_before_start(self, report: Report) -> None:
+        """Nothing is left to do, but perhaps to clean up: the run that finished may have been killed after that."""
         assert self._state is not None
+        sweep(base_folder())
         self._state.close()
         self._report, self._last_status = report, status_of(report)
         self._over.set()

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import struct
 import time
 import uuid
@@ -58,6 +59,8 @@ FORMAT = 1
 MAP_SIZE_BYTES = 16 * 1024**3
 """Reserved, not used: the file grows with what it holds. Twice its size, where that is more."""
 LOCK_WAIT_S = 10.0
+NO_ROOM_BYTES = 1 << 20
+"""With less than that LMDB's "Input/output error" means a full disk: it cannot tell the one from the other."""
 _DAMAGE = (
     lmdb.CorruptedError,
     lmdb.IncompatibleError,
@@ -209,10 +212,7 @@ class Journal:
         try:
             yield
         except (lmdb.MapFullError, lmdb.DiskError, lmdb.TxnFullError) as error:
-            raise WorldError(
-                f"the journal {self.path} cannot grow: {error}; nothing was lost: make room on the disk "
-                "and run again with the same state directory"
-            ) from error
+            raise self._no_room(error) from error
         except _DAMAGE as error:
             raise DamagedStoreError(
                 f"the journal {self.path} is damaged and cannot be {what}: {error}; restore {self.path / 'data.mdb'} "
@@ -221,10 +221,18 @@ class Journal:
                 record="data.mdb",
             ) from error
         except (lmdb.Error, OSError) as error:
+            if shutil.disk_usage(self.path).free < NO_ROOM_BYTES:
+                raise self._no_room(error) from error
             raise WorldError(
                 f"the journal {self.path} cannot be {what}: {error}; nothing was lost: mend that, and run again with "
                 "the same state directory"
             ) from error
+
+    def _no_room(self, error: Exception) -> WorldError:
+        return WorldError(
+            f"the journal {self.path} cannot grow: {error}; nothing was lost: make room on the disk "
+            "and run again with the same state directory"
+        )
 
     def _damaged(self, record: str, what: str) -> DamagedStoreError:
         return DamagedStoreError(

@@ -243,6 +243,8 @@ class Worker:
         for message in self._inbox.take(MESSAGES_PER_TURN):
             worked = True
             host.receive(message)
+            if self._orders:
+                break  # a death must not wait for all that is in the inbox
         worked = host.turn() or worked
         host.flush()
         if self._ending and host.ended:

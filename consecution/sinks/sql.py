@@ -18,6 +18,11 @@ SCHEME = "sqlite:///"
 BUSY_TIMEOUT_S = 30.0
 BUSY_RETRY_S = 0.02
 
+CACHE_KIB = 64 * 1024
+"""Rows of a frame may lie all over a table with a key: its pages had better stay in memory, once touched."""
+CHECKPOINT_PAGES = 16 * 1024
+"""So a page that many frames touch is copied from the log into the table once, not once a frame. About 64 MiB."""
+
 COLUMN_TYPES = (
     ("INTEGER", {bool, int}),
     ("REAL", {float, int}),
@@ -40,6 +45,9 @@ class SqlSink(Sink):
     At least once: rows are written again after a crash. With ``key``, the names of the columns that
     identify a row, a row replaces the one with the same key, so that it stands there once. A table that
     exists already must have these columns, and a PRIMARY KEY or UNIQUE constraint on the key.
+
+    The table is kept in the order of its key. Name the column first that changes least from row to row: then
+    rows that come together lie together, which is several times as fast.
     """
 
     def __init__(
@@ -72,8 +80,14 @@ class SqlSink(Sink):
         if not folder.is_dir():
             raise UsageError(f"{self}: the folder {folder} does not exist; make it, or choose another url")
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        _use_write_ahead_log(connection)
-        connection.execute(f"PRAGMA synchronous={'FULL' if self.sync == 'power' else 'NORMAL'}")
+        try:
+            _use_write_ahead_log(connection)
+            connection.execute(f"PRAGMA synchronous={'FULL' if self.sync == 'power' else 'NORMAL'}")
+            connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+            connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+        except BaseException:
+            connection.close()
+            raise
         self._connection = connection
         self._statement = ""
 

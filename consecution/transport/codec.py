@@ -34,7 +34,12 @@ class PickleCodec:
 
 
 class ReusingCodec(PickleCodec):
-    """Encodes the list it encoded last only once: the journal's payload is often the frame's, too."""
+    """Encodes the list it encoded last only once: the journal's payload is often the frame's, too, and one
+    frame's that of the next edge.
+
+    It knows the list by its identity, and keeps it, so that no other one can take its place. Whoever encodes
+    a list must not change it afterwards.
+    """
 
     def __init__(self) -> None:
         self._items: list[Any] | None = None
@@ -45,10 +50,6 @@ class ReusingCodec(PickleCodec):
             self._payload = super().encode(items)
             self._items = items
         return self._payload
-
-    def forget(self) -> None:
-        """Let go of the list; it may change from now on."""
-        self._items = None
 
 
 class LiveCodec:

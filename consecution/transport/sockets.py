@@ -21,6 +21,8 @@ from consecution.protocol.values import Message, TaskIndex
 from consecution.transport.frames import decode_message, encode_message
 
 PREFIX = "consecution-"
+LONGEST_BASE_BYTES = 60
+"""Leaves room for the folder's own name, and for a task's number and incarnation."""
 
 
 class Inbox:
@@ -112,9 +114,11 @@ class SocketFolder:
         return False
 
     def close(self) -> None:
-        """Remove the folder and all that lies in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
+        """Remove the folder and all that lies in it. Harmless when repeated."""
+        if self._lock >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
 
 
 def sweep(base: str) -> None:
@@ -137,9 +141,9 @@ def remove_if_empty(folder: str) -> None:
 
 
 def base_folder() -> str:
-    """The shortest temporary folder that is ours to use: socket paths must stay under 107 bytes."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and len(runtime) < 40 and os.access(runtime, os.W_OK):
-        return runtime
+    """The folder for temporary files, or a shorter one: socket paths must stay under 107 bytes.
+
+    Not ``XDG_RUNTIME_DIR``: it goes away when the user logs out, and a run may outlive that.
+    """
     found = tempfile.gettempdir()
-    return found if len(found) < 60 else "/tmp"
+    return found if len(os.fsencode(found)) < LONGEST_BASE_BYTES else "/tmp"

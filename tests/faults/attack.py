@@ -36,6 +36,8 @@ class Outcome:
     schedule: Schedule
     problems: list[str] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
+    seen: set[str] = field(default_factory=set)
+    """Of `Schedule.kinds`, those that came about."""
     told: list[str] = field(default_factory=list)
     """What was done to it, in order."""
     lives: int = 0
@@ -140,8 +142,9 @@ class _Run:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(found.pid, signal.SIGKILL)
 
-    def note(self, kind: str, text: str) -> None:
+    def note(self, kind: str, text: str, group: str = "") -> None:
         self.outcome.kills[kind] += 1
+        self.outcome.seen.add(f"@{group}" if group else kind)
         self.outcome.told.append(text)
 
     def environment(self, traps: str) -> dict[str, str]:
@@ -169,7 +172,8 @@ class _Life:
         self._expected_bytes = _expected_bytes(run.job)
         self._started_before_kill = 0
         self._ended_supervisor = False
-        self._killed_group = False
+        self._nobody_cleans_up = False
+        """The fork server died too, or was not there yet: the next run does it."""
 
     def _lay(self, trap: Trap, place: int) -> Path:
         token = self._job.path(f"traps/{self._number}-{place}")
@@ -260,7 +264,7 @@ class _Life:
         if not victims:
             return
         self._ended_supervisor |= attack.victim in ("supervisor", "everything")
-        self._killed_group |= attack.victim == "everything"
+        self._nobody_cleans_up |= attack.victim in ("everything", "forkserver")
         self._events.kills.append((killed_s, attack.victim))
         self._run.note(attack.victim, f"life {self._number}: {attack}")
 
@@ -286,11 +290,11 @@ class _Life:
             if not token.exists():
                 del self._traps[token]
                 self._ended_supervisor |= trap.group or self._may_hit_supervisor(trap)
-                self._killed_group |= trap.group
+                self._nobody_cleans_up |= trap.group
                 self._started_before_kill = self._events.started
                 self._events.kills.append((time.monotonic(), "trap"))
                 kind = "everything@failpoint" if trap.group else f"{trap.point.partition('.')[0]}@failpoint"
-                self._run.note(kind, f"life {self._number}: {trap}")
+                self._run.note(kind, f"life {self._number}: {trap}", trap.group_of_points)
 
     def _may_hit_supervisor(self, trap: Trap) -> bool:
         return trap.point.startswith("supervisor") or self._job.source != "list"
@@ -305,8 +309,7 @@ class _Life:
             raise _Broken(f"life {self._number}: these outlive their supervisor: {left}")
         self._run.outcome.orphans_s.append(time.monotonic() - dead_s)
         problems = verdict.of_crash(self._job)
-        if self._events.started and not self._killed_group:
-            # Without a fork server, and where it died too, only the next run can clean up.
+        if self._events.started and not self._nobody_cleans_up:
             problems += [f"left behind by its workers: {path.name}" for path in self._job.path("run").iterdir()]
         if problems:
             raise _Broken(f"after life {self._number}: " + "; ".join(problems))

@@ -82,6 +82,10 @@ class Trap:
     def __str__(self) -> str:
         return f"{'everything' if self.group else 'whoever'} at {self.point}@{self.passes}"
 
+    @property
+    def group_of_points(self) -> str:
+        return next(name for name, group in POINT_GROUPS.items() if self.point in group)
+
 
 @dataclass(frozen=True, slots=True)
 class Life:
@@ -104,8 +108,7 @@ class Schedule:
     def kinds(self) -> set[str]:
         """The kinds of victims, and the groups of failpoints, as ``@group``."""
         found = {attack.victim for life in self.lives for attack in life.attacks}
-        points = {trap.point for life in self.lives for trap in life.traps}
-        return found | {f"@{name}" for name, group in POINT_GROUPS.items() if points & set(group)}
+        return found | {f"@{trap.group_of_points}" for life in self.lives for trap in life.traps}
 
     def __str__(self) -> str:
         job = self.job

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -519,4 +521,26 @@ def test_a_full_journal_loses_nothing_and_goes_on_when_there_is_room(
     journal = make(tmp_path, create=False)
     journal.apply(born(batch(taken, b"x" * 50_000)))
     assert len(journal.restore().batches) == taken + 1
+    journal.close()
+
+
+def test_a_full_disk_is_told_from_a_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = make(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    usage = shutil.disk_usage(tmp_path)
+
+    def write_too_much(free_bytes: int, message: str) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free_bytes))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+        try:
+            with pytest.raises(WorldError, match=message):
+                journal.apply(born(batch(0, b"x" * 400_000)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    write_too_much(0, r"cannot grow: .*nothing was lost: make room")
+    write_too_much(1 << 30, r"cannot be written: .*nothing was lost: mend that")
+
+    journal.apply(born(batch(0, b"x" * 400_000)))
+    assert len(journal.restore().batches) == 1
     journal.close()

@@ -1,0 +1,60 @@
+"""The examples, as a module to call and as a program to run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from consecution import Report
+
+FOLDER = Path(__file__).parents[2] / "examples"
+NAMES = ("airports", "budget", "investment", "mortgage", "paycheck", "profit_share", "tour")
+DEADLINE_S = 60
+
+
+def load(name: str) -> ModuleType:
+    """The example as a module, under the name by which its own classes are found again."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def script(name: str, *arguments: str) -> list[str]:
+    """The line that runs an example as a program of its own."""
+    return [sys.executable, str(FOLDER / f"{name}.py"), *arguments]
+
+
+def command(*arguments: str) -> list[str]:
+    """The line of a ``consecution`` command."""
+    return [sys.executable, "-m", "consecution", *arguments]
+
+
+def call(line: list[str], folder: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run it to its end in ``folder``."""
+    return subprocess.run(line, cwd=folder, input=stdin, capture_output=True, text=True, timeout=DEADLINE_S)
+
+
+@contextlib.contextmanager
+def run_inline(module: ModuleType, items: Iterable[Any] | None = None) -> Iterator[tuple[Path, Report]]:
+    """Run an example's pipeline in this thread; gives the folder it wrote into."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        yield out, module.build(out).run(items, mode="inline", robustness="track")
+
+
+def query(database: Path, sql: str) -> list[Any]:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return connection.execute(sql).fetchall()

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import collections
+import dataclasses
+import multiprocessing
+import re
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from consecution import Pipeline, SqlSink
+from consecution.errors import UsageError
+from consecution.sinks import sql
+
+Place = collections.namedtuple("Place", "name km")
+
+
+@dataclasses.dataclass
+class Distance:
+    name: str
+    km: Any
+
+
+class Other(NamedTuple):
+    x: Any
+    y: Any
+
+
+class Database:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def sink(self, **options: Any) -> SqlSink:
+        return SqlSink("sink", f"sqlite:///{self.path}", **{"table": "t", **options})
+
+    def write(self, *frames: list[Any], **options: Any) -> None:
+        sink = self.sink(**options)
+        sink.open()
+        try:
+            for frame in frames:
+                sink.write(None, frame)
+        finally:
+            sink.close()
+
+    def query(self, query: str = 'SELECT * FROM "t"') -> list[Any]:
+        connection = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Database:
+    return Database(tmp_path / "out.db")
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("items", "options"),
+    [
+        ([{"name": "a", "km": 1.5}, {"km": 2.5, "name": "b"}], {}),
+        ([Distance("a", 1.5), Distance("b", 2.5)], {}),
+        ([Place("a", 1.5), Place("b", 2.5)], {}),
+        ([("a", 1.5), ("b", 2.5)], {"columns": ["name", "km"]}),
+        ([["a", 1.5], ("b", 2.5)], {"columns": ("name", "km")}),
+        ([collections.OrderedDict(name="a", km=1.5), {"name": "b", "km": 2.5}], {}),
+        ([Place("a", 1.5), Other("b", 2.5)], {}),
+        ([{"km": 1.5, "name": "a"}, {"name": "b", "km": 2.5}], {"columns": ["name", "km"]}),
+    ],
+)
+def test_every_kind_of_row_is_taken(db: Database, items: list[Any], options: dict[str, Any]) -> None:
+    db.write(items, **options)
+
+    assert db.query() == [("a", 1.5), ("b", 2.5)]
+    assert db.query("SELECT name, type FROM pragma_table_info('t')") == [("name", "TEXT"), ("km", "REAL")]
+
+
+def test_one_column_is_enough(db: Database) -> None:
+    @dataclasses.dataclass
+    class One:
+        x: int
+
+    db.write([One(1), One(2)], table="dataclass")
+    db.write([(1,), (2,)], table="tuple", columns="x")
+
+    assert db.query("SELECT x FROM dataclass") == db.query("SELECT x FROM tuple") == [(1,), (2,)]
+
+
+def test_a_column_that_a_dict_lacks_is_null(db: Database) -> None:
+    db.write([{"a": 1, "b": 2}, {"a": 3}])
+
+    assert db.query() == [(1, 2), (3, None)]
+
+
+@pytest.mark.parametrize(
+    ("first", "wrong", "reason"),
+    [
+        ({"a": 1}, {"a": 1, "b": 2}, "the row has a column 'b'; the columns are a"),
+        ({"a": 1}, (1,), "expected a dict as the rows before, found tuple"),
+        (Other(1, 2), (1,), "1 supplied|the row has 1 values"),
+        (Other(1, 2), {"x": 1}, "expected a tuple as the rows before, found dict"),
+        (Distance("a", 1), 7, "'int' object has no attribute 'name'"),
+        ({"a": 1}, {"a": 2**64}, "too large"),
+        ({"a": 1}, {"a": object()}, "not supported"),
+    ],
+)
+def test_a_wrong_row_fails_alone_and_says_why(db: Database, first: Any, wrong: Any, reason: str) -> None:
+    report = Pipeline(db.sink()).run([first, wrong, first], mode="inline", robustness="track")
+
+    assert re.search(reason, report.failures[0].error)
+    assert report.failed == 1
+    assert len(db.query()) == 2
+
+
+def test_a_wrong_first_row_spoils_no_other(db: Database) -> None:
+    report = Pipeline(db.sink()).run(["text", {"a": 1}, {"a": 2}], mode="inline", robustness="track")
+
+    assert [failure.item for failure in report.failures] == ["text"]
+    assert "a row must be a dict" in report.failures[0].error
+    assert db.query() == [(1,), (2,)]
+
+
+def test_a_tuple_without_names_asks_for_columns(db: Database) -> None:
+    with pytest.raises(UsageError, match=r"a row is a tuple without names; give columns=\[\.\.\.\]"):
+        db.write([(1, 2)])
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1, None], "INTEGER"),
+        ([1, 2.5], "REAL"),
+        (["1"], "TEXT"),
+        ([b"1"], "BLOB"),
+        ([1, "1"], ""),
+        ([None], ""),
+        ([True], "INTEGER"),
+    ],
+)
+def test_types_are_those_of_the_first_frame_and_values_stay_as_they_are(
+    db: Database, values: list[Any], kind: str
+) -> None:
+    db.write([{"x": value} for value in values])
+
+    assert db.query("SELECT type FROM pragma_table_info('t')") == [(kind,)]
+    assert [x for (x,) in db.query()] == values
+
+
+NASTY = ['a"b', "a'b", "select", "x; DROP TABLE t", "é", "a b", "[a]", "`a`"]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_any_name_will_do(db: Database, name: str) -> None:
+    rows = [{name: 1, "other": 1}, {name: 1, "other": 2}]
+
+    db.write(rows, table=name, key=name)
+
+    quoted = '"' + name.replace('"', '""') + '"'
+    assert db.query(f"SELECT {quoted}, other FROM {quoted}") == [(1, 2)]
+
+
+# -- keys ------------------------------------------------------------------------------------------
+
+
+def test_a_row_replaces_the_one_with_the_same_key(db: Database) -> None:
+    rows = [{"a": 1, "b": 1, "c": "old"}, {"a": 1, "b": 2, "c": "kept"}, {"a": 1, "b": 1, "c": "new"}]
+
+    db.write(rows, [{"a": 1, "b": 2, "c": "later"}], key=["a", "b"])
+    db.write(rows[:1], key=["b", "a"])
+
+    assert sorted(db.query()) == [(1, 1, "old"), (1, 2, "later")]
+
+
+def test_rows_that_are_all_key_stand_there_once(db: Database) -> None:
+    db.write([{"a": 1}, {"a": 1}, {"a": 2}], key="a")
+
+    assert db.query() == [(1,), (2,)]
+
+
+def test_a_key_that_is_null_fails_alone(db: Database) -> None:
+    rows = [{"a": 1, "b": 1}, {"a": None, "b": 2}, {"b": 3}, {"a": 4, "b": 4}]
+
+    report = Pipeline(db.sink(key="a")).run(rows, mode="inline", robustness="track")
+
+    assert [failure.item for failure in report.failures] == rows[1:3]
+    assert "NOT NULL constraint failed" in report.failures[0].error
+    assert db.query() == [(1, 1), (4, 4)]
+
+
+def test_a_key_that_is_no_column_is_refused(db: Database) -> None:
+    with pytest.raises(UsageError, match="key column 'z' is not among the columns a, b"):
+        db.write([{"a": 1, "b": 2}], key="z")
+
+
+@pytest.mark.parametrize("given", [("a", "a"), (1,), [None]])
+@pytest.mark.parametrize("option", ["key", "columns"])
+def test_names_that_are_none_are_refused(db: Database, option: str, given: Any) -> None:
+    with pytest.raises(UsageError, match=rf"{option}=.*: expected names of columns, each once"):
+        db.sink(**{option: given})
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def test_a_table_that_is_there_is_used_as_it_is(db: Database) -> None:
+    db.query('CREATE TABLE "t" (b TEXT, a INTEGER PRIMARY KEY, c DEFAULT 5)')
+
+    db.write([{"a": 1, "b": "x"}, {"a": 1, "b": "y"}], key="a", create=False)
+
+    assert db.query() == [("y", 1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("made", "options"),
+    [
+        ("CREATE TABLE other (a)", {"create": False}),
+        ("CREATE TABLE t (z)", {}),
+        ("CREATE TABLE t (a)", {"key": "a"}),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused_with_the_remedy(db: Database, made: str, options: dict[str, Any]) -> None:
+    db.query(made)
+
+    with pytest.raises(UsageError, match=r"the rows do not fit the table 't' of .*out\.db: .*change the table"):
+        db.write([{"a": 1}], **options)
+
+
+@pytest.mark.parametrize("url", ["sqlite:///", "postgresql://x", "out.db", ""])
+def test_another_database_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match=r"expected sqlite:///path"):
+        SqlSink("sink", url, table="t")
+
+
+def test_a_table_made_in_a_frame_that_failed_is_made_again(db: Database) -> None:
+    sink = db.sink()
+    sink.open()
+    with pytest.raises(Exception):
+        sink.write(None, [{"a": 1}, {"a": object()}])
+
+    sink.write(None, [{"b": 2}])
+
+    sink.close()
+    assert db.query() == [(2,)]
+
+
+def test_a_file_that_is_no_database_is_an_error_and_left_open_by_nobody(db: Database) -> None:
+    db.path.write_bytes(b"no database at all" * 100)
+
+    with pytest.raises(sqlite3.DatabaseError, match="not a database"):
+        db.sink().open()
+
+
+# -- several at once -------------------------------------------------------------------------------
+
+
+def test_readers_do_not_hold_up_the_writer_nor_see_half_a_frame(db: Database) -> None:
+    db.write([{"a": 0}])
+    reader = sqlite3.connect(db.path, isolation_level=None)
+    reader.execute("BEGIN")
+    before = reader.execute("SELECT count(*) FROM t").fetchone()
+
+    db.write([{"a": 1}, {"a": 2}])
+
+    assert reader.execute("SELECT count(*) FROM t").fetchone() == before == (1,)
+    reader.close()
+    assert len(db.query()) == 3
+
+
+def write_frames(path: Path, replica: int) -> None:
+    rows = [[{"replica": replica, "frame": frame, "row": row} for row in range(20)] for frame in range(30)]
+    Database(path).write(*rows, key=["replica", "frame", "row"])
+
+
+def test_several_processes_write_into_one_file(db: Database) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    replicas = [spawn.Process(target=write_frames, args=(db.path, replica)) for replica in range(3)]
+
+    for process in replicas:
+        process.start()
+    for process in replicas:
+        process.join(timeout=60)
+
+    assert [process.exitcode for process in replicas] == [0, 0, 0]
+    assert db.query("SELECT replica, count(*) FROM t GROUP BY replica") == [(n, 600) for n in range(3)]
+
+
+def test_a_lock_is_waited_for_and_then_fails_the_frame(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql, "BUSY_TIMEOUT_S", 0.01)
+    db.write([{"a": 0}])
+    holder = sqlite3.connect(db.path, isolation_level=None, check_same_thread=False)
+    holder.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        db.write([{"a": 1}])
+
+    monkeypatch.setattr(sql, "BUSY_TIMEOUT_S", 30.0)
+    waiting = threading.Thread(target=db.write, args=([{"a": 2}],))
+    waiting.start()
+    holder.execute("COMMIT")
+    waiting.join(timeout=30)
+    holder.close()
+    assert db.query() == [(0,), (2,)]
+
+
+@pytest.mark.parametrize(("sync", "level"), [("power", 2), ("process", 1)])
+def test_sync_says_what_a_commit_survives(db: Database, sync: str, level: int) -> None:
+    sink = db.sink()
+    sink.sync = sync
+    sink.open()
+
+    assert sink._connection is not None
+    assert sink._connection.execute("PRAGMA synchronous").fetchone() == (level,)
+    assert sink._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    sink.close()
+
+
+def test_a_key_may_be_anywhere_in_a_table_larger_than_the_default_cache(db: Database) -> None:
+    # Every frame touches every page; 64 bytes of padding make more than the 2 MiB that SQLite keeps.
+    frames = [[{"a": a, "b": b, "pad": "x" * 64} for a in range(1500)] for b in range(30)]
+
+    db.write(*frames, *frames[:5], key=["a", "b"])
+
+    assert db.query("SELECT count(*), count(DISTINCT a), max(b) FROM t") == [(45_000, 1500, 29)]
+    assert db.query("PRAGMA integrity_check") == [("ok",)]
