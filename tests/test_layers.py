@@ -17,7 +17,21 @@ import pytest
 import consecution
 
 PACKAGE = Path(consecution.__file__).parent
-WORDS = {"clock", "graph", "nodes", "options", "plan", "producer", "report", "routing", "sink", "source", "utils"}
+WORDS = {
+    "clock",
+    "graph",
+    "nodes",
+    "options",
+    "plan",
+    "producer",
+    "report",
+    "routing",
+    "sink",
+    "source",
+    "stateful",
+    "states",
+    "utils",
+}
 """What users compose pipelines of, and what a run starts from: pure values, no machinery."""
 
 MAY_IMPORT = {

@@ -7,6 +7,7 @@ hold between the records. It changes nothing and may look while a run goes on in
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 import tempfile
@@ -39,6 +40,12 @@ class OriginSummary:
     open_items: int
     waiting: int
     given_up: int
+    decided: int = 0
+    """Batches that are decided and not yet applied by all of their participants."""
+    staged: int = 0
+    """Frames in a durable task's inbox."""
+    keys: int = 0
+    """States in a durable task's table; those in its log may be more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,7 @@ def check_state_dir(path: Path) -> CheckResult:
             found[folder] = summary
     _check_origins(manifest, manifest_path, found, problems)
     if finished:
-        problems.extend(_unfinished(found.values()))
+        problems.extend(_unfinished(found.values(), manifest.get("source")))
     return CheckResult(epoch, finished, tuple(found.values()), tuple(problems))
 
 
@@ -81,6 +88,7 @@ _MANIFEST_FIELDS: dict[str, Callable[[Any], bool]] = {
     "signature": lambda value: isinstance(value, str),
     "source": lambda value: isinstance(value, str),
     "origins": lambda value: isinstance(value, dict),
+    "tasks": lambda value: isinstance(value, list),
     "finished": lambda value: value is None or isinstance(value, dict),
 }
 
@@ -127,11 +135,11 @@ def _check_origins(manifest: dict[str, Any], path: Path, found: dict[Path, Origi
             problems.append(f"{folder}: the journal of {summary.name!r}, which the manifest does not list")
 
 
-def _unfinished(origins: Any) -> Iterator[str]:
+def _unfinished(origins: Any, source: Any) -> Iterator[str]:
     for origin in origins:
-        if origin.open_batches or origin.waiting:
+        if origin.open_batches or origin.waiting or origin.decided or origin.staged:
             yield f"{origin.name}: the run is recorded as finished, but has work open"
-        if not origin.exhausted:
+        if origin.name == source and not origin.exhausted:
             yield f"{origin.name}: the run is recorded as finished, but its source has not ended"
 
 
@@ -179,8 +187,18 @@ def _is_anything(value: Any) -> bool:
     return True
 
 
+def _is_root(value: Any) -> bool:
+    """-1: a failed input of a durable task, which descends from no batch of its own origin."""
+    return type(value) is int and value >= -1
+
+
+def _is_counts(value: Any) -> bool:
+    return type(value) is list and all(map(_is_count, value))
+
+
 _is_failed = _is_list(_is_count, _is_stage, _is_payload_or_nil, _is_text, _is_text, _is_flag, _is_text)
-_is_retry = _is_list(_is_count, _is_count, _is_count, _is_count, _is_stage)
+_is_retry = _is_list(_is_root, _is_count, _is_count, _is_count, _is_stage)
+_is_participant = _is_list(_is_count, _is_count)
 
 
 def _is_retry_or_nil(value: Any) -> bool:
@@ -191,13 +209,26 @@ def _is_failed_list(value: Any) -> bool:
     return type(value) is list and all(map(_is_failed, value))
 
 
+def _is_participants(value: Any) -> bool:
+    return type(value) is list and bool(value) and all(map(_is_participant, value))
+
+
 _RECORDS: dict[str, Callable[[Any], bool]] = {
     "meta/identity": _is_list(_is_count, _is_text, _is_text, _is_text),
     "meta/head": _is_list(_is_count, _is_count, _is_count, _is_anything, _is_count, _is_count, _is_flag),
+    "meta/ended": _is_list(_is_flag),
     "batches": _is_list(_is_count, _is_payload, _is_retry_or_nil, _is_failed_list),
-    "failures": _is_list(_is_failed, _is_count, _is_count, _is_count, _is_due),
+    "decided": _is_list(_is_count, _is_count, _is_participants, _is_retry_or_nil, _is_count),
+    "failures": _is_list(_is_failed, _is_count, _is_root, _is_count, _is_due),
+    "inbox": _is_list(_is_counts, _is_count, _is_count, _is_stage, _is_payload),
+    "ledger": _is_list(_is_count),
 }
-_TABLES = ("meta", "batches", "failures")
+_KEY_BYTES = {"batches": (8,), "decided": (8,), "failures": (8,), "ledger": (4,), "inbox": (4, 8, 8, 8)}
+"""The numbers that a key is made of, in bytes, big-endian."""
+_TABLES = ("meta", "batches", "decided", "failures")
+_DURABLE_TABLES = (*_TABLES, "inbox", "ledger", "state", "log")
+_PICKLED = ("state", "log")
+"""Tables whose bodies are pickles, which are not loaded here."""
 
 
 class _OriginChecker:
@@ -247,9 +278,10 @@ class _OriginChecker:
 
     def _check_records(self, env: Any, txn: Any) -> OriginSummary | None:
         names = {bytes(key).decode(errors="replace") for key, _ in txn.cursor()}
-        for name in sorted(names.symmetric_difference(_TABLES)):
+        expected = _DURABLE_TABLES if "inbox" in names else _TABLES
+        for name in sorted(names.symmetric_difference(expected)):
             self._complain(f"{'unknown database' if name in names else 'there is no database'} {name!r}")
-        tables = {name: dict(self._records(env, txn, name)) for name in _TABLES if name in names}
+        tables = {name: dict(self._records(env, txn, name)) for name in expected if name in names}
         meta = tables.get("meta", {})
         identity, head = meta.get("identity"), meta.get("head")
         if identity is None or head is None:
@@ -259,18 +291,24 @@ class _OriginChecker:
         self._check_identity(identity)
         batches, failures = tables.get("batches", {}), tables.get("failures", {})
         self._check_batches(head, batches)
+        self._check_decided(batches, tables.get("decided", {}))
         self._check_failures(head, failures)
-        self._check_books(head, batches, failures)
-        return _summarize(identity, head, batches, failures)
+        self._check_books(head, batches, tables.get("decided", {}), failures)
+        self._check_inbox(tables.get("inbox", {}), tables.get("ledger", {}))
+        return _summarize(identity, head, tables)
 
     def _records(self, env: Any, txn: Any, table: str) -> Iterator[tuple[Any, list[Any]]]:
         """The sound records of a table, by their name (meta) or number."""
         for key, value in txn.cursor(db=env.open_db(table.encode(), txn=txn, create=False)):
             named = table == "meta"
-            shown = bytes(key).decode(errors="replace") if named else int.from_bytes(key, "big")
-            where = f"{table}/{shown}"
+            shown = bytes(key).decode(errors="replace") if named else _number(table, bytes(key))
+            where = f"{table}/{_shown(shown)}"
+            if table in _PICKLED:
+                self._check_seal(where, bytes(key), bytes(value))
+                yield bytes(key), []
+                continue
             is_right = _RECORDS.get(where if named else table)
-            if is_right is None or (not named and len(key) != 8):
+            if is_right is None or (not named and len(key) != sum(_KEY_BYTES[table])):
                 self._complain(f"{where}: unknown key {bytes(key)!r}")
                 continue
             fields = self._read(where, bytes(key), bytes(value))
@@ -279,13 +317,17 @@ class _OriginChecker:
             elif fields is not None:
                 yield shown, fields
 
-    def _read(self, where: str, key: bytes, value: bytes) -> Any:
-        body = value[4:]
-        if len(value) < 4 or int.from_bytes(value[:4], "big") != zlib.crc32(key + body):
+    def _check_seal(self, where: str, key: bytes, value: bytes) -> bool:
+        if len(value) < 4 or int.from_bytes(value[:4], "big") != zlib.crc32(key + value[4:]):
             self._complain(f"{where}: the checksum is wrong")
+            return False
+        return True
+
+    def _read(self, where: str, key: bytes, value: bytes) -> Any:
+        if not self._check_seal(where, key, value):
             return None
         try:
-            return msgpack.unpackb(body, unicode_errors="surrogatepass")
+            return msgpack.unpackb(value[4:], unicode_errors="surrogatepass")
         except ValueError as error:
             self._complain(f"{where}: {error}")
             return None
@@ -311,6 +353,21 @@ class _OriginChecker:
             if len(failed) > count:
                 self._complain(f"batches/{seq}: has {count} items, of which {len(failed)} failed at birth")
 
+    def _check_decided(self, batches: dict[int, Any], decided: dict[int, Any]) -> None:
+        low = min(batches, default=None)
+        for seq in decided:
+            if low is not None and seq >= low:
+                self._complain(f"decided/{seq}: batch {low} is not decided; batches are decided in order")
+
+    def _check_inbox(self, inbox: dict[tuple[int, ...], Any], ledger: dict[int, Any]) -> None:
+        for origin, seq, generation, frame_id in inbox:
+            applied = ledger.get(origin, [-1])[0]
+            if seq <= applied:
+                self._complain(
+                    f"inbox/{origin}.{seq}.{generation}.{frame_id}: batch {applied} of this origin was applied, so "
+                    "nothing of this one may be left"
+                )
+
     def _check_failures(self, head: list[Any], failures: dict[int, Any]) -> None:
         next_seq, next_key = head[0], head[1]
         for key, (_, _, root, _, _) in failures.items():
@@ -319,21 +376,38 @@ class _OriginChecker:
             if root >= next_seq:
                 self._complain(f"failures/{key}: belongs to batch {root}, the next batch is {next_seq}")
 
-    def _check_books(self, head: list[Any], batches: dict[int, Any], failures: dict[int, Any]) -> None:
+    def _check_books(
+        self, head: list[Any], batches: dict[int, Any], decided: dict[int, Any], failures: dict[int, Any]
+    ) -> None:
         emitted, failed = head[4], head[5]
         given_up = sum(1 for failure in failures.values() if failure[4] is None)
         if given_up != failed:
             self._complain(f"the head counts {failed} items given up, the failure store holds {given_up}")
         held = {failure[2]: failure[3] for failure in failures.values() if failure[4] is not None}
         held.update({retry[0]: retry[1] for _, _, retry, _ in batches.values() if retry is not None})
-        pending = sum(batch[0] for batch in batches.values() if batch[2] is None) + sum(held.values())
+        held.update({retry[0]: retry[1] for _, _, _, retry, _ in decided.values() if retry is not None})
+        whole = {seq: batch[0] for seq, batch in batches.items() if batch[2] is None}
+        whole.update({seq: batch[1] for seq, batch in decided.items() if batch[3] is None})
+        pending = sum({**held, **whole}.values())
         if pending > emitted:
             self._complain(f"{pending} items are open, but only {emitted} were ever emitted")
 
 
-def _summarize(
-    identity: list[Any], head: list[Any], batches: dict[int, Any], failures: dict[int, Any]
-) -> OriginSummary:
+def _number(table: str, key: bytes) -> Any:
+    """A key as the number it is, or as the tuple of them."""
+    sizes = _KEY_BYTES.get(table)
+    if sizes is None or len(sizes) == 1 or len(key) != sum(sizes):
+        return int.from_bytes(key, "big")
+    ends = itertools.accumulate(sizes)
+    return tuple(int.from_bytes(key[end - size : end], "big") for size, end in zip(sizes, ends, strict=True))
+
+
+def _shown(number: Any) -> str:
+    return ".".join(map(str, number)) if isinstance(number, tuple) else str(number)
+
+
+def _summarize(identity: list[Any], head: list[Any], tables: dict[str, dict[Any, Any]]) -> OriginSummary:
+    batches, failures = tables.get("batches", {}), tables.get("failures", {})
     return OriginSummary(
         name=identity[1],
         uuid=identity[2],
@@ -346,4 +420,7 @@ def _summarize(
         open_items=sum(batch[0] for batch in batches.values() if batch[2] is None),
         waiting=sum(1 for failure in failures.values() if failure[4] is not None),
         given_up=sum(1 for failure in failures.values() if failure[4] is None),
+        decided=len(tables.get("decided", {})),
+        staged=len(tables.get("inbox", {})),
+        keys=len(tables.get("state", {})),
     )

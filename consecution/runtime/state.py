@@ -2,7 +2,7 @@
 
 ::
 
-    manifest.json      {format, epoch, signature, source, origins: {name: uuid},
+    manifest.json      {format, epoch, signature, source, tasks: [name], origins: {name: uuid},
                         finished: null or the report, checksum: CRC-32 of all that, as hex}
     supervisor.lock    an flock held while a supervisor runs
     origins/<name>/    the journal of each origin
@@ -236,6 +236,7 @@ def _make_manifest(plan: Plan) -> dict[str, Any]:
         "epoch": uuid.uuid4().hex,
         "signature": plan.signature,
         "source": plan.source_name,
+        "tasks": [task.name for task in plan.tasks],
         "origins": {},
         "finished": None,
     }
@@ -256,7 +257,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         checksum = manifest.pop("checksum")
         if checksum != _checksum(manifest):
             raise ValueError("its checksum is wrong")
-        _ = [manifest[field] for field in ("epoch", "signature", "source", "origins", "finished")]
+        _ = [manifest[field] for field in ("epoch", "signature", "source", "tasks", "origins", "finished")]
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedStoreError(
             f"{path / MANIFEST} is damaged: {error}; restore it from a backup, or start afresh "
@@ -296,4 +297,5 @@ def _move_to(path: Path, manifest: dict[str, Any], plan: Plan, in_flight: int) -
             "fresh=True to forget them"
         )
     manifest["signature"] = plan.signature
+    manifest["tasks"] = [task.name for task in plan.tasks]
     _write_manifest(path, manifest)
