@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import io
 import os
 import sys
@@ -248,11 +249,14 @@ def _set_all(made: type, attributes: dict[str, Any]) -> None:
         setattr(made, name, value)
 
 
+NAMED = (type, types.FunctionType, functools._lru_cache_wrapper)
+
+
 class _ScriptPickler(_Pickler):
     """Names what stands at the top of a script: every worker imports it, and there has one of each."""
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> Any:
-        if isinstance(obj, (type, types.FunctionType)) and id(obj) not in self.memo and _is_at_top_of_main(obj):
+        if isinstance(obj, NAMED) and id(obj) not in self.memo and _is_at_top_of_main(obj):
             return self.save_global(obj, name=obj.__qualname__)
         return super().save(obj, save_persistent_id)
 

@@ -8,7 +8,6 @@ import pytest
 
 from consecution.runtime.logs import LONGEST_LINE_BYTES, LogPump
 
-
 Heard = Callable[[], str]
 
 
