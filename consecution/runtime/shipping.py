@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
+import functools
 import io
 import os
 import sys
 import tempfile
+import threading
 import types
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,11 +184,13 @@ def can_ship(value: Any) -> bool:
 
 def _dumps(value: Any) -> bytes:
     file = io.BytesIO()
-    if main_travels():
-        # What a notebook or prompt defined has to travel itself, with the globals it uses.
-        dill.dump(value, file, protocol=5, byref=False, recurse=True)
-    else:
-        _ScriptPickler(file, protocol=5, byref=False, recurse=False).dump(value)
+    with warnings.catch_warnings():
+        # dill warns where what it writes could not be read again.
+        warnings.simplefilter("error", dill.PicklingWarning)
+        if main_travels():
+            _MainPickler(file, protocol=5, byref=False, recurse=True).dump(value)
+        else:
+            _ScriptPickler(file, protocol=5, byref=False, recurse=False).dump(value)
     return file.getvalue()
 
 
@@ -195,11 +201,62 @@ def _loads(blob: bytes) -> Any:
     return unpickler.load()
 
 
-class _ScriptPickler(dill.Pickler):  # type: ignore[misc]
+NOT_COPIED = (
+    io.IOBase,
+    type(threading.Lock()),
+    type(threading.RLock()),
+)
+"""A copy of these in another process is another thing; dill would make one without a word."""
+
+
+class _Pickler(dill.Pickler):  # type: ignore[misc]
+    """dill's, but for what must not be copied."""
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> Any:
+        if isinstance(obj, NOT_COPIED):
+            raise TypeError(f"cannot pickle {type(obj).__name__!r} object")
+        return super().save(obj, save_persistent_id)
+
+
+class _MainPickler(_Pickler):
+    """Sends what a notebook or a prompt has defined, with the globals it uses."""
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> Any:
+        if isinstance(obj, enum.EnumMeta) and obj.__module__ == "__main__" and id(obj) not in self.memo:
+            return self._save_enum(obj)
+        return super().save(obj, save_persistent_id)
+
+    def _save_enum(self, obj: Any) -> None:
+        """dill would name it: an enumeration refers to itself by its members."""
+        own = set(obj.__members__) | set(vars(enum.Enum)) | set(vars(enum.Flag))
+        extra = {name: value for name, value in vars(obj).items() if name not in own and not name.startswith("_")}
+        members = {name: member.value for name, member in obj.__members__.items()}
+        made_of = (type(obj), obj.__name__, obj.__bases__, members)
+        self.save_reduce(_make_enum, made_of, extra, state_setter=_set_all, obj=obj)
+
+
+def _make_enum(kind: Any, name: str, bases: tuple[type, ...], members: dict[str, Any]) -> type:
+    space = kind.__prepare__(name, bases)
+    space["__module__"] = "__main__"
+    for member, value in members.items():
+        space[member] = value
+    made: type = kind(name, bases, space)
+    return made
+
+
+def _set_all(made: type, attributes: dict[str, Any]) -> None:
+    for name, value in attributes.items():
+        setattr(made, name, value)
+
+
+NAMED = (type, types.FunctionType, functools._lru_cache_wrapper)
+
+
+class _ScriptPickler(_Pickler):
     """Names what stands at the top of a script: every worker imports it, and there has one of each."""
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> Any:
-        if isinstance(obj, (type, types.FunctionType)) and id(obj) not in self.memo and _is_at_top_of_main(obj):
+        if isinstance(obj, NAMED) and id(obj) not in self.memo and _is_at_top_of_main(obj):
             return self.save_global(obj, name=obj.__qualname__)
         return super().save(obj, save_persistent_id)
 

@@ -115,7 +115,7 @@ class _SequenceReader:
     """Reads by slices."""
 
     def __init__(self, items: Sequence[Any], at: int) -> None:
-        if at > len(items):
+        if at and not items[at - 1 : at]:  # A range may be longer than ``len`` can say.
             raise _too_short(len(items), at)
         self._items = items
         self._at = at

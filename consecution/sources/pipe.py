@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import stat
+import sys
 from typing import Any
 
 from consecution.errors import SourceError
@@ -34,6 +35,7 @@ class PipeSource(Source):
         self._fd = fd
         self._max_line_bytes = max_line_bytes
         self._offset = 0
+        self._end = 0
         self._begun: list[bytes] = []
         self._begun_bytes = 0
         self._chunk = _Lines(b"")
@@ -47,16 +49,24 @@ class PipeSource(Source):
         self._begun, self._begun_bytes, self._chunk, self._ended = [], 0, _Lines(b""), False
         self._error = None
         self._offset = 0 if position is None else int(position)
-        try:
-            status = os.fstat(self._fd)
-        except OSError as error:
-            raise SourceError(
-                f"standard input (descriptor {self._fd}) is closed: give the run a file or a pipe to read"
-            ) from error
+        status = self._look()
         if stat.S_ISREG(status.st_mode):
             self._seek(position, status.st_size)
+        self._end = self._offset
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
+
+    def _look(self) -> os.stat_result:
+        closed: OSError | None = None
+        try:
+            if self._fd or sys.__stdin__ is not None:
+                return os.fstat(self._fd)
+        except OSError as error:
+            closed = error
+        # Without a standard input the next file that anybody opens gets its descriptor: that is not it.
+        raise SourceError(
+            f"standard input (descriptor {self._fd}) is closed: give the run a file or a pipe to read"
+        ) from closed
 
     def _seek(self, position: Any, size_bytes: int) -> None:
         """Go to the place in a file; without one, from wherever the shell has put it."""
@@ -89,7 +99,7 @@ class PipeSource(Source):
             return self._error is None and self._read_lines(wait)
         except SourceError as error:
             self._error = error
-            return False
+            return bool(self._chunk)
 
     def _read_lines(self, wait: bool) -> bool:
         while not self._ended:
@@ -100,6 +110,7 @@ class PipeSource(Source):
                 self._ended = True
                 self._chunk = _Lines(self._join(b""), newline_at_end=False)
                 return True
+            self._end += len(read)
             head, newline, tail = read.rpartition(b"\n")
             if newline:
                 self._chunk = _Lines(self._join(head) + b"\n")
@@ -124,8 +135,9 @@ class PipeSource(Source):
         self._begun_bytes += len(tail)
         if self._begun_bytes > self._max_line_bytes:
             raise SourceError(
-                f"standard input has a line of more than {self._max_line_bytes} bytes, after byte {self._offset}: is "
-                "it text? If so, raise max_line_bytes: Producer('pipe', max_line_bytes=...)"
+                f"standard input has a line of more than {self._max_line_bytes} bytes, after byte "
+                f"{self._end - self._begun_bytes}: is it text? If so, raise max_line_bytes: "
+                "Producer('pipe', max_line_bytes=...)"
             )
 
     def _join(self, head: bytes) -> bytes:
@@ -153,6 +165,9 @@ class _Lines:
         self._missing_newline = 0 if newline_at_end else 1
         # One byte per character lets lengths be counted on the text; otherwise on the bytes.
         self._sized: list[Any] = self._lines if len(text) == len(chunk) else chunk.split(b"\n")
+
+    def __len__(self) -> int:
+        return len(self._lines) - self._at
 
     def take(self, max_lines: int) -> tuple[list[str], int]:
         """Up to so many lines, and how many bytes they had with their newlines."""

@@ -38,6 +38,11 @@ WAYS: dict[str, Callable[[], Any]] = {
 }
 
 
+class Copy(Node):
+    def process(self, item: Any) -> None:
+        self.push(item)
+
+
 class Misbehaving(Node):
     """Passes items on, but comes to grief at ``at``; with a token only as long as that file is there."""
 
@@ -158,7 +163,7 @@ class Rude(Node):
         self.push(item)
 
 
-class Parent(Node):
+class Parent(Copy):
     """Leaves a child that holds everything it inherited; notes its pid."""
 
     def __init__(self, name: str, note: Path) -> None:

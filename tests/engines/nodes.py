@@ -77,6 +77,12 @@ class NotedClose(Collect):
         self.path.with_suffix(".closed").touch()
 
 
+def wait_for_file(path: Path) -> None:
+    deadline_s = time.monotonic() + LONGEST_WAIT_S
+    while not path.exists() and time.monotonic() < deadline_s:
+        time.sleep(0.002)
+
+
 class Notes:
     """A file that tasks of any process write a line to, whole or not at all."""
 
@@ -133,6 +139,20 @@ class Total(Node):
 
     def end(self) -> None:
         self.push(self.total)
+
+
+class SlowEnd(Total):
+    """Says that it ends, and waits for a file to appear before it does."""
+
+    def __init__(self, name: str, notes: Notes, gate: Path) -> None:
+        super().__init__(name)
+        self.notes = notes
+        self.gate = gate
+
+    def end(self) -> None:
+        self.notes.add("ending")
+        wait_for_file(self.gate)
+        super().end()
 
 
 class Tens(GroupByNode):
@@ -227,9 +247,7 @@ class Gate(Node):
         self.path = path
 
     def process(self, item: Any) -> None:
-        deadline_s = time.monotonic() + LONGEST_WAIT_S
-        while not self.path.exists() and time.monotonic() < deadline_s:
-            time.sleep(0.002)
+        wait_for_file(self.path)
         self.push(item)
 
 

@@ -721,6 +721,20 @@ def test_a_stopped_run_goes_on_where_it_was_and_loses_nothing(run: Run) -> None:
     assert (report.emitted, report.completed, report.stopped) == (total, total, False)
 
 
+def test_a_stop_while_nodes_end_lets_them_end(concurrent: Run) -> None:
+    notes, gate = concurrent.notes(), concurrent.folder / "gate"
+    chain = nodes.SlowEnd("slow", notes, gate) | Total("last") | concurrent.sink
+    running = concurrent.start(chain, [1, 2], robustness="none")
+    wait_for(running, lambda: bool(notes.lines()))
+    running.request_stop()
+    gate.touch()
+
+    report = running.wait(DEADLINE_S)
+
+    assert concurrent.items == [3]
+    assert_all_done(report, 2)
+
+
 def test_an_aborted_run_loses_nothing_either(run: Run) -> None:
     running = run.start(Map(nodes.increase) | run.sink, nodes.count_up, batch_size=20)
     wait_for(running, lambda: len(run.items) > 100)

@@ -29,6 +29,7 @@ from tests.engines.misbehaving import (
     Chatty,
     ClosesBadly,
     ClosesWithError,
+    Copy,
     DiesInClose,
     Environment,
     FailsIn,
@@ -102,7 +103,7 @@ def kill(running: Any, *tasks: str) -> None:
 )
 def test_whoever_is_killed_all_items_arrive(tmp_path: Path, source: str, victims: list[str]) -> None:
     gate = Gate("gate", COUNT // 2, tmp_path)
-    pipeline = Pipeline(Producer(SOURCES[source]) | Node("copy") * 2 | gate | TextLines("out", tmp_path / "out"))
+    pipeline = Pipeline(Producer(SOURCES[source]) | Copy("copy") * 2 | gate | TextLines("out", tmp_path / "out"))
 
     with pipeline.start(**OPTIONS) as running:
         wait_for(gate.reached.exists)
@@ -230,7 +231,7 @@ def test_a_source_that_waits_is_not_taken_for_hanging(tmp_path: Path) -> None:
 
 def test_without_a_journal_a_death_is_reported_as_not_confirmed(tmp_path: Path) -> None:
     gate = Gate("gate", COUNT // 2, tmp_path)
-    pipeline = Pipeline(Producer(range(COUNT)) | Node("copy") | gate | TextLines("out", tmp_path / "out"))
+    pipeline = Pipeline(Producer(range(COUNT)) | Copy("copy") | gate | TextLines("out", tmp_path / "out"))
 
     with pipeline.start(robustness="confirm", **OPTIONS) as running:
         wait_for(gate.reached.exists)
@@ -370,7 +371,7 @@ def test_what_cannot_be_shipped_is_refused_before_anything_starts(what: str, tmp
         open(tmp_path / "some.txt", "w") as file,
         contextlib.closing(_Held(UNSHIPPABLE.get(what, lambda: file)())) as held,
     ):
-        node = Node("holder")
+        node = Copy("holder")
         node.held = held.value  # type: ignore[attr-defined]
         threads = threading.active_count()
 
@@ -392,7 +393,7 @@ class _Held:
 
 
 def test_after_a_refusal_the_state_directory_is_free(tmp_path: Path) -> None:
-    node = Node("holder")
+    node = Copy("holder")
     node.held = threading.Lock()  # type: ignore[attr-defined]
     pipeline = Pipeline(Producer(range(3)) | node)
     with pytest.raises(ShippingError):
@@ -434,12 +435,12 @@ def descriptors() -> int:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_twenty_runs_leave_no_descriptor_and_no_thread(source: str) -> None:
+def test_many_runs_leave_no_descriptor_and_no_thread(source: str) -> None:
     pipeline = Pipeline(Producer(SOURCES[source]) | identity)
     pipeline.run(robustness="robust", **OPTIONS)
     before = descriptors(), threading.active_count()
 
-    for _ in range(20):
+    for _ in range(12):
         pipeline.run(robustness="robust", **OPTIONS)
 
     wait_for(lambda: (descriptors(), threading.active_count()) == before)
@@ -511,12 +512,12 @@ def house(tmp_path: Path) -> Iterator[House]:
 ENDLESS = """
 import json, sys, time
 from pathlib import Path
-from consecution import Node, Pipeline, Producer, TextLines
-from tests.engines.misbehaving import Gate, Misbehaving
+from consecution import Pipeline, Producer, TextLines
+from tests.engines.misbehaving import Copy, Gate, Misbehaving
 
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 {extra}
-nodes = Producer({source}) | Node("copy") * 2 | Gate("gate", 150, folder) {more} | TextLines("out", folder / "out")
+nodes = Producer({source}) | Copy("copy") * 2 | Gate("gate", 150, folder) {more} | TextLines("out", folder / "out")
 
 if __name__ == "__main__":
     report = Pipeline(nodes).run(state_dir=folder / "state", batch_size=50, sync="process", stop_timeout_s=60)
@@ -534,7 +535,7 @@ def finish(house: House, count: int) -> Report:
     """Run the same graph again over what was left behind, in this process."""
     gate = Gate("gate", 150, house.folder)
     gate.opened.touch()
-    graph = Producer(range(count)) | Node("copy") * 2 | gate | TextLines("out", house.out)
+    graph = Producer(range(count)) | Copy("copy") * 2 | gate | TextLines("out", house.out)
     return Pipeline(graph).run(state_dir=house.state, **OPTIONS)
 
 
@@ -665,6 +666,9 @@ from consecution import Node, Pipeline, Producer, TextLines
 class Color(Enum):
     RED = 1
 
+    def shout(self):
+        return self.name + "!"
+
 Pair = namedtuple("Pair", "left right")
 
 @dataclass(frozen=True)
@@ -681,7 +685,7 @@ def square(number):
 
 class Square(Node):
     def process(self, item):
-        assert type(item) is Item and item.color is Color.RED
+        assert type(item) is Item and item.color is Color.RED and item.color.shout() == "RED!"
         if item.number == 3:
             raise ValueError("three")
         self.push(Item(square(item.number)))
@@ -710,11 +714,11 @@ if __name__ == "__main__":
     print(json.dumps([report.completed, report.restarts, failed == [Item(3)], type(failed[0]) is Item]))
 """
 
-STARTS: dict[str, Callable[[House, str], subprocess.Popen[str]]] = {
-    "python script.py": lambda house, text: house.script(text),
-    "python -m package.module": lambda house, text: house.start("-m", "package.module"),
-    "python -c": lambda house, text: house.start("-c", text),
-    "python < script.py": lambda house, text: house.start(stdin=open(house.folder / "script.py")),
+STARTS: dict[str, Callable[[str], list[str]]] = {
+    "python script.py": lambda text: ["script.py"],
+    "python -m package.module": lambda text: ["-m", "package.module"],
+    "python -c": lambda text: ["-c", text],
+    "python < script.py": lambda text: [],
 }
 
 
@@ -726,7 +730,8 @@ def test_a_program_may_be_started_in_any_way(house: House, start: str, source: s
         (house.folder / path).parent.mkdir(exist_ok=True)
         (house.folder / path).write_text(text)
 
-    said, problems = STARTS[start](house, text).communicate(timeout=60)
+    process = house.start(*STARTS[start](text), stdin=subprocess.PIPE)
+    said, problems = process.communicate(text if "<" in start else "", timeout=60)
 
     assert said, problems
     assert json.loads(said) == [6, 0, True, True]

@@ -166,27 +166,6 @@ def test_a_sink_that_hangs_in_close_does_not_hold_up_an_abort(tmp_path: Path, mo
     assert (report.completed, report.pending) == (1, 0)
 
 
-def test_a_stop_while_nodes_end_lets_them_end(tmp_path: Path) -> None:
-    ending, may_end = threading.Event(), threading.Event()
-
-    class SlowEnd(nodes.Total):
-        def end(self) -> None:
-            ending.set()
-            may_end.wait(nodes.LONGEST_WAIT_S)
-            super().end()
-
-    chain = SlowEnd("slow") | nodes.Total("last") | Collect("sink", tmp_path / "out")
-    running = Pipeline(chain).start([1, 2], **THREAD, robustness="none")
-    assert ending.wait(nodes.LONGEST_WAIT_S)
-    running.request_stop()
-    may_end.set()
-
-    report = running.wait(nodes.LONGEST_WAIT_S)
-
-    assert not report.stopped
-    assert collected(tmp_path / "out") == [3]
-
-
 def test_a_run_that_is_over_touches_nothing_any_more(tmp_path: Path) -> None:
     running = Pipeline(Map(nodes.increase) | Collect("sink", tmp_path / "out")).start([1], **THREAD, robustness="none")
     report = running.wait(nodes.LONGEST_WAIT_S)

@@ -100,6 +100,7 @@ class _Broken(Exception):
 class _Run:
     def __init__(self, schedule: Schedule, outcome: Outcome, deadline_s: float) -> None:
         self.job = schedule.job
+        self.impatient = schedule.impatient
         self.outcome = outcome
         self.deadline_s = deadline_s
         self._schedule = schedule
@@ -208,7 +209,8 @@ class _Life:
             return code
         if not self._ended_supervisor:
             raise _Broken(f"life {self._number} ended by signal {-code}, which nobody sent")
-        self._after_death()
+        if not self._run.impatient:
+            self._after_death()
         return None
 
     @contextlib.contextmanager

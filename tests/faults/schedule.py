@@ -104,6 +104,8 @@ class Schedule:
 
     job: Job
     lives: tuple[Life, ...]
+    impatient: bool = False
+    """Start the next life while workers of the last one may still be dying."""
 
     def kinds(self) -> set[str]:
         """The kinds of victims, and the groups of failpoints, as ``@group``."""
@@ -113,7 +115,8 @@ class Schedule:
     def __str__(self) -> str:
         job = self.job
         told = "; then ".join(f"life {number}: {life}" for number, life in enumerate(self.lives, 1))
-        return f"{job.items} items, {job.source}, {job.fork}, {job.right}, sync={job.sync}; {told}"
+        how = ", impatient" if self.impatient else ""
+        return f"{job.items} items, {job.source}, {job.fork}, {job.right}, sync={job.sync}{how}; {told}"
 
 
 @dataclass(slots=True)
@@ -193,7 +196,7 @@ def draw(seed: int, items: int, folder: str) -> Schedule:
         timeout_s=HANG_TIMEOUT_S if hangs else 30.0,
         folder=folder,
     )
-    return Schedule(job, drawn)
+    return Schedule(job, drawn, impatient=rng.random() < 0.3)
 
 
 def _lives(drawing: _Draw, count: int) -> Iterator[Life]:
