@@ -23,12 +23,17 @@ class Sink(Node):
     made others of them. A sink that must not hold anything twice replaces what an earlier generation of
     (origin, seq, path) has written, or writes by a key of the item.
 
+    In ``robust`` a sink is given the items after the decision (`after_decision`): a repeat, after a crash
+    between ``write`` and the commit that follows, brings the same items under the same (origin, seq, path). A
+    sink with ``after_decision = False`` is given them while they travel, earlier and without a commit of its own.
+
     If ``write`` raises, it is offered the items one by one, to find the ones at fault; so what a call
     that raises has written must be undone, or be harmless to write again.
     """
 
     sync: str = "power"
-    max_replicas: int | None = None
+    after_decision: bool = True
+    """In ``robust``: write what was decided, once that is certain; False: write what comes by, with its generation."""
 
     def open(self) -> None:
         """Take hold of the file or connection. May raise: the run then does not start."""
@@ -82,3 +87,52 @@ class Sink(Node):
 
     def _wants_end(self) -> bool:
         return False
+
+    def _is_durable(self) -> bool:
+        return self.after_decision
+
+
+class AppendSink(Sink):
+    """A sink whose store grows at its end, and can be cut back: files. In ``robust`` it holds every item once.
+
+    Define `open`, `write`, `flush`, `cut_to` and `close`. What `flush` returns is committed together with the news
+    that the batch was applied; at the next start `cut_to` is told that place, and removes what lies behind.
+    """
+
+    def flush(self) -> Any:
+        """Make safe what was written, and return its end: numbers, text, bytes, None, or lists and dicts of these."""
+        raise NotImplementedError(f"{type(self).__name__} {self.name!r} must define flush(self)")
+
+    def cut_to(self, end: Any) -> None:
+        """Called after `open`: remove what was written after ``end``; None: nothing was committed yet.
+
+        Raises DamagedStoreError if there is less than that.
+        """
+        raise NotImplementedError(f"{type(self).__name__} {self.name!r} must define cut_to(self, end)")
+
+
+class TransactionSink(Sink):
+    """A sink whose store has transactions: databases. In ``robust`` it holds every item once.
+
+    Define `open`, `begin_transaction`, `write`, `commit`, `roll_back`, `last_mark` and `close`. Several ``write``s
+    make one transaction. One that raises must leave the transaction as it was before that call (a savepoint).
+    """
+
+    def begin_transaction(self) -> None:
+        """Everything written from here on becomes one transaction."""
+        raise NotImplementedError(f"{type(self).__name__} {self.name!r} must define begin_transaction(self)")
+
+    def commit(self, owner: str, number: int, redo: bytes) -> None:
+        """Put the mark (number, redo) of ``owner`` in place of its last one, and commit; all or nothing.
+
+        A lost connection is the sink's to get over: it repeats the transaction until that is certain.
+        """
+        raise NotImplementedError(f"{type(self).__name__} {self.name!r} must define commit(self, owner, number, redo)")
+
+    def roll_back(self) -> None:
+        """Forget what was written since `begin_transaction`."""
+        raise NotImplementedError(f"{type(self).__name__} {self.name!r} must define roll_back(self)")
+
+    def last_mark(self, owner: str) -> tuple[int, bytes]:
+        """(number, redo) of the last transaction of ``owner``; (0, b"") if there is none."""
+        raise NotImplementedError(f"{type(self).__name__} {self.name!r} must define last_mark(self, owner)")

@@ -10,16 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+import msgpack
+
+from consecution.errors import DamagedStoreError
 from consecution.nodes import Node
+from consecution.plan import Plan
 from consecution.protocol.durable import Application
-from consecution.protocol.values import USER_ERRORS, BatchId
-from consecution.runtime.durable_store import DurableStore, TableWrite
+from consecution.protocol.values import USER_ERRORS, BatchId, TaskIndex
+from consecution.runtime import failpoints
+from consecution.runtime.durable_store import CommittedOutside, DurableStore, TableWrite
+from consecution.runtime.journal import seal
 from consecution.runtime.state_table import StateTable
-from consecution.sink import Sink
+from consecution.sink import AppendSink, Sink, TransactionSink
 from consecution.stateful import DurableNode
 from consecution.states import States
 from consecution.transport.codec import PickleCodec
 
+END = b"\xff\xffend"
+"""Where the end of an append sink stands in the state table: behind all slots."""
 CAREFUL_GROUPS = 100
 """After a failing item, so many groups are run item by item from the start: the next may not be far."""
 
@@ -50,9 +58,12 @@ class Applier(Protocol):
     """Applies groups for one task. Called by one thread."""
 
     def open(self) -> None:
-        """Restore what the store has, and run the node's ``begin``."""
+        """Restore what the store has, and run the node's ``begin``. What a crash has left undone is done here."""
 
     def apply(self, group: list[Work]) -> Outcome: ...
+
+    def prepare(self, changes: list[Any]) -> None:
+        """The commit of these changes, the latest group's among them, comes next; it may add its own."""
 
     def end(self) -> list[Any]:
         """Run the node's ``end``; returns what it pushed."""
@@ -136,6 +147,9 @@ class _NodeApplier:
             self._merging = True
             writes.append(TableWrite(lambda txn: self._table.merge(txn, self._states)))
         return writes
+
+    def prepare(self, changes: list[Any]) -> None:
+        pass
 
     def committed(self) -> None:
         if self._merging:
@@ -242,11 +256,13 @@ class SinkApplier:
     At least once, and always the same items under the same (origin, seq, path).
     """
 
-    def __init__(self, sink: Sink, origin_names: Callable[[Any], str]) -> None:
+    def __init__(self, sink: Sink, sync: str, origin_names: Callable[[TaskIndex], str]) -> None:
         self._sink = sink
+        self._sync = sync
         self._origin_names = origin_names
 
     def open(self) -> None:
+        self._sink.sync = self._sync
         self._sink.open()
 
     def apply(self, group: list[Work]) -> Outcome:
@@ -274,6 +290,9 @@ class SinkApplier:
     def take_changes(self) -> list[TableWrite]:
         return []
 
+    def prepare(self, changes: list[Any]) -> None:
+        pass
+
     def committed(self) -> None:
         pass
 
@@ -281,10 +300,80 @@ class SinkApplier:
         self._sink.close()
 
 
-def make_applier(node: Node, store: DurableStore, origin_names: Callable[[Any], str], cache_bytes: int) -> Applier:
+class AppendApplier(SinkApplier):
+    """For a sink whose store is cut back to what was committed: where it ends is part of the commit."""
+
+    _sink: AppendSink
+
+    def __init__(self, sink: Sink, sync: str, origin_names: Callable[[TaskIndex], str], store: DurableStore) -> None:
+        super().__init__(sink, sync, origin_names)
+        self._store = store
+
+    def open(self) -> None:
+        super().open()
+        body = self._store.read("state", END)
+        self._sink.cut_to(None if body is None else msgpack.unpackb(body, strict_map_key=False))
+
+    def take_changes(self) -> list[TableWrite]:
+        value = seal(END, msgpack.packb(self._sink.flush()))
+        return [TableWrite(lambda txn: txn.put(END, value, db=self._store.handle("state")))]
+
+
+class TransactionApplier(SinkApplier):
+    """For a sink with transactions: it commits first, with the redo of the commit that follows here."""
+
+    _sink: TransactionSink
+
+    def __init__(
+        self, sink: Sink, sync: str, origin_names: Callable[[TaskIndex], str], store: DurableStore, owner: str
+    ) -> None:
+        super().__init__(sink, sync, origin_names)
+        self._store = store
+        self._owner = owner
+
+    def open(self) -> None:
+        super().open()
+        number, redo = self._sink.last_mark(self._owner)
+        known = self._store.outside_number
+        if number == known + 1:
+            self._store.carry_out(redo)
+        elif number != known:
+            raise DamagedStoreError(
+                f"{self._sink}: its database has taken in {number} transactions of {self._owner}, the store "
+                f"{self._store.path} knows of {known}: one of the two was restored or emptied without the other; "
+                "restore both from one moment, or begin anew with fresh=True and an empty table",
+                path=str(self._store.path),
+                record="meta/outside",
+            )
+
+    def apply(self, group: list[Work]) -> Outcome:
+        self._sink.begin_transaction()
+        try:
+            return super().apply(group)
+        except BaseException:
+            self._sink.roll_back()
+            raise
+
+    def prepare(self, changes: list[Any]) -> None:
+        number = self._store.outside_number + 1
+        changes.append(CommittedOutside(number))
+        failpoints.passed("outside.before_commit")
+        self._sink.commit(self._owner, number, self._store.redo_of(changes))
+        failpoints.passed("outside.committed")
+
+
+def make_applier(
+    plan: Plan, task: TaskIndex, node: Node, store: DurableStore, origin_names: Callable[[TaskIndex], str]
+) -> Applier:
     """The applier for a durable node."""
+    options = plan.options
+    if isinstance(node, TransactionSink):
+        # The store's uuid, for two pipelines may write to one database.
+        return TransactionApplier(node, options.sync, origin_names, store, f"{plan.task(task).name}/{store.uuid}")
+    if isinstance(node, AppendSink):
+        return AppendApplier(node, options.sync, origin_names, store)
     if isinstance(node, Sink):
-        return SinkApplier(node, origin_names)
+        return SinkApplier(node, options.sync, origin_names)
     if isinstance(node, DurableNode):
-        return StateApplier(node, store, cache_bytes)
-    return AttributeApplier(node, store, cache_bytes)
+        return StateApplier(node, store, options.cache_bytes)
+    return AttributeApplier(node, store, options.cache_bytes)

@@ -35,7 +35,6 @@ from consecution.runtime.appliers import FailedInput, Work, make_applier
 from consecution.runtime.durable_store import DurableStore, EndRecorded
 from consecution.runtime.origin_host import OriginHost, Outbox, origin_limits
 from consecution.runtime.wiring import make_dispatch
-from consecution.sink import Sink
 
 GROUP_ITEMS = 8000
 """Items of decided batches that become one commit, while there are so many."""
@@ -75,46 +74,44 @@ class DurableHost:
         self._ending = False
         self._end_done = False
         self._end_asked = False
+        self._plan = plan
         self._store = DurableStore(path, origin=self.name, epoch=epoch, sync=plan.options.sync, create=False)
-        try:
-            self._restore(plan, origin_name)
-        except BaseException:
-            self._store.close()
-            raise
+        self._applier = make_applier(plan, task, node, self._store, origin_name)
+        self._durable = Durable()
+        self.origin_host: OriginHost | None = None
 
-    def _restore(self, plan: Plan, origin_name: Callable[[TaskIndex], str]) -> None:
+    @property
+    def _own(self) -> OriginHost:
+        assert self.origin_host is not None, "begin comes first"
+        return self.origin_host
+
+    @property
+    def origin(self) -> Origin:
+        return self._own.origin
+
+    def begin(self) -> None:
+        """Restore what the store holds, and run the node's ``begin`` or open its sink; what that raises is raised."""
+        with self._occupied("begin"):
+            self._applier.open()
         store = self._store
         self._durable = Durable(*store.restore_inbox())
         self._end_done = store.has_ended
-        dispatch = make_dispatch(plan, self.task, self._codec)
         self.origin_host = OriginHost(
             self.task,
-            Origin(origin_limits(plan.options), store.restore(), self._now()),
+            Origin(origin_limits(self._options), store.restore(), self._now()),
             store,
-            dispatch,
+            make_dispatch(self._plan, self.task, self._codec),
             self._codec,
             self._outbox,
             stored=self._stored,
             now=self._now,
         )
         self.origin_host.companion = self
-        self._applier = make_applier(self.node, store, origin_name, plan.options.cache_bytes)
-
-    @property
-    def origin(self) -> Origin:
-        return self.origin_host.origin
 
     def progress(self) -> tuple[int, ...]:
         """Changes whenever the task gets on with its work."""
         counts = self.counts
         return counts.frames, counts.items_in, counts.items_out
-
-    def begin(self) -> None:
-        """Restore the state and run the node's ``begin``, or open its sink; whatever that raises is raised."""
-        if isinstance(self.node, Sink):
-            self.node.sync = self._options.sync
-        with self._occupied("begin"):
-            self._applier.open()
 
     # -- messages --------------------------------------------------------------------------------
 
@@ -126,7 +123,7 @@ class DurableHost:
             for go in message.gos:
                 self._durable.go(message.origin, go)
         else:
-            self.origin_host.receive(message)
+            self._own.receive(message)
 
     def _stage(self, frame: Frame) -> None:
         if frame.credited:
@@ -158,7 +155,7 @@ class DurableHost:
     def turn(self) -> bool:
         """Apply what is decided, commit, answer. Returns whether there was work."""
         worked = self._apply_ready()
-        return self.origin_host.turn() or worked
+        return self._own.turn() or worked
 
     def flush(self) -> None:
         """Give credits back; acknowledgements go out with the commits that make them true."""
@@ -200,11 +197,11 @@ class DurableHost:
         failpoints.passed("durable.applied")
 
     def _give_birth(self, pushed: list[Any]) -> None:
-        if not self.origin_host.has_outlets:
+        if not self._own.has_outlets:
             return
         size = self._options.batch_size
         for start in range(0, len(pushed), size):
-            self.origin_host.born(pushed[start : start + size], None)
+            self._own.born(pushed[start : start + size], None)
 
     def _fail(self, failure: FailedInput) -> None:
         app = failure.application
@@ -225,6 +222,11 @@ class DurableHost:
             self._end_done = True
             changes.append(EndRecorded())
         return changes
+
+    def prepare(self, changes: list[Any]) -> None:
+        """What was applied to a store elsewhere is committed there first."""
+        if self._applied:
+            self._applier.prepare(changes)
 
     def committed(self) -> bool:
         """Acknowledge what is staged, confirm what is applied."""
@@ -284,7 +286,7 @@ class DurableHost:
         """Never: a durable task keeps what is open."""
 
     def replica_restarted(self, task: TaskIndex) -> None:
-        self.origin_host.replica_restarted(task)
+        self._own.replica_restarted(task)
 
     def next_wake_s(self) -> float | None:
         """Seconds until a retry or the tree timeout is due; None: not before a message."""

@@ -6,6 +6,12 @@ All of it changes in one transaction. Four more named databases, sealed like the
     ledger  origin (4 bytes)                                       [seq]
     state, log                                                     see `state_table`
     meta    "ended"                                                [true], once the node's end() is part of it
+            "outside"                                              [number of the last commit elsewhere]
+
+**A store elsewhere** (a sink's database) commits before this one can. Its transaction holds, beside the rows, a
+number one higher than the last and the *redo* of the commit that follows here: what that puts and deletes, as
+bytes. A crash between the two leaves it one ahead; at the next start the redo is carried out before
+anything else. The two kinds of commit strictly alternate.
 """
 
 from __future__ import annotations
@@ -14,6 +20,8 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import msgpack
 
 from consecution.protocol.durable import FramesDropped, FrameStaged, LedgerMoved
 from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
@@ -28,6 +36,13 @@ class TableWrite:
     """Something of a node's own that is part of the commit."""
 
     write: Callable[[Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedOutside:
+    """A store elsewhere has committed its transaction of this number; this commit follows it."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +106,38 @@ class DurableStore(Journal):
             txn.put(key, _seal(key, [change.seq]), db=self._handles["ledger"])
         elif isinstance(change, TableWrite):
             change.write(txn)
+        elif isinstance(change, CommittedOutside):
+            txn.put(b"outside", _seal(b"outside", [change.number]), db=self._meta)
         elif isinstance(change, EndRecorded):
             txn.put(b"ended", _seal(b"ended", [True]), db=self._meta)
         else:
             super()._apply_one(txn, change)
+
+    # -- a store elsewhere ------------------------------------------------------------------------
+
+    @property
+    def outside_number(self) -> int:
+        """The number of the last commit elsewhere that this store knows of; 0 before the first."""
+        body = self.read("meta", b"outside")
+        return 0 if body is None else int(msgpack.unpackb(body)[0])
+
+    def redo_of(self, changes: list[Any]) -> bytes:
+        """What a commit of these changes does, as bytes; frames that are only just being staged are left out."""
+        recorder = _Recorder({id(handle): name for name, handle in self._handles.items()})
+        for change in changes:
+            if not isinstance(change, FrameStaged):
+                self._apply_one(recorder, change)
+        redo: bytes = msgpack.packb(recorder.done)
+        return redo
+
+    def carry_out(self, redo: bytes) -> None:
+        """The commit that a crash has prevented."""
+        with self._explained("written"), self._env.begin(write=True) as txn:
+            for table, key, value in msgpack.unpackb(redo):
+                if value is None:
+                    txn.delete(key, db=self._handles[table])
+                else:
+                    txn.put(key, value, db=self._handles[table])
 
     # -- for a task's own tables (`state_table.Tables`) --------------------------------------------
 
@@ -112,6 +155,20 @@ class DurableStore(Journal):
         with self._explained("read"), self._env.begin(db=self._handles[table]) as txn:
             for key, value in txn.cursor():
                 yield bytes(key), self._body(table, key, value)
+
+
+class _Recorder:
+    """Stands for a transaction, and notes what is done in it: (table, key, value), None for a deletion."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        self._names = names
+        self.done: list[tuple[str, bytes, bytes | None]] = []
+
+    def put(self, key: bytes, value: bytes, *, db: Any, **how: Any) -> None:
+        self.done.append((self._names[id(db)], key, value))
+
+    def delete(self, key: bytes, *, db: Any) -> None:
+        self.done.append((self._names[id(db)], key, None))
 
 
 def _frame_key(frame: Frame) -> bytes:

@@ -217,6 +217,7 @@ _RECORDS: dict[str, Callable[[Any], bool]] = {
     "meta/identity": _is_list(_is_count, _is_text, _is_text, _is_text),
     "meta/head": _is_list(_is_count, _is_count, _is_count, _is_anything, _is_count, _is_count, _is_flag),
     "meta/ended": _is_list(_is_flag),
+    "meta/outside": _is_list(_is_count),
     "batches": _is_list(_is_count, _is_payload, _is_retry_or_nil, _is_failed_list),
     "decided": _is_list(_is_count, _is_count, _is_participants, _is_retry_or_nil, _is_count),
     "failures": _is_list(_is_failed, _is_count, _is_root, _is_count, _is_due),

@@ -63,6 +63,9 @@ class Companion(Protocol):
     def take_changes(self) -> list[Any]:
         """What the next commit has to hold beside the origin's own changes."""
 
+    def prepare(self, changes: list[Any]) -> None:
+        """The commit of these changes comes next: a store elsewhere commits before it, and adds its mark."""
+
     def committed(self) -> bool:
         """Answer for what `take_changes` returned last. Returns whether there was anything to say."""
 
@@ -180,8 +183,11 @@ class OriginHost:
         turn = self.origin.take_turn()
         beside = self.companion.take_changes() if self.companion is not None else []
         if turn.changes or beside:
+            changes = [*beside, *turn.changes]
+            if self.companion is not None:
+                self.companion.prepare(changes)
             failpoints.passed("origin.before_commit")
-            self.store.apply([*beside, *turn.changes])
+            self.store.apply(changes)
             failpoints.passed("origin.committed")
         answered = self.companion.committed() if self.companion is not None else False
         for launch in turn.launches:
