@@ -278,7 +278,7 @@ class SourceHost:
             self.source.open(self.origin.position)
         except SourceError:
             raise
-        except Exception as error:
+        except USER_ERRORS as error:
             raise SourceError(
                 f"the source {self.source!r} cannot be opened at {self.origin.position!r}: "
                 f"{type(error).__name__}: {error}"
@@ -345,7 +345,7 @@ class SourceHost:
             return self._reader.read(room)
         except SourceError:
             raise
-        except Exception as error:
+        except USER_ERRORS as error:
             raise SourceError(
                 f"the source {self.source!r} raised {type(error).__name__}: {error}; what came before it was taken"
             ) from error
@@ -360,6 +360,9 @@ class SourceHost:
     def close(self) -> None:
         try:
             self.source.close()
+        except USER_ERRORS as error:
+            what = f"{type(error).__name__}: {error}"
+            raise SourceError(f"the source {self.source!r} cannot be closed: {what}") from error
         finally:
             self.host.close()
 
@@ -374,7 +377,7 @@ class _Reader:
         self._kept: list[Any] = []
         self._since_s = 0.0
         self._ended = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     def read(self, max_items: int) -> list[Any] | None:
         if self._error is not None:
@@ -399,7 +402,7 @@ class _Reader:
         """What the source has; None at its end, and where it raises after something was kept: that goes first."""
         try:
             found = self._source.read(max_items)
-        except Exception as error:
+        except USER_ERRORS as error:
             if not self._kept:
                 raise
             self._error = error

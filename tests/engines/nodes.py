@@ -299,6 +299,19 @@ def bad_route(item: Any) -> str:
     return "nowhere" if item == "lost" else fail(item) and "here"
 
 
+class Fickle:
+    """A router that raises at every third question, whatever it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, item: Any) -> int:
+        self.asked += 1
+        if self.asked % 3 == 0:
+            raise LookupError(f"question {self.asked}")
+        return self.asked % 2
+
+
 def bad_key(item: Any) -> Any:
     if item == "list":
         return [item]
@@ -373,6 +386,36 @@ def breaks_after(count: int) -> Callable[[], Iterator[int]]:
         raise OSError("the line went dead")
 
     return read
+
+
+class BadSource(Source):
+    """Gives three numbers, and raises where it is told to."""
+
+    def __init__(self, fails_in: str, error: BaseException) -> None:
+        self.fails_in = fails_in
+        self.error = error
+        self.at = 0
+
+    def fail_in(self, where: str) -> None:
+        if where == self.fails_in:
+            raise self.error
+
+    def open(self, position: Any) -> None:
+        self.at = position or 0
+        self.fail_in("open")
+
+    def read(self, max_items: int) -> list[Any] | None:
+        if self.at == 3:
+            self.fail_in("read")
+            return None
+        self.at += 1
+        return [self.at]
+
+    def position(self) -> int:
+        return self.at
+
+    def close(self) -> None:
+        self.fail_in("close")
 
 
 class OneThread(Source):

@@ -406,6 +406,16 @@ def test_a_router_or_key_function_that_fails_fails_the_item_at_the_node_before(r
     assert "a key must be one of" in next(f.error for f in grouped.failures if f.item == "list")
 
 
+def test_a_router_that_answers_differently_each_time_fails_items_but_not_the_run(run: Run) -> None:
+    chain = Map(nodes.identity, "before") | Route([Map(nodes.identity, "a"), Map(nodes.negate, "b")], nodes.Fickle())
+
+    report = run(chain | run.sink, range(1, 101), retries=0)
+
+    assert 0 < report.failed < 100
+    assert (report.completed, len(report.failures)) == (100, report.failed)
+    assert sorted([*map(abs, run.items), *(failure.item for failure in report.failures)]) == list(range(1, 101))
+
+
 def test_a_router_that_fails_at_the_source_fails_the_item_there(run: Run) -> None:
     here = Collect("here", run.folder / "here")
     chain = Producer(["a", "lost", "b"]) | [here, Map(nodes.identity, "there"), nodes.bad_route]
@@ -598,6 +608,21 @@ def test_a_source_of_ones_own_is_opened_read_and_closed_by_one_thread(run: Run) 
 
     assert run.items == list(range(1, 26))
     assert_all_done(report, 25)
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "message"),
+    [
+        ("open", OSError("no line"), r"cannot be opened at None: OSError: no line"),
+        ("read", SystemExit("no line"), r"raised SystemExit: no line; what came before it was taken"),
+        ("close", OSError("no line"), r"cannot be closed: OSError: no line"),
+    ],
+)
+def test_a_source_that_misbehaves_is_named(run: Run, where: str, error: BaseException, message: str) -> None:
+    with pytest.raises(SourceError, match=rf"the source .*BadSource.* {message}"):
+        run(Map(nodes.increase) | run.sink, nodes.BadSource(where, error))
+
+    assert run.items == ([] if where == "open" else [2, 3, 4])
 
 
 # -- pushing -------------------------------------------------------------------------------------
