@@ -75,25 +75,27 @@ class DurableHost:
         self._end_done = False
         self._end_asked = False
         self._plan = plan
-        self._store = DurableStore(path, origin=self.name, epoch=epoch, sync=plan.options.sync, create=False)
-        self._applier = make_applier(plan, task, node, self._store, origin_name)
+        self._origin_name = origin_name
+        self._path = path
+        self._epoch = epoch
         self._durable = Durable()
+        self._store: DurableStore | None = None
         self.origin_host: OriginHost | None = None
-
-    @property
-    def _own(self) -> OriginHost:
-        assert self.origin_host is not None, "begin comes first"
-        return self.origin_host
-
-    @property
-    def origin(self) -> Origin:
-        return self._own.origin
 
     def begin(self) -> None:
         """Restore what the store holds, and run the node's ``begin`` or open its sink; what that raises is raised."""
-        with self._occupied("begin"):
-            self._applier.open()
-        store = self._store
+        store = DurableStore(self._path, origin=self.name, epoch=self._epoch, sync=self._options.sync, create=False)
+        try:
+            self._applier = make_applier(self._plan, self.task, self.node, store, self._origin_name)
+            with self._occupied("begin"):
+                self._applier.open()
+            self._restore(store)
+        except BaseException:
+            store.close()
+            raise
+        self._store = store
+
+    def _restore(self, store: DurableStore) -> None:
         self._durable = Durable(*store.restore_inbox())
         self._end_done = store.has_ended
         self.origin_host = OriginHost(
@@ -107,6 +109,15 @@ class DurableHost:
             now=self._now,
         )
         self.origin_host.companion = self
+
+    @property
+    def _own(self) -> OriginHost:
+        assert self.origin_host is not None, "begin comes first"
+        return self.origin_host
+
+    @property
+    def origin(self) -> Origin:
+        return self._own.origin
 
     def progress(self) -> tuple[int, ...]:
         """Changes whenever the task gets on with its work."""
@@ -294,12 +305,15 @@ class DurableHost:
         return None if due_s is None else max(0.0, due_s - self._now())
 
     def close(self) -> None:
-        """Close node and store."""
+        """Close node and store. Harmless when repeated, and without `begin`."""
+        store, self._store = self._store, None
+        if store is None:
+            return
         try:
             with self._occupied("close"):
                 self._applier.close()
         finally:
-            self._store.close()
+            store.close()
 
     @contextlib.contextmanager
     def _occupied(self, what: str) -> Iterator[None]:
