@@ -204,7 +204,7 @@ class InlineRunning(Running):
     def _is_over(self) -> bool:
         if self._aborted or self._ending.finished:
             return True
-        return self._stopping and self._run.source_host.origin.settled
+        return self._stopping and self._run.source_host.drained
 
     def _wait(self, deadline_s: float | None) -> None:
         """Nothing to do just now: a retry is not yet due, or nothing is there to read."""

@@ -324,7 +324,7 @@ class ThreadRunning(Running):
     def _is_over(self) -> bool:
         if self._aborted or self._ending.finished:
             return True
-        return self._stopping and not self._ending.started and self._run.source_host.origin.settled
+        return self._stopping and not self._ending.started and self._run.source_host.drained
 
     def _quit_tasks(self, wait_s: float | None) -> None:
         """Tell all tasks to quit, and wait for them; in an abort for a hanging one only so long."""
