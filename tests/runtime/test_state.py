@@ -147,7 +147,23 @@ def test_a_temporary_one_that_cannot_be_used_leaves_nothing_behind(
 
 # -- names -----------------------------------------------------------------------------------------
 
-ODD_NAMES = ["a/b", "a_b", "a b", "a.b", "A_b", "..", ".", "\u00e9", "e\u0301", "a" * 300, "a" * 301, "\ud800", "x\0y", "日本", ""]
+ODD_NAMES = [
+    "a/b",
+    "a_b",
+    "a b",
+    "a.b",
+    "A_b",
+    "..",
+    ".",
+    "\u00e9",
+    "e\u0301",
+    "a" * 300,
+    "a" * 301,
+    "\ud800",
+    "x\0y",
+    "日本",
+    "",
+]
 
 
 def test_every_name_has_a_folder_of_its_own(path: Path) -> None:
