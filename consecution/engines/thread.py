@@ -174,6 +174,7 @@ class ThreadRunning(Running):
             self._await_begun()
         except BaseException as error:
             self._end_with(error)
+            self._join_threads()
             raise
 
     def _await_begun(self) -> None:
