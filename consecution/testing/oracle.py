@@ -200,8 +200,7 @@ class Oracle:
         if (batch_id.seq, batch_id.generation) != (frame.seq, frame.generation):
             raise Violation(f"sink {sink} got {batch_id} for {frame}")
         execution = self._executions[frame.seq, frame.generation]
-        is_over = decided is not None or frame.seq in self._abandoned
-        if execution.has_done(frame) and not is_over:
+        if decided is None and execution.has_done(frame):
             raise Violation(f"sink {sink} got the same frame twice, as {batch_id}")
         execution.write(sink, frame, batch_id, items)
 

@@ -45,7 +45,8 @@ class Schedule:
     """One schedule. ``robust`` False has no journal: deaths abandon what is open.
 
     ``together`` puts all tasks into one worker whose tasks call each other without a network.
-    ``reorder``, ``repeat`` and ``lose`` are the odds of each at every delivery.
+    ``reorder``, ``repeat`` and ``lose`` are the odds of each at every delivery, 0 where nothing is
+    promised for it.
     """
 
     seed: int
@@ -67,7 +68,7 @@ def make_schedule(seed: int, rng: Random, tasks: int, *, robust: bool, fickle: b
     """Draw a schedule for a pipeline of ``tasks`` tasks."""
     together = robust and rng.random() < 0.08
     timeout_on = robust and not together and rng.random() < 0.3
-    adversarial = not together and rng.random() < 0.3
+    adversarial = robust and not together and rng.random() < 0.3
     return Schedule(
         seed=seed,
         items=rng.choice((0, 1, 2, 4, 6, 8, 12)),
