@@ -81,9 +81,15 @@ class Sink(Node):
             del self._waiting
 
     def _write_waiting(self) -> None:
+        """Write all, or, if that raises, what came before the item at fault: its own error is raised."""
         items, self._waiting = self._waiting, []
-        if items:
+        if not items:
+            return
+        try:
             self.write(None, items)
+        except Exception:
+            for item in items:
+                self.write(None, [item])
 
     def _wants_end(self) -> bool:
         return False

@@ -1,16 +1,17 @@
-"""What Hypothesis draws from: graphs, with a plain interpreter that says what they should answer."""
+"""What Hypothesis draws from: graphs, with a plain interpreter that says what they should answer; and tuple trees."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from hypothesis import strategies as st
 
 from consecution import Broadcast, Filter, FlatMap, Map, Node, Route, Sink
+from consecution.protocol.values import FailedItem, FrameId, Stage, TaskIndex
 
 PRIME = 997
 """Items stay below it."""
@@ -219,3 +220,67 @@ def _share(fan: Fan, flow: Flow, failed: Counter[tuple[str, int]]) -> list[Flow]
                 way = chosen if isinstance(chosen, int) else chooser.ways.index(chosen)
                 ways[way][place][1].append(item)
     return ways
+
+
+# -- tuple trees ---------------------------------------------------------------------------------
+
+
+@dataclass
+class TreeFrame:
+    """A frame of a tuple tree, and the frames it becomes."""
+
+    frame_id: FrameId
+    children: list[TreeFrame] = field(default_factory=list)
+    fails: int = 0
+
+    @property
+    def xor(self) -> int:
+        """What its acknowledgement holds."""
+        found = int(self.frame_id)
+        for child in self.children:
+            found ^= child.frame_id
+        return found
+
+    def all(self) -> list[TreeFrame]:
+        return [self, *(frame for child in self.children for frame in child.all())]
+
+
+@dataclass
+class Tree:
+    """Everything that one execution of a batch becomes; no frames if the origin had nothing to send."""
+
+    roots: list[TreeFrame]
+
+    @property
+    def xor(self) -> int:
+        """What the origin folds in when all roots are sent."""
+        found = 0
+        for root in self.roots:
+            found ^= root.frame_id
+        return found
+
+    def all(self) -> list[TreeFrame]:
+        return [frame for root in self.roots for frame in root.all()]
+
+
+@st.composite
+def trees(draw: st.DrawFn, most_frames: int = 12) -> Tree:
+    """Any shape: each frame hangs below an earlier one, or below the origin.
+
+    No XOR of some ids is that of others: random ids of 64 bits are like that, those of hypothesis are not.
+    """
+    count = draw(st.integers(0, most_frames))
+    first_bit = draw(st.integers(0, 63 - most_frames))
+    tree = Tree([])
+    frames: list[TreeFrame] = []
+    for place in range(count):
+        frame = TreeFrame(FrameId(1 << first_bit + place), fails=draw(st.sampled_from((0, 0, 0, 1, 2))))
+        parent = draw(st.sampled_from((None, *range(len(frames)))))
+        (tree.roots if parent is None else frames[parent].children).append(frame)
+        frames.append(frame)
+    return tree
+
+
+def failed_item(number: int = 0, *, task: int = 1, stage: Stage = Stage.PROCESS, retryable: bool = True) -> FailedItem:
+    """An item that raised."""
+    return FailedItem(TaskIndex(task), stage, (number,), "ValueError: no", "Traceback", retryable, str(number))

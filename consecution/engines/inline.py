@@ -213,7 +213,9 @@ class InlineRunning(Running):
     def _is_over(self) -> bool:
         if self._aborted or self._ending.finished:
             return True
-        return self._stopping and not self._ending.started and not self._queue.waiting and self._run.settled
+        if not self._stopping or self._ending.started or self._queue.waiting:
+            return False
+        return self._run.source_host.drained and self._run.settled
 
     def _wait(self, deadline_s: float | None) -> None:
         """Nothing to do just now: a retry is not yet due, or nothing is there to read."""

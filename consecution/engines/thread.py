@@ -179,6 +179,7 @@ class ThreadRunning(Running):
             self._await_begun()
         except BaseException as error:
             self._end_with(error)
+            self._join_threads()
             raise
 
     def _await_begun(self) -> None:
@@ -309,7 +310,7 @@ class ThreadRunning(Running):
         worked = source.turn() or worked
         if source.origin.finished and not self._stopping:
             self._order_end(self._ending.source_finished())
-        elif self._stopping and not self._ending.started and source.origin.settled:
+        elif self._stopping and not self._ending.started and source.drained:
             self._order_end(self._drain.source_finished())
         if not worked and not self._is_over():
             self._wait(source)

@@ -2,8 +2,8 @@
 
 An outlet is an edge or a route between edges. Each edge groups: to the one task behind it, to the
 replica with the fewest unanswered frames (shuffle), or to the replica that owns the item's key.
-Routing is settled for all outlets before anything is encoded, so that an item which one of them
-refuses reaches none of them.
+Routing and encoding are settled for all outlets before anything is sent, so that an item which one of
+them refuses reaches none of them.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ class KeyedEdge:
         self._partition = partition
 
     def plan(self, items: list[Any], parts: list[Part]) -> None:
-        ways = len(self._targets)
+        targets = self._targets
         for way, part in enumerate(self._partition.split(items)):
             if part:
-                parts.append(Part(self.index, part, self._targets[way], None, way, ways))
+                parts.append(Part(self.index, part, targets[way], None, way, len(targets)))
 
 
 class RouteOutlet:
@@ -122,7 +122,7 @@ Outlet = SingleEdge | ShuffleEdge | KeyedEdge | RouteOutlet
 class Part(NamedTuple):
     """Items bound for one edge: for ``target``, or for whichever replica has the most credit.
 
-    A keyed edge splits one frame ``ways`` ways; what flows together again further down must still be told apart.
+    ``way`` tells the parts of one edge apart: 0 to ``ways`` - 1, the same for the same key.
     """
 
     edge: int
@@ -138,7 +138,8 @@ class Dispatch:
 
     ``max_frame_items`` bounds a frame: what a flat-map makes of one item may fill many.
     ``edge_count`` is the plan's, so that a path element names both the edge and the place of a frame
-    among those that one frame became on that edge: within an execution no two frames have one path.
+    among those that one frame became on that edge. The place depends on keys and order alone, not on
+    which replica was free.
     """
 
     def __init__(
@@ -169,13 +170,10 @@ class Dispatch:
             return [], []
         unsent: list[Unsent] = []
         try:
-            parts = self._plan(items)
+            packed = self._pack(self._plan(items))
         except USER_ERRORS:
-            parts = self._plan_one_by_one(items, unsent)
-        sent: list[Sent] = []
-        for part in parts:
-            self._pack(part, cause, sent, unsent)
-        return sent, unsent
+            packed = self._pack(self._plan_one_by_one(items, unsent))
+        return [self._address(part, element, payload, cause) for part, element, payload in packed], unsent
 
     def _plan(self, items: list[Any]) -> list[Part]:
         parts: list[Part] = []
@@ -184,43 +182,40 @@ class Dispatch:
         return parts
 
     def _plan_one_by_one(self, items: list[Any], unsent: list[Unsent]) -> list[Part]:
-        """The parts of the items that every outlet takes; the others go to ``unsent``.
+        """The parts of the items that every outlet takes and that can be encoded; the others go to ``unsent``.
 
         Each item is routed here once and for all: a router that is asked again may answer differently.
         """
-        parts: dict[tuple[int, TaskIndex | None], Part] = {}
+        parts: dict[tuple[int, int], Part] = {}
         for item in items:
             try:
+                self._codec.encode([item])
                 ways = self._plan([item])
             except USER_ERRORS as error:
                 unsent.append(Unsent(item, error))
                 continue
             for way in ways:
-                known = parts.setdefault((way.edge, way.target), way._replace(items=[]))
+                known = parts.setdefault((way.edge, way.way), way._replace(items=[]))
                 known.items.append(item)
         return list(parts.values())
 
-    def _pack(self, part: Part, cause: Frame, sent: list[Sent], unsent: list[Unsent]) -> None:
-        size = self._max_frame_items
-        items = part.items
-        element = part.edge + part.way * self._edge_count
-        if len(items) <= size:
-            self._pack_frame(part, items, element, cause, sent, unsent)
-            return
-        step = part.ways * self._edge_count
-        for place, start in enumerate(range(0, len(items), size)):
-            self._pack_frame(part, items[start : start + size], element + place * step, cause, sent, unsent)
+    def _pack(self, parts: list[Part]) -> list[tuple[Part, int, Any]]:
+        """Each part, cut into payloads: (part, path element, payload).
 
-    def _pack_frame(
-        self, part: Part, items: list[Any], element: int, cause: Frame, sent: list[Sent], unsent: list[Unsent]
-    ) -> None:
-        try:
-            payload = self._codec.encode(items)
-        except USER_ERRORS:
-            items = self._encodable(items, unsent)
-            if not items:
-                return
-            payload = self._codec.encode(items)
+        No two frames that one frame becomes have the same path. A part that is not cut is encoded as the
+        very list it is, so that a codec can tell that it has encoded it before.
+        """
+        size = self._max_frame_items
+        packed: list[tuple[Part, int, Any]] = []
+        for part in parts:
+            items = part.items
+            for place, start in enumerate(range(0, len(items), size)):
+                element = part.edge + (part.way + place * part.ways) * self._edge_count
+                piece = items if len(items) <= size else items[start : start + size]
+                packed.append((part, element, self._codec.encode(piece)))
+        return packed
+
+    def _address(self, part: Part, element: int, payload: Any, cause: Frame) -> Sent:
         target = part.credits.spend() if part.credits is not None else part.target
         assert target is not None
         frame = Frame(
@@ -235,20 +230,7 @@ class Dispatch:
             part.credits is not None,
             payload,
         )
-        sent.append(Sent(target, frame))
-
-    def _encodable(self, items: list[Any], unsent: list[Unsent]) -> list[Any]:
-        good = []
-        known = {id(u.item) for u in unsent}
-        for item in items:
-            try:
-                self._codec.encode([item])
-            except USER_ERRORS as error:
-                if id(item) not in known:
-                    unsent.append(Unsent(item, error))
-            else:
-                good.append(item)
-        return good
+        return Sent(target, frame)
 
 
 def _credits_of(outlets: tuple[Outlet, ...]) -> list[Credits]:

@@ -21,6 +21,8 @@ Source: the XOR acker is Storm's; ordered transactions are Trident's.
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -223,6 +225,7 @@ class _Batch:
     progress_s: float
     size_bytes: int
     xor: int = 0
+    acked: set[int] = field(default_factory=set)
     launched: bool = False
     complete: bool = False
     replays: int = 0
@@ -287,10 +290,12 @@ class Origin:
         self._decided: dict[int, _Decided] = {}
         self._unconfirmed: dict[TaskIndex, dict[int, None]] = {}
         self._waiting: dict[int, FailureEntry] = {}
+        self._due: list[tuple[float, int]] = []
         self._roots: dict[int, _Root] = {}
         self._head_moved = False
         self._turn = Turn()
         self._running = False
+        self._no_expiry_before_s = math.inf
         self._target = min(FIRST_BATCH_SIZE, limits.batch_size)
         self._restore(restored, now_s)
 
@@ -306,7 +311,7 @@ class Origin:
             if record.retry is not None:
                 self._hold(record.retry.root, record.retry.held)
         for entry in restored.waiting:
-            self._waiting[entry.key] = entry
+            self._wait(entry)
             self._hold(entry.root, entry.held)
 
     # -- what others may ask ---------------------------------------------------------------------
@@ -355,12 +360,17 @@ class Origin:
         return self._target
 
     def next_due_s(self) -> float | None:
-        """When `start_retries` or `expire` next has something to do; None: not before an event."""
-        times = [entry.due_s for entry in self._waiting.values() if entry.due_s is not None]
-        if self.limits.replays and self._batches:
-            times.append(min(self._expiry_s(batch) for batch in self._batches.values()))
-        if self._decided:
-            times.append(min(self._repeat_s(decided) for decided in self._decided.values()))
+        """When `start_retries` and `expire` are to be called next; None: not before an event.
+
+        They may then find that there is nothing to do yet, and a later time holds.
+        """
+        if not self._running:
+            return None
+        times = []
+        if self._due and self._has_room():
+            times.append(self._due[0][0])
+        if self.limits.replays and (self._batches or self._decided):
+            times.append(self._no_expiry_before_s)
         return min(times, default=None)
 
     # -- birth -----------------------------------------------------------------------------------
@@ -390,16 +400,11 @@ class Origin:
 
     def start_retries(self, now_s: float) -> None:
         """Give birth to the retries that are due, the longest waiting first, as far as there is room."""
-        if not self._running or not self._waiting:
-            return
-        due = [entry for entry in self._waiting.values() if entry.due_s is not None and entry.due_s <= now_s]
-        for entry in sorted(due, key=lambda e: (e.due_s, e.key)):
-            if not self._has_room():
-                return
-            self._retry(entry, now_s)
+        while self._running and self._due and self._due[0][0] <= now_s and self._has_room():
+            _, key = heapq.heappop(self._due)
+            self._retry(self._waiting.pop(key), now_s)
 
     def _retry(self, entry: FailureEntry, now_s: float) -> None:
-        del self._waiting[entry.key]
         self._turn.changes.append(FailureTaken(entry.key))
         failed = entry.failed
         mark = RetryMark(entry.root, entry.held, entry.attempts, Entry(failed.task, failed.stage))
@@ -425,10 +430,12 @@ class Origin:
         record = batch.record
         batch.generation = self.generation
         batch.xor = 0
+        batch.acked.clear()
         batch.failed = []
         batch.participants = {}
         batch.launched = False
         batch.progress_s = now_s
+        self._no_expiry_before_s = min(self._no_expiry_before_s, self._expiry_s(batch))
         entry = record.retry.entry if record.retry is not None else None
         self._turn.launches.append(Launch(record.seq, batch.generation, record.payload, entry))
         if not self.limits.replays:
@@ -462,11 +469,15 @@ class Origin:
         batch.launched = True
         self._fold(batch, xor, failed, produced_bytes, now_s)
 
-    def acked(self, sender: TaskIndex, ack: Ack, now_s: float) -> None:
-        """``sender`` is done with one frame. Acks of other executions, and of decided batches, are ignored."""
+    def acked(self, ack: Ack, now_s: float, sender: TaskIndex = TaskIndex(-1)) -> None:
+        """``sender`` is done with one frame. Acks of other executions and of decided batches are ignored.
+
+        So are repeats: no two frames of an execution have the same ``xor``.
+        """
         batch = self._batches.get(ack.seq)
-        if batch is None or batch.generation != ack.generation or batch.complete:
+        if batch is None or batch.generation != ack.generation or batch.complete or ack.xor in batch.acked:
             return
+        batch.acked.add(ack.xor)
         if ack.staged:
             batch.participants[sender] = batch.participants.get(sender, 0) ^ ack.xor
         self._fold(batch, ack.xor, ack.failed, ack.produced_bytes, now_s)
@@ -483,8 +494,10 @@ class Origin:
             self._decide(now_s)
 
     def _adapt(self, batch: _Batch, now_s: float) -> None:
+        if batch.record.retry is not None:
+            return
         took_s = now_s - batch.born_s
-        if took_s > SLOW_S and batch.record.retry is None and not batch.replays:
+        if took_s > SLOW_S and not batch.replays:
             self._target = max(1, min(self._target, batch.record.count) // 2)
         elif took_s < QUICK_S and batch.record.count >= self._target:
             self._target = min(self.limits.batch_size, self._target * 2)
@@ -528,7 +541,8 @@ class Origin:
         )
 
     def _await_confirms(self, decision: Decision, size_bytes: int, now_s: float) -> None:
-        self._decided[decision.seq] = _Decided(decision, dict(decision.participants), size_bytes, now_s)
+        decided = self._decided[decision.seq] = _Decided(decision, dict(decision.participants), size_bytes, now_s)
+        self._no_expiry_before_s = min(self._no_expiry_before_s, self._repeat_s(decided))
         for task, _ in decision.participants:
             self._unconfirmed.setdefault(task, {})[decision.seq] = None
 
@@ -576,12 +590,17 @@ class Origin:
         self._head_moved = True
         self._turn.changes.append(FailureKept(entry))
         if due_s is not None:
-            self._waiting[entry.key] = entry
+            self._wait(entry)
             self._hold(root, held)
             return
         self._failed += 1
         if root in self._roots:
             self._roots[root].failed += 1
+
+    def _wait(self, entry: FailureEntry) -> None:
+        assert entry.due_s is not None
+        self._waiting[entry.key] = entry
+        heapq.heappush(self._due, (entry.due_s, entry.key))
 
     def _may_retry(self, failed: FailedItem, attempts: int) -> bool:
         return failed.retryable and attempts <= self.limits.retries
@@ -632,12 +651,21 @@ class Origin:
         return self._run_again(list(self._batches.values()), now_s)
 
     def expire(self, now_s: float) -> int:
-        """Replay the trees that made no progress for too long; returns how many. Times double each time."""
-        if not self._running or not self.limits.replays:
+        """Replay the trees that made no progress for too long; returns how many. Times double each time.
+
+        ``go``s that were not confirmed for so long are repeated.
+        """
+        if not self._running or not self.limits.replays or now_s < self._no_expiry_before_s:
             return 0
         self._repeat_gos([d for d in self._decided.values() if self._repeat_s(d) <= now_s], now_s)
-        late = [b for b in self._batches.values() if not b.complete and self._expiry_s(b) <= now_s]
-        return self._run_again(late, now_s) if late else 0
+        late = [batch for batch in self._batches.values() if self._expiry_s(batch) <= now_s]
+        if late:
+            self._run_again(late, now_s)
+        # Acks and confirms only put an expiry off, so this stays a lower bound without looking at all of them again.
+        undecided = min(map(self._expiry_s, self._batches.values()), default=math.inf)
+        self._no_expiry_before_s = min(map(self._repeat_s, self._decided.values()), default=undecided)
+        self._no_expiry_before_s = min(self._no_expiry_before_s, undecided)
+        return len(late)
 
     def _repeat_gos(self, unconfirmed: list[_Decided], now_s: float) -> None:
         """Tell those who have not confirmed once more; a participant takes a repeat as it takes the first."""
@@ -651,7 +679,7 @@ class Origin:
 
     def _expiry_s(self, batch: _Batch) -> float:
         if batch.complete:
-            return float("inf")
+            return math.inf
         return batch.progress_s + self.limits.tree_timeout_s * 2.0 ** min(batch.replays, 10)
 
     def _run_again(self, batches: list[_Batch], now_s: float) -> int:

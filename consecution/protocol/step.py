@@ -59,12 +59,28 @@ class Counts:
         self.busy_s = 0.0
 
 
+class _Known:
+    """The frames a task has seen of one origin's batches, from the lowest that is not decided."""
+
+    __slots__ = ("frames", "low")
+
+    def __init__(self) -> None:
+        self.low = 0
+        self.frames: dict[int, set[int]] = {}
+
+    def forget_below(self, low: int) -> None:
+        self.low = low
+        for seq in [seq for seq in self.frames if seq < low]:
+            del self.frames[seq]
+
+
 class Step:
     """Runs the frames of one task. Called by one thread.
 
     ``write`` is a sink's ``write(batch_id, items)``; None for every other node. ``lets_through`` are
-    errors that are no item's fault (a debugger was quit) and end the run. ``clock`` gives seconds for the
-    busy time only.
+    errors that are no item's fault (a debugger was quit) and end the run. ``skips_decided``: with a journal
+    a frame whose batch is decided is left over from an execution that was thrown away; without one it may
+    have been given up while its items are still on their way. ``clock`` gives seconds for the busy time only.
     """
 
     def __init__(
@@ -77,6 +93,7 @@ class Step:
         write: Callable[[BatchId, list[Any]], None] | None = None,
         origin_names: Callable[[TaskIndex], str] = str,
         lets_through: tuple[type[BaseException], ...] = (),
+        skips_decided: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.task = task
@@ -88,7 +105,8 @@ class Step:
         self._origin_names = origin_names
         self._lets_through = lets_through
         self._clock = clock
-        self._seen: dict[TaskIndex, dict[int, set[int]]] = {}
+        self._skips_decided = skips_decided
+        self._known: dict[TaskIndex, _Known] = {}
         self._cursor: Iterator[Any] = iter(())
         self._out: list[Any] = []
 
@@ -97,9 +115,10 @@ class Step:
         return self.counts.frames, operator.length_hint(self._cursor), len(self._out)
 
     def run(self, frame: Frame) -> tuple[list[Sent], Ack | None]:
-        """Run one frame: the frames to send, and its acknowledgement; None for a repeated frame.
+        """Run one frame: the frames to send, and its acknowledgement; None for a frame that is not run.
 
-        A repeat must not be acknowledged again: XOR would undo the first acknowledgement.
+        That is a repeat: acknowledged again it would undo the first acknowledgement, and a sink would get
+        it twice. Or it is late: its batch is decided.
         """
         if self._is_repeat(frame):
             return [], None
@@ -118,12 +137,16 @@ class Step:
         return sent, Ack(frame.seq, frame.generation, xor, produced_bytes, tuple(failed))
 
     def _is_repeat(self, frame: Frame) -> bool:
-        by_seq = self._seen.setdefault(frame.origin, {})
-        seen = by_seq.get(frame.seq)
+        known = self._known.get(frame.origin)
+        if known is None:
+            known = self._known[frame.origin] = _Known()
+        if frame.low > known.low:
+            known.forget_below(frame.low)
+        if frame.seq < known.low and self._skips_decided:
+            return True
+        seen = known.frames.get(frame.seq)
         if seen is None:
-            for seq in [seq for seq in by_seq if seq < frame.low]:
-                del by_seq[seq]
-            seen = by_seq[frame.seq] = set()
+            seen = known.frames[frame.seq] = set()
         if frame.frame_id in seen:
             return True
         seen.add(frame.frame_id)
@@ -146,6 +169,8 @@ class Step:
                 raise
             except USER_ERRORS as error:
                 left = operator.length_hint(cursor)
+                if left == before:
+                    raise  # No item is at fault, and trying again would go on for ever.
                 item = items[len(items) - left - 1]
                 failed.append(describe_failure(self.task, Stage.PROCESS, item, error, self._codec))
             else:

@@ -24,6 +24,7 @@ from consecution.runtime.origin_host import (
     Outbox,
     SourceHost,
     Store,
+    failures_kept,
     origin_limits,
 )
 from consecution.runtime.task_host import TaskHost
@@ -46,7 +47,7 @@ def make_source(plan: Plan, iterable: Any) -> Source:
 def make_store(options: Options, journal_path: Path | None, *, origin: str, epoch: str) -> tuple[Store, Restored]:
     """The journal in ``robust``; otherwise memory, which in ``track`` keeps the failed items."""
     if options.robustness != "robust":
-        return MemoryStore(options.keep_failed if options.robustness == "track" else 0), Restored()
+        return MemoryStore(failures_kept(options)), Restored()
     assert journal_path is not None
     journal = Journal(journal_path, origin=origin, epoch=epoch, sync=options.sync, create=False)
     try:

@@ -221,12 +221,18 @@ class Journal:
                 record="data.mdb",
             ) from error
         except (lmdb.Error, OSError) as error:
-            if shutil.disk_usage(self.path).free < NO_ROOM_BYTES:
+            if self._has_no_room():
                 raise self._no_room(error) from error
             raise WorldError(
                 f"the journal {self.path} cannot be {what}: {error}; nothing was lost: mend that, and run again with "
                 "the same state directory"
             ) from error
+
+    def _has_no_room(self) -> bool:
+        try:
+            return shutil.disk_usage(self.path).free < NO_ROOM_BYTES
+        except OSError:
+            return False
 
     def _no_room(self, error: Exception) -> WorldError:
         return WorldError(

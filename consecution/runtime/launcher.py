@@ -190,9 +190,7 @@ class ThreadWorker:
 def _main_if_needed() -> Iterator[None]:
     """Keep workers from importing a main module that is no file, or defines nothing they could need."""
     main = sys.modules["__main__"]
-    if not main_travels() and any(
-        getattr(value, "__module__", None) == "__main__" for value in list(vars(main).values())
-    ):
+    if not main_travels() and any(_is_of_main(value) for value in list(vars(main).values())):
         yield
         return
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -200,3 +198,10 @@ def _main_if_needed() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def _is_of_main(value: Any) -> bool:
+    """Whatever a value does when it is asked, as a proxy of something missing may."""
+    with contextlib.suppress(Exception):
+        return bool(value.__module__ == "__main__")
+    return False

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from consecution.errors import SourceError
+from consecution.errors import SourceError, WorldError
 from consecution.protocol.dispatch import Dispatch
 from consecution.protocol.origin import (
     Change,
@@ -115,7 +115,7 @@ class OriginHost:
         self._codec = codec
         self._outbox = outbox
         self._stored = stored
-        self._now = now
+        self.now = now
         self._on_settled = on_settled
         self._live: dict[int, list[Any]] = {}
         self.confirmed = True
@@ -129,23 +129,24 @@ class OriginHost:
     def receive(self, message: Message) -> None:
         """Take in acknowledgements, confirms and credits."""
         if isinstance(message, Acks):
-            now_s = self._now()
+            now_s = self.now()
             for ack in message.acks:
-                self.origin.acked(message.sender, ack, now_s)
+                self.origin.acked(ack, now_s, message.sender)
         elif isinstance(message, Confirms):
-            self.origin.confirmed(message.sender, message.seqs, self._now())
+            self.origin.confirmed(message.sender, message.seqs, self.now())
         elif isinstance(message, CreditReturn):
             for credits in self._dispatch.credits:
                 credits.give_back(message.replica, message.count)
 
     def born(self, items: list[Any], position: Any) -> int:
         """Make the next batch of these items. Items that cannot be encoded fail with the batch."""
+        items = list(items)  # Encoders know a list by its identity; a source may give the same one twice.
         count = len(items)
         payload: Any = None
         born_failed: tuple[FailedItem, ...] = ()
         if self._stored is not None:
             payload, items, born_failed = self._encode(items, self._stored)
-        seq = self.origin.born(count, payload, position, self._now(), born_failed=born_failed)
+        seq = self.origin.born(count, payload, position, self.now(), born_failed=born_failed)
         self._live[seq] = items
         return seq
 
@@ -165,14 +166,17 @@ class OriginHost:
                 good.append(item)
         return codec.encode(good), good, tuple(failed)
 
+    def start_due(self) -> None:
+        """Start retries, and replay trees without progress, whose time has come."""
+        now_s = self.now()
+        due_s = self.origin.next_due_s()
+        if due_s is not None and due_s <= now_s:
+            self.origin.start_retries(now_s)
+            self.origin.expire(now_s)
+
     def turn(self) -> bool:
         """Do everything that is due: commit, launch, tell. Returns whether there was anything."""
-        now_s = self._now()
-        origin = self.origin
-        due_s = origin.next_due_s()
-        if due_s is not None and due_s <= now_s:
-            origin.start_retries(now_s)
-            origin.expire(now_s)
+        self.start_due()
         worked = False
         while self._turn_once():
             worked = True
@@ -231,7 +235,7 @@ class OriginHost:
             return
         items = self._live.pop(launch.seq, None)
         if items is None:
-            items = self._codec.decode(launch.payload)
+            items = self._decode(launch)
         sent, unsent = self._dispatch.send(items, cause)
         failed = [describe_failure(self.task, Stage.ROUTE, u.item, u.error, self._codec) for u in unsent]
         xor = produced_bytes = 0
@@ -241,14 +245,23 @@ class OriginHost:
             produced_bytes += self._codec.size(frame.payload)
         if self._stored is not None:
             produced_bytes = max(0, produced_bytes - self._codec.size(launch.payload))
-        self.origin.launched(launch.seq, launch.generation, xor, self._now(), failed, produced_bytes)
+        self.origin.launched(launch.seq, launch.generation, xor, self.now(), failed, produced_bytes)
+
+    def _decode(self, launch: Launch) -> list[Any]:
+        try:
+            return self._codec.decode(launch.payload)
+        except Exception as error:
+            raise WorldError(
+                f"batch {launch.seq} of the journal cannot be decoded ({type(error).__name__}: {error}): run again "
+                "with the code that it was written with; nothing was lost"
+            ) from error
 
     def _launch_retry(self, cause: Frame, target: TaskIndex, stage: Stage) -> None:
         frame_id = self._dispatch.make_id()
         cause.frame_id = frame_id
         cause.stage = stage
         self._outbox.send(target, cause)
-        self.origin.launched(cause.seq, cause.generation, frame_id, self._now())
+        self.origin.launched(cause.seq, cause.generation, frame_id, self.now())
 
     def replica_restarted(self, task: TaskIndex) -> None:
         """A new incarnation of a task behind a shuffle edge owes no credits."""
@@ -268,6 +281,7 @@ class SourceHost:
         self.source = source
         self._reader = _Reader(source, linger_s, time.monotonic)
         self._problem: SourceError | None = None
+        self._stopping = False
         host._on_settled = self._settled
 
     def open(self) -> None:
@@ -292,6 +306,7 @@ class SourceHost:
 
         Raises SourceError if the source has raised, when all that came before is completely processed.
         """
+        self.host.start_due()  # Retries first: else new items would take all the room there is.
         try:
             worked = self._read()
         except SourceError as error:
@@ -314,7 +329,7 @@ class SourceHost:
     def next_wake_s(self) -> float | None:
         """Seconds until something is due; None: not before a message or the source wakes us."""
         due_s = self.origin.next_due_s()
-        waits = [] if due_s is None else [max(0.0, due_s - time.time())]
+        waits = [] if due_s is None else [max(0.0, due_s - self.host.now())]
         if self.wants_to_read:
             linger_s = self._reader.left_s()
             if linger_s is not None:
@@ -322,6 +337,8 @@ class SourceHost:
         return min(waits, default=None)
 
     def _read(self) -> bool:
+        if self._stopping and not self.origin.stopped:
+            return self._stop()
         read = False
         for _ in range(BATCHES_PER_TURN):
             room = self.origin.room()
@@ -334,11 +351,22 @@ class SourceHost:
             if not items:
                 break
             read = True
-            seq = self.host.born(items, self.source.position())
-            self.source.batch_born(seq, len(items))
+            self._bear(items)
             if len(items) < room:
                 break
         return read
+
+    def _bear(self, items: list[Any]) -> None:
+        seq = self.host.born(items, self.source.position())
+        self.source.batch_born(seq, len(items))
+
+    def _stop(self) -> bool:
+        """What waits for a batch to fill was read, and so it goes."""
+        kept = self._reader.release()
+        if kept:
+            self._bear(kept)
+        self.origin.stopped = True
+        return bool(kept)
 
     def _read_batch(self, room: int) -> list[Any] | None:
         try:
@@ -351,8 +379,13 @@ class SourceHost:
             ) from error
 
     def stop_reading(self) -> None:
-        """Take nothing more; what is open is finished."""
-        self.origin.stopped = True
+        """Take nothing more from the next turn on; what is open is finished. Any thread may call it."""
+        self._stopping = True
+
+    @property
+    def drained(self) -> bool:
+        """Reading was stopped, and all that was read is completely processed."""
+        return self.origin.stopped and self.origin.settled
 
     def _settled(self, settled: Settled) -> None:
         self.source.batch_settled(settled.seq, settled.failed, settled.confirmed)
@@ -386,8 +419,7 @@ class _Reader:
             return None
         found = self._ask(max_items - len(self._kept)) if len(self._kept) < max_items else []
         if found is None:
-            kept, self._kept = self._kept, []
-            return kept or None
+            return self.release() or None
         if not self._linger_s:
             return found
         if found and not self._kept:
@@ -395,6 +427,10 @@ class _Reader:
         self._kept.extend(found)
         if len(self._kept) < max_items and (self.left_s() or 0.0) > 0:
             return []
+        return self.release()
+
+    def release(self) -> list[Any]:
+        """What is kept, whether it is a full batch or not."""
         kept, self._kept = self._kept, []
         return kept
 
@@ -428,6 +464,11 @@ def origin_limits(options: Any) -> OriginLimits:
         tree_timeout_s=options.timeout_s * 4,
         replays=options.robustness == "robust",
     )
+
+
+def failures_kept(options: Any) -> int:
+    """How many failed items are remembered where nothing is journalled."""
+    return options.keep_failed if options.robustness == "track" else 0
 
 
 def live_codec(*, robust: bool) -> tuple[Codec, Codec | None]:

@@ -146,7 +146,7 @@ def _main_classes() -> dict[str, type]:
     return {
         name: value
         for name, value in list(vars(sys.modules["__main__"]).items())
-        if isinstance(value, type) and value.__module__ == "__main__" and value.__qualname__ == name
+        if issubclass(type(value), type) and value.__module__ == "__main__" and value.__qualname__ == name
     }
 
 

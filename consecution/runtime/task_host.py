@@ -14,7 +14,7 @@ from consecution.protocol.origin import Origin, OriginLimits
 from consecution.protocol.step import Codec, Counts, Step
 from consecution.protocol.values import Ack, Acks, CreditReturn, Frame, Message, TaskIndex
 from consecution.runtime import failpoints
-from consecution.runtime.origin_host import MemoryStore, OriginHost, Outbox, origin_limits
+from consecution.runtime.origin_host import MemoryStore, OriginHost, Outbox, failures_kept, origin_limits
 from consecution.runtime.wiring import make_dispatch
 from consecution.sink import Sink
 from consecution.stateful import DurableNode
@@ -59,6 +59,7 @@ class TaskHost:
             write=node._write_frame if isinstance(node, Sink) else None,
             origin_names=origin_name,
             lets_through=lets_through,
+            skips_decided=plan.options.robust,
         )
 
     @property
@@ -130,7 +131,7 @@ class TaskHost:
         self.origin_host = OriginHost(
             self.task,
             origin,
-            MemoryStore(self._options.keep_failed),
+            MemoryStore(failures_kept(self._options)),
             self._dispatch,
             self._codec,
             self._outbox,

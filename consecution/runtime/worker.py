@@ -368,7 +368,7 @@ class Worker:
                 0.0,
                 origin=counts,
                 finished=origin.finished,
-                drained=origin.stopped and origin.settled,
+                drained=self._source.drained,
             )
         host = self._task_host
         counted = host.counts

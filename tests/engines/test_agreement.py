@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from consecution import BatchId, Pipeline, Report, Sink
-from tests import strategies
+from tests.engines import graphs
+from tests.engines.graphs import Answer, Chain
 from tests.engines.nodes import Collect, collected
-from tests.strategies import Answer, Chain
 
 MOST_ITEMS = 3000
 """More need not come out to find a mistake."""
@@ -36,9 +36,9 @@ class Gather(Sink):
 def cases(draw: Any, deepest: int = 2, most_replicas: int = 3) -> tuple[Chain, list[int], str, Answer]:
     """A graph, a stream, a level at which it can run, and what should come of it."""
     level = draw(st.sampled_from(LEVELS))
-    chain = draw(strategies.chains(ends=level != "robust", deepest=deepest, most_replicas=most_replicas))
-    stream = draw(strategies.streams)
-    answer = strategies.answer(chain, stream)
+    chain = draw(graphs.chains(ends=level != "robust", deepest=deepest, most_replicas=most_replicas))
+    stream = draw(graphs.streams)
+    answer = graphs.answer(chain, stream)
     assume(answer.items.total() <= MOST_ITEMS)
     return chain, stream, level, answer
 
@@ -68,7 +68,7 @@ def test_inline_and_thread_runs_answer_as_the_graph_says(
     chain, stream, level, expected = case
     for mode in ("inline", "thread"):
         sink = Gather("sink")
-        pipeline = Pipeline(strategies.build(chain, sink))
+        pipeline = Pipeline(graphs.build(chain, sink))
 
         report = pipeline.run(stream, mode=mode, **options(level, batch_size))  # type: ignore[arg-type]
 
@@ -82,7 +82,7 @@ def test_consuming_item_by_item_answers_the_same(case: tuple[Chain, list[int], s
     assume(not expected.failed)
     sink = Gather("sink")
 
-    Pipeline(strategies.build(chain, sink)).consume(stream)
+    Pipeline(graphs.build(chain, sink)).consume(stream)
 
     assert Counter(sink.items) == expected.items
 
@@ -93,7 +93,7 @@ def test_runs_in_processes_answer_as_the_graph_says(case: tuple[Chain, list[int]
     chain, stream, level, expected = case
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        pipeline = Pipeline(strategies.build(chain, Collect("sink", out)))
+        pipeline = Pipeline(graphs.build(chain, Collect("sink", out)))
 
         report = pipeline.run(stream, mode="process", **options(level, 1000))
 

@@ -37,6 +37,19 @@ def _nothing_remains() -> Iterator[None]:
     assert our_threads() == set()
 
 
+@pytest.fixture
+def _linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads go on for a while after they have said that they are done."""
+    put = thread._Inbox.put
+
+    def put_and_linger(inbox: Any, message: Any) -> None:
+        put(inbox, message)
+        if getattr(message, "what", "") == "closed":
+            time.sleep(0.05)
+
+    monkeypatch.setattr(thread._Inbox, "put", put_and_linger)
+
+
 class Where(Collect):
     """Notes which thread calls what."""
 
@@ -74,6 +87,7 @@ def test_a_tasks_code_runs_in_its_own_thread_only(tmp_path: Path) -> None:
     assert sink.called_in == {what: {"consecution-sink.0"} for what in ("open", "write", "close")}
 
 
+@pytest.mark.usefixtures("_linger")
 @pytest.mark.parametrize("ask", ["wait", "stop", "abort"])
 def test_no_thread_is_left_when_the_report_is_there(tmp_path: Path, ask: str) -> None:
     chain = Producer("manual") | Map(nodes.increase) * 3 | Collect("sink", tmp_path / "out")
@@ -88,6 +102,7 @@ def test_no_thread_is_left_when_the_report_is_there(tmp_path: Path, ask: str) ->
     assert our_threads() == set()
 
 
+@pytest.mark.usefixtures("_linger")
 def test_a_begin_that_raises_ends_the_other_threads_and_closes_their_sinks(tmp_path: Path) -> None:
     closed = nodes.NotedClose("sink", tmp_path / "out")
 
@@ -98,6 +113,7 @@ def test_a_begin_that_raises_ends_the_other_threads_and_closes_their_sinks(tmp_p
     assert (tmp_path / "out.closed").exists()
 
 
+@pytest.mark.usefixtures("_linger")
 def test_an_end_that_raises_ends_the_other_threads(tmp_path: Path) -> None:
     closed = nodes.NotedClose("sink", tmp_path / "out")
 

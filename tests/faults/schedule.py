@@ -138,6 +138,8 @@ class _Draw:
                 attacks.append(self.attack(("supervisor", "everything"), (1, 1)))
             else:
                 traps.append(self.deadly_trap())
+        if not attacks and not traps and not self.at:
+            attacks.append(self.attack(victims, (12, 6, 2, 1)))
         return Life(tuple(attacks), tuple({trap.point: trap for trap in traps}.values()))
 
     def attack(self, victims: tuple[str, ...], weights: tuple[int, ...]) -> Attack:

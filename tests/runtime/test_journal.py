@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 import pytest
@@ -40,6 +40,12 @@ from consecution.runtime.journal import Journal
 from consecution.runtime.journal_check import check_state_dir
 from tests.runtime import records
 from tests.runtime.records import RawJournal, batch, entry, number, open_journal, open_state, seal
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
 
 
 def make(path: Path, **options: Any) -> Journal:
@@ -543,4 +549,25 @@ def test_a_full_disk_is_told_from_a_broken_one(tmp_path: Path, monkeypatch: pyte
 
     journal.apply(born(batch(0, b"x" * 400_000)))
     assert len(journal.restore().batches) == 1
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("free", "message"), [(1000, "cannot grow: .*make room"), (1 << 30, "cannot be written: .*mend")]
+)
+def test_an_input_output_error_on_a_full_disk_is_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, message: str
+) -> None:
+    journal = make(tmp_path)
+
+    def fail(*arguments: Any) -> None:
+        raise lmdb.Error("Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal_module.shutil, "disk_usage", lambda path: Usage(0, 0, free))
+        patched.setattr(journal, "_apply_one", fail)
+        with pytest.raises(WorldError, match=message):
+            journal.apply(born(batch(0)))
+
+    assert journal.restore() == Restored()
     journal.close()

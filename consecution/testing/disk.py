@@ -1,0 +1,86 @@
+"""The simulated disk of one origin: what is committed survives every crash, and nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from consecution.protocol.origin import (
+    BatchBorn,
+    BatchDecided,
+    BatchRecord,
+    Change,
+    FailureEntry,
+    FailureKept,
+    FailureTaken,
+    Head,
+    HeadMoved,
+    Restored,
+)
+
+
+class Witness(Protocol):
+    """Sees every commit: ``committing`` just before it takes effect, ``committed`` just after."""
+
+    def committing(self, changes: Sequence[Change]) -> None: ...
+
+    def committed(self) -> None: ...
+
+
+class Disk:
+    """Holds an origin's journal in memory. One call of `apply` is one transaction."""
+
+    def __init__(self) -> None:
+        self.head = Head()
+        self.batches: dict[int, BatchRecord] = {}
+        self.failures: dict[int, FailureEntry] = {}
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            self._commit_one(change)
+
+    def _commit_one(self, change: Change) -> None:
+        if isinstance(change, HeadMoved):
+            self.head = change.head
+        elif isinstance(change, BatchBorn):
+            self.batches[change.record.seq] = change.record
+        elif isinstance(change, BatchDecided):
+            self.batches.pop(change.seq, None)
+        elif isinstance(change, FailureKept):
+            self.failures[change.entry.key] = change.entry
+        elif isinstance(change, FailureTaken):
+            self.failures.pop(change.key, None)
+
+    @property
+    def waiting(self) -> list[FailureEntry]:
+        return [entry for entry in self.failures.values() if entry.due_s is not None]
+
+    @property
+    def given_up(self) -> list[FailureEntry]:
+        return [entry for entry in self.failures.values() if entry.due_s is None]
+
+    def restore(self) -> Restored:
+        records = tuple(self.batches[seq] for seq in sorted(self.batches))
+        return Restored(self.head, records, tuple(self.waiting))
+
+
+class Writer:
+    """The store that one incarnation of an origin writes through; ``passed`` may kill it on the way."""
+
+    def __init__(self, disk: Disk, witness: Witness, passed: Callable[[str], None]) -> None:
+        self._disk = disk
+        self._witness = witness
+        self._passed = passed
+
+    def apply(self, changes: list[Change]) -> None:
+        self._passed("origin.before_commit")
+        self._witness.committing(changes)
+        self._disk.commit(changes)
+        self._witness.committed()
+        self._passed("origin.committed")
+
+    def failures(self, limit: int) -> list[FailureEntry]:
+        return self._disk.given_up[-limit:] if limit else []
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,49 @@
+"""What must come out in the end, worked out from the pipeline's shape alone: no batches, no crashes.
+
+Holds for worlds that are not fickle. Items that raise a few times get through in the end; those that
+always raise, or cannot be encoded, are given up, and what would have descended from them never is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from consecution.protocol.values import Stage
+from consecution.testing.world import Item, ItemError, Kind, NodeShape, Route, Trouble, World
+
+GivenUp = tuple[int, Stage, Item]
+
+
+class Expected:
+    """``written`` counts (sink, item), ``given_up`` (node, stage, item)."""
+
+    def __init__(self, world: World, items: Iterable[Item], *, unencodable: bool) -> None:
+        self._world = world
+        self._unencodable = unencodable
+        self.written: Counter[tuple[int, Item]] = Counter()
+        self.given_up: Counter[GivenUp] = Counter()
+        source = world.nodes[0]
+        for item in items:
+            self._dispatch(source, item)
+
+    def _reach(self, node: NodeShape, item: Item) -> None:
+        if self._world.trouble(node, item) is Trouble.ALWAYS:
+            self.given_up[node.index, Stage.PROCESS, item] += 1
+        elif node.kind is Kind.SINK:
+            self.written[node.index, item] += 1
+        else:
+            for made in self._world.outputs(node, item):
+                self._dispatch(node, made)
+
+    def _dispatch(self, node: NodeShape, item: Item) -> None:
+        try:
+            edges = [way.edges[self._world.choose(way, item)] if isinstance(way, Route) else way for way in node.ways]
+        except ItemError:
+            self.given_up[node.index, Stage.ROUTE, item] += 1
+            return
+        if self._unencodable and not self._world.encodable(item):
+            self.given_up[node.index, Stage.ROUTE, item] += 1
+            return
+        for edge in edges:
+            self._reach(self._world.nodes[edge.target], item)

@@ -1,0 +1,274 @@
+"""The onlooker who knows everything, and compares what an origin says with what happened.
+
+One oracle watches one origin through all its incarnations. It is told of every commit, launch, frame
+and word, and raises `Violation` at the first one that breaks a promise. The promises:
+
+- a frame leaves only after its batch, and the generation it runs under, are on disk;
+- no (seq, generation) runs twice, no seq is born twice, and the source is read without gap or overlap;
+- batches are decided once each, lowest first, and only when every frame of that execution was run;
+- exactly the failures of the decided execution are kept, with as many attempts as failed tries that counted;
+- an entry that waits becomes a batch in the commit that takes it away;
+- the books balance, and nothing is told complete before it is;
+- no sink ever sees a generation above the decided one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from consecution.protocol.origin import (
+    BatchBorn,
+    BatchDecided,
+    BatchRecord,
+    Change,
+    FailureEntry,
+    FailureKept,
+    FailureTaken,
+    HeadMoved,
+    OriginCounts,
+    OriginLimits,
+    Settled,
+)
+from consecution.protocol.values import BatchId, Entry, FailedItem, Frame, Stage
+from consecution.testing.disk import Disk
+from consecution.testing.execution import Execution
+from consecution.testing.violation import Violation
+from consecution.testing.world import Item
+
+FailureKey = tuple[int, Stage, str, int, bool]
+"""What identifies a kept failure: task, stage, item, attempts, whether it is to be tried again."""
+
+
+class Oracle:
+    """Watches one origin. ``now`` is the simulated clock."""
+
+    def __init__(self, disk: Disk, limits: OriginLimits, items: Sequence[Item], now: Callable[[], float]) -> None:
+        self._disk = disk
+        self._limits = limits
+        self._items = items
+        self._now = now
+        self._executions: dict[tuple[int, int], Execution] = {}
+        self._latest: dict[int, int] = {}
+        self._born: dict[int, BatchRecord] = {}
+        self._decided: dict[int, int | None] = {}
+        self._abandoned: set[int] = set()
+        self._held: dict[int, int] = {}
+        self._told: set[int] = set()
+        self._read = 0
+
+    # -- commits ---------------------------------------------------------------------------------
+
+    def committing(self, changes: Sequence[Change]) -> None:
+        """Judge a transaction before it takes effect."""
+        store = self._disk.failures | {c.entry.key: c.entry for c in changes if isinstance(c, FailureKept)}
+        taken = [self._entry_taken(store.get(c.key), c.key) for c in changes if isinstance(c, FailureTaken)]
+        for change in changes:
+            if isinstance(change, BatchBorn):
+                self._judge_birth(change.record, taken)
+        if taken:
+            raise Violation(f"{taken[0]} left the failure store, and no batch was born for it in that commit")
+        self._judge_decisions(changes)
+
+    def committed(self) -> None:
+        """Judge what is on disk now."""
+        disk = self._disk
+        head = disk.head
+        if self._born and head.next_seq <= max(self._born):
+            raise Violation(f"the head says next seq {head.next_seq}, but batch {max(self._born)} was born")
+        if disk.failures and head.next_key <= max(disk.failures):
+            raise Violation(f"the head says next key {head.next_key}, but entry {max(disk.failures)} was kept")
+        if (head.position or 0, head.emitted) != (self._read, self._read):
+            raise Violation(f"{self._read} items were born; the head says {head}")
+        if head.failed != len(disk.given_up):
+            raise Violation(f"the head counts {head.failed} given up, the store holds {len(disk.given_up)}")
+
+    def _entry_taken(self, entry: FailureEntry | None, key: int) -> FailureEntry:
+        if entry is None:
+            raise Violation(f"failure entry {key} was taken, but is not in the store")
+        if entry.due_s is None or entry.due_s > self._now():
+            raise Violation(f"{entry} was taken before it was due")
+        return entry
+
+    def _judge_birth(self, record: BatchRecord, taken: list[FailureEntry]) -> None:
+        if record.seq in self._born:
+            raise Violation(f"batch {record.seq} was born a second time")
+        self._born[record.seq] = record
+        if record.retry is not None:
+            self._judge_retry(record, taken)
+            return
+        given = [*(record.payload or ()), *(int(failed.shown) for failed in record.born_failed)]
+        expected = self._items[self._read : self._read + record.count]
+        if self._limits.replays and Counter(given) != Counter(expected):
+            raise Violation(f"batch {record.seq} holds {given}; next in the source were {list(expected)}")
+        self._read += record.count
+
+    def _judge_retry(self, record: BatchRecord, taken: list[FailureEntry]) -> None:
+        mark = record.retry
+        assert mark is not None
+        for entry in taken:
+            failed = entry.failed
+            if (
+                Entry(failed.task, failed.stage) == mark.entry
+                and (failed.payload, entry.attempts, entry.root) == (record.payload, mark.attempts, mark.root)
+                and entry.held == mark.held
+            ):
+                taken.remove(entry)
+                return
+        raise Violation(f"batch {record.seq} retries {mark}, but that entry was not taken in the same commit")
+
+    # -- decisions -------------------------------------------------------------------------------
+
+    def _judge_decisions(self, changes: Sequence[Change]) -> None:
+        """Decisions come in order, each followed by the failures of its execution."""
+        expected: Counter[FailureKey] = Counter()
+        kept: Counter[FailureKey] = Counter()
+        open_seqs = sorted({*self._disk.batches, *(c.record.seq for c in changes if isinstance(c, BatchBorn))})
+        for change in changes:
+            if isinstance(change, BatchDecided):
+                if not open_seqs or change.seq != open_seqs[0]:
+                    raise Violation(f"batch {change.seq} was decided while the lowest open was {open_seqs[:1]}")
+                open_seqs.pop(0)
+                expected += self._judge_decision(change.seq)
+            elif isinstance(change, FailureKept):
+                kept[_key_of(change.entry)] += 1
+            elif isinstance(change, HeadMoved) and change.head.generation < self._disk.head.generation:
+                raise Violation(f"the generation fell from {self._disk.head.generation} to {change.head.generation}")
+        if kept != expected:
+            raise Violation(f"failures kept {dict(kept - expected)}, and not kept {dict(expected - kept)}")
+
+    def _judge_decision(self, seq: int) -> Counter[FailureKey]:
+        """Check the execution that was decided; returns the failures it must leave."""
+        if seq in self._decided:
+            raise Violation(f"batch {seq} was decided a second time")
+        generation = self._latest.get(seq)
+        if generation is None:
+            raise Violation(f"batch {seq} was decided before it was launched")
+        execution = self._executions[seq, generation]
+        execution.check_complete()
+        self._decided[seq] = generation
+        record = self._born[seq]
+        failures = self._failures_of(record, execution)
+        if record.retry is None:
+            self._held[seq] = min(record.count, sum(n for key, n in failures.items() if key[4]))
+        return failures
+
+    def _failures_of(self, record: BatchRecord, execution: Execution) -> Counter[FailureKey]:
+        found: Counter[FailureKey] = Counter()
+        for failed in (*record.born_failed, *execution.failed):
+            again = record.retry is not None and record.retry.entry == Entry(failed.task, failed.stage)
+            attempts = 1 + (record.retry.attempts if again and record.retry is not None else 0)
+            retried = failed.retryable and attempts <= self._limits.retries
+            found[failed.task, failed.stage, failed.shown, attempts, retried] += 1
+        return found
+
+    # -- travel ----------------------------------------------------------------------------------
+
+    def launched(self, seq: int, generation: int) -> None:
+        """The origin begins to send an execution."""
+        disk = self._disk
+        if seq not in disk.batches:
+            raise Violation(f"batch {seq} was launched, and is not in the journal")
+        if generation > disk.head.generation:
+            raise Violation(f"generation {generation} was launched, the journal knows {disk.head.generation}")
+        latest = self._latest.get(seq)
+        if latest is not None and generation <= latest:
+            raise Violation(f"batch {seq} was launched under generation {generation} after {latest}")
+        self._latest[seq] = generation
+        self._executions[seq, generation] = Execution(seq, generation)
+
+    def launch_failed(self, seq: int, generation: int, failed: Sequence[FailedItem]) -> None:
+        """The origin itself could not send some items of an execution."""
+        self._executions[seq, generation].failed += failed
+
+    def sent(self, frame: Frame) -> None:
+        """A frame came into being."""
+        execution = self._executions.get((frame.seq, frame.generation))
+        if execution is None:
+            raise Violation(f"{frame} belongs to an execution that was never launched")
+        execution.declare(frame)
+
+    def stepped(self, frame: Frame, failed: Sequence[FailedItem]) -> None:
+        """A task has run a frame."""
+        self._executions[frame.seq, frame.generation].finish(frame, failed)
+
+    def wrote(self, sink: int, frame: Frame, batch_id: BatchId, items: Sequence[Item]) -> None:
+        """A sink has taken items in."""
+        decided = self._decided.get(frame.seq)
+        if decided is not None and frame.generation > decided:
+            raise Violation(f"sink {sink} got {batch_id}, but generation {decided} was decided")
+        if (batch_id.seq, batch_id.generation) != (frame.seq, frame.generation):
+            raise Violation(f"sink {sink} got {batch_id} for {frame}")
+        execution = self._executions[frame.seq, frame.generation]
+        if decided is None and execution.has_done(frame):
+            raise Violation(f"sink {sink} got the same frame twice, as {batch_id}")
+        execution.write(sink, frame, batch_id, items)
+
+    # -- what the origin says --------------------------------------------------------------------
+
+    def settled(self, settled: Settled) -> None:
+        """The origin tells that a batch is completely processed (or abandoned)."""
+        seq = settled.seq
+        if seq in self._told:
+            raise Violation(f"batch {seq} was told settled a second time")
+        self._told.add(seq)
+        if not settled.confirmed:
+            self._abandoned.add(seq)
+            self._disk.batches.pop(seq, None)
+        elif seq in self._open_roots():
+            raise Violation(f"batch {seq} was told settled, but is still open or waits for a retry")
+
+    def count(self, counts: OriginCounts) -> None:
+        """The origin's books, at a moment at which nothing is owed to the disk."""
+        pending = sum(self._open_roots().values())
+        abandoned = sum(self._born[seq].count for seq in self._abandoned)
+        if counts.emitted != self._read:
+            raise Violation(f"{self._read} items were born, the books say {counts.emitted} emitted")
+        if counts.pending != pending + abandoned or counts.completed != self._read - pending - abandoned:
+            raise Violation(
+                f"{pending} of {self._read} items are pending, {abandoned} abandoned; the books say {counts}"
+            )
+        if counts.failed != len(self._disk.given_up):
+            raise Violation(f"{len(self._disk.given_up)} items are given up; the books say {counts.failed}")
+
+    def _open_roots(self) -> dict[int, int]:
+        """Batches of the source stream that are not over, and how many of their items are pending."""
+        found = {record.seq: record.count for record in self._disk.batches.values() if record.retry is None}
+        marks = [record.retry.root for record in self._disk.batches.values() if record.retry is not None]
+        for root in (*marks, *(entry.root for entry in self._disk.waiting)):
+            found[root] = self._held[root]
+        return found
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def check_over(self, *, exhausted: bool) -> None:
+        """Nothing may be left: the origin says that it is drained, or that the stream is finished."""
+        disk = self._disk
+        if disk.batches or disk.waiting:
+            raise Violation(f"said to be over, but open are {sorted(disk.batches)}, and waiting {disk.waiting}")
+        if exhausted and self._read != len(self._items):
+            raise Violation(f"the stream is said to be finished after {self._read} of {len(self._items)} items")
+        undecided = self._born.keys() - self._decided.keys() - self._abandoned
+        if undecided:
+            raise Violation(f"batches {sorted(undecided)} were never decided")
+
+    def writes(self) -> list[tuple[int, Item]]:
+        """What the decided executions have brought to the sinks."""
+        found: list[tuple[int, Item]] = []
+        for seq, generation in self._decided.items():
+            if generation is not None:
+                found += self._executions[seq, generation].writes
+        return found
+
+    @property
+    def decided_count(self) -> int:
+        return len(self._decided)
+
+    @property
+    def execution_count(self) -> int:
+        return len(self._executions)
+
+
+def _key_of(entry: FailureEntry) -> FailureKey:
+    failed = entry.failed
+    return failed.task, failed.stage, failed.shown, entry.attempts, entry.due_s is not None

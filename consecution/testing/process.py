@@ -1,0 +1,317 @@
+"""Simulated processes: thin shells around the core, as the workers are that ship.
+
+Each has a loop whose turn obeys orders, takes some messages and answers. Every place at which a real
+process can die with something half done is passed by name.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from consecution.protocol.dispatch import Dispatch, Sent, Unsent
+from consecution.protocol.origin import Settled
+from consecution.protocol.step import Codec, describe_failure
+from consecution.protocol.values import Ack, Acks, BatchId, CreditReturn, Frame, Message, Stage, TaskIndex
+from consecution.runtime import control
+from consecution.runtime.origin_host import SourceHost
+from consecution.testing.conservation import check_sent, check_targets
+from consecution.testing.disk import Writer
+from consecution.testing.scene import Scene
+from consecution.testing.task import NumberedSource, TrialNode, TupleCodec, make_outlets
+from consecution.testing.violation import Violation
+from consecution.testing.world import SOURCE_TASK, Kind
+
+MOST_MESSAGES_PER_TURN = 4
+ORDERS_HEARD = 0.7
+"""Orders come by another way than messages; now and then messages overtake them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceBeat:
+    """What the source says of itself: the stream is finished; it was stopped and nothing is open."""
+
+    finished: bool
+    drained: bool
+
+
+class Process:
+    """One incarnation of a task. ``words`` go to the supervisor, ``orders`` come from it."""
+
+    def __init__(self, scene: Scene, task: TaskIndex, incarnation: int) -> None:
+        self.task = task
+        self.endpoint = f"{task}.{incarnation}"
+        self.alive = True
+        self.orders: deque[Any] = deque()
+        self.words: deque[Any] = deque()
+        self._scene = scene
+        self._endpoints: dict[TaskIndex, str] = {}
+        self._codec: Codec = TupleCodec(scene.world, unencodable=scene.schedule.unencodable)
+        self._shape = scene.world.node_of[task]
+        self._dispatch = self._make_dispatch()
+        scene.network.bind(self.endpoint)
+        self.words.append(control.Hello(task, self.endpoint, 0))
+
+    def _make_dispatch(self) -> Dispatch:
+        scene, world = self._scene, self._scene.world
+        return scene.parts.dispatch(
+            self.task,
+            make_outlets(world, self._shape),
+            self._codec,
+            scene.make_id,
+            edge_count=world.edge_count,
+            max_frame_items=scene.schedule.max_frame_items,
+        )
+
+    def has_work(self) -> bool:
+        """Whether a turn would do anything. The dead have no work."""
+        return self.alive and (bool(self.orders) or self._scene.network.has(self.endpoint))
+
+    def turn(self) -> None:
+        """One turn of the loop."""
+        draw = self._scene.rng.random
+        while self.orders and draw() < ORDERS_HEARD:
+            self._obey(self.orders.popleft())
+        for _ in range(1 + int(draw() * MOST_MESSAGES_PER_TURN)):
+            message = self._scene.network.take(self.endpoint)
+            if message is None:
+                break
+            self._receive(message)
+        self._work()
+
+    def send(self, target: TaskIndex, message: Message) -> None:
+        """The outbox: over the network, or straight into a task of the same process."""
+        scene = self._scene
+        if scene.schedule.together:
+            scene.together[target].receive_now(message)
+        elif target in self._endpoints:
+            scene.network.send(self.endpoint, self._endpoints[target], message)
+
+    def _obey(self, order: Any) -> None:
+        self._scene.trace("{} obeys {}", self.endpoint, order)
+        if isinstance(order, control.Wire):
+            self._switch(order)
+
+    def _switch(self, order: control.Wire) -> None:
+        before, self._endpoints = self._endpoints, dict(order.endpoints)
+        for task, endpoint in before.items():
+            if self._endpoints.get(task) != endpoint:
+                for credits in self._dispatch.credits:
+                    credits.reset(task)
+        self._scene.passed("worker.switched")
+        self.words.append(control.Switched(self.task, order.version))
+
+    def receive_now(self, message: Message) -> None:
+        """A message from a task of the same process: nothing lies between."""
+        self._receive(message)
+
+    def _receive(self, message: Message) -> None:
+        raise NotImplementedError
+
+    def _work(self) -> None:
+        raise NotImplementedError
+
+
+class WatchedDispatch(Dispatch):
+    """A dispatch whose every launch the oracle hears of."""
+
+    def __init__(self, inner: Dispatch, scene: Scene, task: TaskIndex, codec: Codec) -> None:
+        self.credits = inner.credits
+        self.make_id = inner.make_id
+        self._inner = inner
+        self._scene = scene
+        self._origin = task
+        self._failing_codec = codec
+
+    def send(self, items: list[Any], cause: Frame) -> tuple[list[Sent], list[Unsent]]:
+        scene = self._scene
+        oracle = scene.oracles[self._origin]
+        oracle.launched(cause.seq, cause.generation)
+        sent, unsent = self._inner.send(items, cause)
+        failed = [describe_failure(self._origin, Stage.ROUTE, u.item, u.error, self._failing_codec) for u in unsent]
+        shape = scene.world.node_of[self._origin]
+        check_sent(scene.world, shape, items, sent, [f.shown for f in failed])
+        oracle.launch_failed(cause.seq, cause.generation, failed)
+        for message in sent:
+            oracle.sent(message.frame)
+        return sent, unsent
+
+
+class SourceProcess(Process):
+    """The source and its origin, in the shell that ships."""
+
+    def __init__(self, scene: Scene, task: TaskIndex, incarnation: int) -> None:
+        super().__init__(scene, task, incarnation)
+        schedule, parts = scene.schedule, scene.parts
+        self._oracle = scene.oracles[task]
+        disk = scene.disks[task]
+        self.origin = parts.origin(schedule.limits, disk.restore(), scene.now_s)
+        self._host = parts.host(
+            task,
+            self.origin,
+            Writer(disk, self._oracle, scene.passed),
+            WatchedDispatch(self._dispatch, scene, task, self._codec),
+            self._codec,
+            self,
+            stored=self._codec if schedule.robust else None,
+            now=scene.now,
+        )
+        self._source = SourceHost(self._host, NumberedSource(scene.items, scene.rng.random, self._settled))
+        self._source.open()
+        self._said = SourceBeat(False, False)
+        self.restless = True
+        """Another turn may do something, though no message has come."""
+
+    def has_work(self) -> bool:
+        return self.alive and (self.restless or super().has_work())
+
+    def send(self, target: TaskIndex, message: Message) -> None:
+        if isinstance(message, Frame) and not message.path:
+            self._oracle.launched(message.seq, message.generation)
+            self._oracle.sent(message)
+        self._scene.trace("{} sends {} to {}", self.endpoint, message, target)
+        super().send(target, message)
+        self._scene.passed("origin.sent")
+
+    def _receive(self, message: Message) -> None:
+        self._scene.trace("{} gets {}", self.endpoint, message)
+        self._source.receive(message)
+
+    def _work(self) -> None:
+        self.restless = self._source.turn()
+        self._oracle.count(self.origin.counts())
+        origin = self.origin
+        beat = SourceBeat(origin.finished, origin.stopped and origin.settled)
+        if beat != self._said:
+            self._said = beat
+            self.words.append(beat)
+
+    def _obey(self, order: Any) -> None:
+        super()._obey(order)
+        self.restless = True
+        if isinstance(order, control.StopReading):
+            self._source.stop_reading()
+        elif isinstance(order, control.Replay):
+            if order.after_death and not self._scene.schedule.robust:
+                self.origin.abandon()
+            else:
+                self.origin.replay(self._scene.now_s)
+
+    def _settled(self, seq: int, failed: int, confirmed: bool) -> None:
+        self._scene.trace("{} tells batch {} settled", self.endpoint, seq)
+        self._oracle.settled(Settled(seq, failed, confirmed))
+
+    def wake(self) -> float | None:
+        """Nothing else moves: read again if that is possible; when is something due?"""
+        if self._source.wants_to_read:
+            self.restless = True
+            return self._scene.now_s
+        due_s = self.origin.next_due_s()
+        self.restless = due_s is not None
+        return due_s
+
+
+class TaskProcess(Process):
+    """A stateless task."""
+
+    def __init__(self, scene: Scene, task: TaskIndex, incarnation: int) -> None:
+        super().__init__(scene, task, incarnation)
+        self._node = TrialNode(scene.world, self._shape)
+        self._step = scene.parts.step(
+            task,
+            self._node,
+            self._dispatch,
+            self._codec,
+            write=self._write if self._shape.kind is Kind.SINK else None,
+            origin_names=str,
+            skips_decided=scene.schedule.robust,
+            clock=_no_time,
+        )
+        self._in_hand: Frame | None = None
+        self._acks: dict[TaskIndex, list[Ack]] = {}
+        self._credits: dict[TaskIndex, int] = {}
+
+    def receive_now(self, message: Message) -> None:
+        super().receive_now(message)
+        self._work()
+
+    def _receive(self, message: Message) -> None:
+        self._scene.trace("{} gets {}", self.endpoint, message)
+        if isinstance(message, Frame):
+            self._run(message)
+        elif isinstance(message, CreditReturn):
+            for credits in self._dispatch.credits:
+                credits.give_back(message.replica, message.count)
+
+    def _run(self, frame: Frame) -> None:
+        scene = self._scene
+        self._in_hand = frame
+        self._node.begin_frame()
+        sent, ack = self._step.run(frame)
+        if ack is not None:
+            self._judge(frame, sent, ack)
+        scene.passed("task.stepped")
+        for target, out in sent:
+            self.send(target, out)
+            scene.passed("task.sent")
+        if frame.credited:
+            self._credits[frame.sender] = self._credits.get(frame.sender, 0) + 1
+        if ack is not None:
+            self._acks.setdefault(frame.origin, []).append(ack)
+
+    def _judge(self, frame: Frame, sent: list[Sent], ack: Ack) -> None:
+        """Compare what the step says with what the node did, and tell the oracle."""
+        node, world = self._node, self._scene.world
+        items = list(frame.payload)
+        processed = frame.stage is Stage.PROCESS
+        raised = [int(f.shown) for f in ack.failed if f.stage is Stage.PROCESS]
+        if raised != node.raised or (processed and node.taken + len(raised) != len(items)):
+            raise Violation(f"task {self.task} took {items}, {node.raised} raised, and {raised} are said to have")
+        unsent = [f.shown for f in ack.failed if f.stage is Stage.ROUTE]
+        check_sent(world, self._shape, node.made if processed else items, sent, unsent)
+        check_targets(world, sent)
+        oracle = self._scene.oracles[frame.origin]
+        for message in sent:
+            oracle.sent(message.frame)
+        oracle.stepped(frame, ack.failed)
+
+    def _write(self, batch_id: BatchId, items: list[Any]) -> None:
+        frame = self._in_hand
+        assert frame is not None
+        self._node.write(items)
+        self._scene.oracles[frame.origin].wrote(self._shape.index, frame, batch_id, items)
+
+    def _work(self) -> None:
+        """Acknowledge what this turn has done, one message per origin."""
+        acks, self._acks = self._acks, {}
+        for origin, listed in acks.items():
+            self.send(origin, Acks(self.task, listed))
+            self._scene.passed("task.acked")
+        credits, self._credits = self._credits, {}
+        for sender, count in credits.items():
+            self.send(sender, CreditReturn(self.task, count))
+
+    def _obey(self, order: Any) -> None:
+        super()._obey(order)
+        if isinstance(order, control.RunEnd):
+            self._end()
+
+    def _end(self) -> None:
+        """Run ``end``: nothing may be open any more, and every parent must have ended."""
+        scene = self._scene
+        scene.oracles[SOURCE_TASK].check_over(exhausted=True)
+        above = [task for node in scene.world.nodes[: self._shape.index] if node.wants_end for task in node.tasks]
+        if self.task in scene.ended or not scene.ended.issuperset(above):
+            raise Violation(f"task {self.task} ends again, or before the nodes above it: {sorted(scene.ended)} have")
+        scene.ended.add(self.task)
+        self.words.append(control.Ended(self.task, True))
+
+
+def _no_time() -> float:
+    return 0.0
+
+
+def start_process(scene: Scene, task: TaskIndex, incarnation: int) -> Process:
+    """A new incarnation of a task."""
+    return (SourceProcess if task == SOURCE_TASK else TaskProcess)(scene, task, incarnation)

@@ -1,0 +1,105 @@
+"""What a seed decides before anything runs: how much there is to do, how fast, and what goes wrong when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from consecution.protocol.origin import OriginLimits
+from consecution.protocol.values import TaskIndex
+
+PLACES = (
+    "origin.before_commit",
+    "origin.committed",
+    "origin.sent",
+    "task.stepped",
+    "task.sent",
+    "task.acked",
+    "worker.switched",
+    "supervisor.wired",
+    "supervisor.replayed",
+)
+"""Gaps at which a kill may be aimed: between commit and send, between sends, between send and ack."""
+
+TIMEOUT_OFF_S = 1e12
+LONGEST_KILL_STEP = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """A crash, at a step of the schedule or when ``place`` is passed for the ``passes``-th time.
+
+    A kill at a place takes the task that passes it; one at a step takes ``victims``. Either takes
+    everything, supervisor included, where ``everything`` is True.
+    """
+
+    step: int = 0
+    place: str = ""
+    passes: int = 0
+    victims: tuple[TaskIndex, ...] = ()
+    everything: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One schedule. ``robust`` False has no journal: deaths abandon what is open.
+
+    ``together`` puts all tasks into one worker whose tasks call each other without a network.
+    ``reorder``, ``repeat`` and ``lose`` are the odds of each at every delivery, 0 where nothing is
+    promised for it.
+    """
+
+    seed: int
+    items: int
+    robust: bool
+    together: bool
+    fickle: bool
+    unencodable: bool
+    limits: OriginLimits
+    max_frame_items: int
+    kills: tuple[Kill, ...]
+    stop_at_step: int | None
+    reorder: float
+    repeat: float
+    lose: float
+
+
+def make_schedule(seed: int, rng: Random, tasks: int, *, robust: bool, fickle: bool, retries: int) -> Schedule:
+    """Draw a schedule for a pipeline of ``tasks`` tasks."""
+    together = robust and rng.random() < 0.08
+    timeout_on = robust and not together and rng.random() < 0.3
+    adversarial = robust and not together and rng.random() < 0.3
+    return Schedule(
+        seed=seed,
+        items=rng.choice((0, 1, 2, 4, 6, 8, 12)),
+        robust=robust,
+        together=together,
+        fickle=fickle,
+        unencodable=rng.random() < 0.15,
+        limits=OriginLimits(
+            batch_size=rng.randint(1, 4),
+            max_pending=rng.choice((1, 2, 4, 8)),
+            max_pending_bytes=rng.choice((40, 1_000_000)),
+            retries=retries if robust else 0,
+            retry_delay_s=rng.choice((0.0, 0.05, 1.0)),
+            tree_timeout_s=rng.choice((2.0, 10.0)) if timeout_on else TIMEOUT_OFF_S,
+            replays=robust,
+        ),
+        max_frame_items=rng.choice((2, 100)),
+        kills=tuple(_draw_kill(rng, tasks, robust, together) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 5, 8)))),
+        stop_at_step=rng.randrange(1, 150) if robust and rng.random() < 0.25 else None,
+        reorder=0.3 if adversarial else 0.0,
+        repeat=0.1 if adversarial else 0.0,
+        lose=0.03 if adversarial and timeout_on else 0.0,
+    )
+
+
+def _draw_kill(rng: Random, tasks: int, robust: bool, together: bool) -> Kill:
+    everything = robust and (together or rng.random() < 0.2)
+    if robust and rng.random() < 0.6:
+        place = rng.choice(PLACES)
+        return Kill(place=place, passes=1 + int(rng.random() ** 2 * 15), everything=everything)
+    first = 0 if robust else 1
+    several = rng.choice((1, 1, 1, 2, 3))
+    victims = tuple(TaskIndex(rng.randrange(first, tasks)) for _ in range(several))
+    return Kill(step=1 + int(rng.random() ** 1.5 * LONGEST_KILL_STEP), victims=victims, everything=everything)

@@ -1,0 +1,251 @@
+"""Runs one schedule from its seed to its end, or to the first broken promise; and many of them."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from random import Random
+
+from consecution.protocol.values import TaskIndex
+from consecution.testing.model import Expected
+from consecution.testing.process import Process, SourceProcess, start_process
+from consecution.testing.scene import Crash, Parts, Scene
+from consecution.testing.schedule import Kill, make_schedule
+from consecution.testing.supervisor import Supervisor
+from consecution.testing.violation import Violation
+from consecution.testing.world import SOURCE_TASK, make_world
+
+MOST_STEPS = 5_000
+LONGEST_WAIT_S = 1e6
+"""What is due later than this is never due: the tree timeout is off."""
+CALM_AFTER = 600
+"""After so many steps the network behaves, so that every schedule can end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one schedule went. ``problem`` is None where every promise was kept."""
+
+    seed: int
+    problem: str | None
+    steps: int
+    deaths: int
+    batches: int
+    executions: int
+    events: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Summary:
+    """How many schedules went. ``failed`` holds the outcomes of those that broke a promise."""
+
+    schedules: int = 0
+    steps: int = 0
+    deaths: int = 0
+    batches: int = 0
+    executions: int = 0
+    failed: list[Outcome] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        self.schedules += 1
+        self.steps += outcome.steps
+        self.deaths += outcome.deaths
+        self.batches += outcome.batches
+        self.executions += outcome.executions
+        if outcome.problem is not None:
+            self.failed.append(outcome)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.schedules} schedules, {self.steps} steps, {self.deaths} deaths, "
+            f"{self.executions} executions of {self.batches} batches: {len(self.failed)} wrong"
+        )
+
+
+class Simulation:
+    """One schedule. ``parts`` is the code under test; ``tracing`` keeps the events in the outcome."""
+
+    def __init__(self, seed: int, parts: Parts = Parts(), *, tracing: bool = False) -> None:
+        rng = Random(seed)
+        robust, fickle = rng.random() < 0.9, rng.random() < 0.4
+        retries = rng.choice((0, 1, 2, 3)) if robust else 0
+        world = make_world(rng, fickle=fickle, retries=retries)
+        self.schedule = make_schedule(seed, rng, len(world.tasks), robust=robust, fickle=fickle, retries=retries)
+        self.scene = Scene(self.schedule, world, rng, parts, tracing=tracing)
+        self.scene.add_origin(SOURCE_TASK)
+        self.deaths = 0
+        self._incarnations = 0
+        self._kills = {kill.step: kill for kill in self.schedule.kills if not kill.place}
+        self._stop_at_step = self.schedule.stop_at_step
+        self._supervisor = self._new_life()
+
+    def run(self) -> Outcome:
+        """Run to the end. Never raises for what the code under test does."""
+        problem: str | None = None
+        try:
+            while not self._supervisor.finished:
+                self._step()
+            self._check_end()
+        except Violation as violation:
+            problem = str(violation)
+        except Exception as error:
+            problem = "".join(traceback.format_exception(error))
+        oracle, scene = self.scene.oracles[SOURCE_TASK], self.scene
+        return Outcome(
+            self.schedule.seed,
+            problem,
+            scene.network.step,
+            self.deaths,
+            oracle.decided_count,
+            oracle.execution_count,
+            tuple(scene.events),
+        )
+
+    # -- lives -----------------------------------------------------------------------------------
+
+    def _new_life(self) -> Supervisor:
+        """The system starts, on the disks that are there."""
+        self.scene.ended.clear()
+        supervisor = Supervisor(self.scene, self._start)
+        supervisor.begin()
+        return supervisor
+
+    def _start(self, task: TaskIndex) -> Process:
+        self._incarnations += 1
+        process = start_process(self.scene, task, self._incarnations)
+        self.scene.together[task] = process
+        return process
+
+    def _end_life(self) -> None:
+        """Every process is gone, supervisor included."""
+        for process in self._supervisor.processes.values():
+            self._end_process(process)
+        self._supervisor = self._new_life()
+
+    def _end_process(self, process: Process) -> None:
+        if process.alive:
+            process.alive = False
+            self.scene.network.died(process.endpoint)
+
+    # -- deaths ----------------------------------------------------------------------------------
+
+    def _kill(self, kill: Kill, at: TaskIndex | None = None) -> None:
+        self.deaths += 1
+        victims = kill.victims if at is None else (at,)
+        self.scene.trace("KILL {} (victims {})", kill, victims)
+        if kill.everything or not victims or self.schedule.together:
+            self._end_life()
+            return
+        for task in victims:
+            process = self._supervisor.processes.get(task)
+            if process is not None and process.alive:
+                self._end_process(process)
+                self._supervisor.died(process)
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        scene = self.scene
+        scene.advance()
+        step = scene.network.step
+        if step > MOST_STEPS:
+            raise Violation(f"the schedule has not ended after {MOST_STEPS} steps")
+        scene.network.calm = step > CALM_AFTER
+        if step in self._kills:
+            self._kill(self._kills.pop(step))
+        if self._stop_at_step is not None and step >= self._stop_at_step:
+            self._stop_at_step = None
+            self._supervisor.stop_asked = True
+        self._move()
+        if self._supervisor.drained:
+            self._restart_after_drain()
+
+    def _move(self) -> None:
+        """One process takes a turn, or the supervisor acts."""
+        supervisor = self._supervisor
+        ready = [process for process in supervisor.processes.values() if process.has_work()]
+        choices = len(ready) + supervisor.has_work()
+        if not choices:
+            self._wait()
+            return
+        at = int(self.scene.rng.random() * choices)
+        task = ready[at].task if at < len(ready) else None
+        try:
+            if at < len(ready):
+                ready[at].turn()
+            else:
+                supervisor.act()
+        except Crash as crash:
+            self._kill(crash.kill, task)
+
+    def _wait(self) -> None:
+        """Nothing moves: time passes until something does."""
+        scene = self.scene
+        if scene.network.release():
+            return
+        source = self._supervisor.processes[SOURCE_TASK]
+        assert isinstance(source, SourceProcess)
+        due_s = source.wake()
+        if due_s is None or due_s > scene.now_s + LONGEST_WAIT_S:
+            raise Violation(f"stuck: nothing moves and nothing is due; the origin says {source.origin.counts()}")
+        if due_s > scene.now_s:
+            scene.now_s = due_s
+
+    def _restart_after_drain(self) -> None:
+        self.scene.trace("drained")
+        self.scene.oracles[SOURCE_TASK].check_over(exhausted=False)
+        self._end_life()
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _check_end(self) -> None:
+        scene = self.scene
+        oracle = scene.oracles[SOURCE_TASK]
+        oracle.check_over(exhausted=True)
+        wanting = {task for stage in scene.world.end_stages for task in stage}
+        if not scene.ended >= wanting:
+            raise Violation(f"the run is over, but only {sorted(scene.ended)} of {sorted(wanting)} have ended")
+        if self.schedule.robust and not scene.world.fickle:
+            self._check_results()
+
+    def _check_results(self) -> None:
+        """Exactly what the shape of the pipeline says has reached the sinks, or was given up."""
+        scene = self.scene
+        expected = Expected(scene.world, scene.items, unencodable=self.schedule.unencodable)
+        written = Counter(scene.oracles[SOURCE_TASK].writes())
+        if written != expected.written:
+            missing, extra = expected.written - written, written - expected.written
+            raise Violation(f"the sinks miss {dict(missing)}, and hold {dict(extra)} too much")
+        given_up = Counter(
+            (scene.world.node_of[entry.failed.task].index, entry.failed.stage, int(entry.failed.shown))
+            for entry in scene.disks[SOURCE_TASK].given_up
+        )
+        if given_up != expected.given_up:
+            raise Violation(f"given up are {dict(given_up)}; expected were {dict(expected.given_up)}")
+
+
+def run_schedule(seed: int, parts: Parts = Parts(), *, tracing: bool = False) -> Outcome:
+    """Run the schedule of one seed."""
+    return Simulation(seed, parts, tracing=tracing).run()
+
+
+def run_schedules(
+    count: int,
+    first_seed: int = 0,
+    parts: Parts = Parts(),
+    *,
+    on_outcome: Callable[[Summary, Outcome], None] | None = None,
+) -> Summary:
+    """Run the schedules of ``count`` seeds in a row. ``on_outcome`` hears of each as it ends."""
+    summary = Summary()
+    for outcome in _outcomes(count, first_seed, parts):
+        summary.add(outcome)
+        if on_outcome is not None:
+            on_outcome(summary, outcome)
+    return summary
+
+
+def _outcomes(count: int, first_seed: int, parts: Parts) -> Iterator[Outcome]:
+    return (run_schedule(seed, parts) for seed in range(first_seed, first_seed + count))

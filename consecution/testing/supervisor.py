@@ -1,0 +1,157 @@
+"""A simulated supervisor around the core's `Recovery` and `Ending`: it hears of everything late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from consecution.protocol.recovery import Order, OrderReplay, StartTask, WireTasks
+from consecution.protocol.values import TaskIndex
+from consecution.runtime import control
+from consecution.testing.process import Process, SourceBeat
+from consecution.testing.scene import Scene
+from consecution.testing.violation import Violation
+from consecution.testing.world import SOURCE_TASK
+
+
+class Supervisor:
+    """Starts, wires and restarts the processes of one life of the system, and ends it.
+
+    It hears words, mourns deaths and starts processes, in random order; but for one process its words
+    come in order, and before its death.
+    """
+
+    def __init__(self, scene: Scene, start: Callable[[TaskIndex], Process]) -> None:
+        self.processes: dict[TaskIndex, Process] = {}
+        self.stop_asked = False
+        self._scene = scene
+        self._start = start
+        self._dead: list[Process] = []
+        self._due: list[TaskIndex] = []
+        self._restarts = 0
+        self._beat = SourceBeat(False, False)
+        self._stop_told: Process | None = None
+        self._to_end: set[TaskIndex] = set()
+        self._recovery = scene.parts.recovery(scene.world.tasks)
+        self._ending = scene.parts.ending(scene.world.end_stages)
+
+    def begin(self) -> None:
+        self._carry_out(self._recovery.begin())
+
+    @property
+    def finished(self) -> bool:
+        """The stream has ended, and every node that wanted an end has had it."""
+        return self._ending.finished
+
+    @property
+    def drained(self) -> bool:
+        """Stopped as asked, with nothing open."""
+        return self.stop_asked and self._beat.drained
+
+    def died(self, process: Process) -> None:
+        """The system knows at once; the supervisor hears of it some time later."""
+        self._dead.append(process)
+
+    def has_work(self) -> bool:
+        if self._dead or self._due:
+            return True
+        for process in self.processes.values():  # noqa: SIM110  (asked at every step: twice as fast)
+            if process.words:
+                return True
+        return False
+
+    def act(self) -> None:
+        """Do one thing; or one after another, until there is nothing to do."""
+        busy = self._scene.rng.random() < 0.5
+        self._act_once()
+        while busy and self.has_work():
+            self._act_once()
+        self._look()
+
+    def _act_once(self) -> None:
+        choices: list[tuple[Callable[[Any], None], Any]] = [
+            (self._hear, process) for process in self.processes.values() if process.words
+        ]
+        choices += [(self._mourn, process) for process in self._dead]
+        choices += [(self._start_task, task) for task in self._due]
+        act, on = choices[int(self._scene.rng.random() * len(choices))]
+        act(on)
+
+    # -- what it hears ---------------------------------------------------------------------------
+
+    def _hear(self, process: Process) -> None:
+        word = process.words.popleft()
+        self._scene.trace("supervisor hears {}", word)
+        if isinstance(word, control.Hello):
+            self._carry_out(self._recovery.started(process.task, word.endpoint))
+        elif isinstance(word, control.Switched):
+            self._carry_out(self._recovery.switched(process.task, word.version))
+        elif isinstance(word, control.Ended):
+            self._to_end.update(self._ending.task_ended(process.task))
+        elif isinstance(word, SourceBeat):
+            self._beat = word
+
+    def _mourn(self, process: Process) -> None:
+        """Hear the last words, then see to a new incarnation."""
+        while process.words:
+            self._hear(process)
+        self._dead.remove(process)
+        self._scene.trace("supervisor mourns {}", process.endpoint)
+        del self.processes[process.task]
+        task = process.task
+        if not self._scene.schedule.robust:
+            self._lose(task)
+        elif task in self._ending.due:
+            self._to_end.add(task)
+        self._carry_out(self._recovery.died(task))
+
+    def _lose(self, task: TaskIndex) -> None:
+        """Without a journal nobody knows what a task that died in its end had done: it is not run again."""
+        if task in self._ending.due:
+            self._scene.ended.add(task)
+            self._to_end.discard(task)
+            self._to_end.update(self._ending.task_ended(task))
+
+    def _look(self) -> None:
+        """What has to wait until all tasks live and are wired."""
+        if not self._recovery.settled:
+            return
+        source = self.processes[SOURCE_TASK]
+        if self.stop_asked:
+            if self._stop_told is not source:
+                self._stop_told = source
+                source.orders.append(control.StopReading())
+            return
+        if self._beat.finished:
+            self._to_end.update(self._ending.source_finished())
+        for task in sorted(self._to_end):
+            self.processes[task].orders.append(control.RunEnd())
+        self._to_end.clear()
+
+    # -- what it orders --------------------------------------------------------------------------
+
+    def _start_task(self, task: TaskIndex) -> None:
+        self._due.remove(task)
+        if task in self.processes:
+            raise Violation(f"task {task} was started while it lives")
+        self.processes[task] = self._start(task)
+        self._scene.trace("supervisor starts {}", self.processes[task].endpoint)
+
+    def _carry_out(self, orders: list[Order]) -> None:
+        for order in orders:
+            if isinstance(order, StartTask):
+                self._due.append(order.task)
+            elif isinstance(order, WireTasks):
+                for task in order.tasks:
+                    self._tell(task, control.Wire(order.version, order.endpoints))
+                self._scene.passed("supervisor.wired")
+            elif isinstance(order, OrderReplay):
+                for task in list(self.processes):
+                    self._tell(task, control.Replay(after_death=self._restarts > 0))
+                self._restarts = 1
+                self._scene.passed("supervisor.replayed")
+
+    def _tell(self, task: TaskIndex, order: Any) -> None:
+        process = self.processes.get(task)
+        if process is not None:
+            process.orders.append(order)

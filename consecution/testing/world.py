@@ -1,0 +1,222 @@
+"""A small random pipeline: its shape, what its nodes do to items, and where they raise.
+
+Items are whole numbers: the place in the source in the upper bits, a value that every node changes in
+the lower 32. Whatever a node does is a function of (node, item), unless the world is fickle: then nodes
+answer differently each time, and what reaches the sinks cannot be foretold.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+from consecution.protocol.values import TaskIndex
+
+VALUE_BITS = 32
+VALUE_MASK = (1 << VALUE_BITS) - 1
+SOURCE_TASK = TaskIndex(0)
+
+Item = int
+
+
+def number_of(item: Item) -> int:
+    """The item's place in the source, or that of the item it descends from."""
+    return item >> VALUE_BITS
+
+
+def mix(item: Item, salt: int) -> int:
+    """A value that looks random, the same every time."""
+    mixed = ((item ^ salt * 0x9E3779B1) * 0x85EBCA6B) & VALUE_MASK
+    return mixed ^ mixed >> 15
+
+
+def change(item: Item, salt: int) -> Item:
+    """Another item that descends from the same source item."""
+    return (item & ~VALUE_MASK) | mix(item, salt)
+
+
+class Kind(enum.Enum):
+    """What a node makes of an item."""
+
+    MAP = "map"
+    FLAT_MAP = "flat map"
+    FILTER = "filter"
+    SINK = "sink"
+
+
+class Trouble(enum.Enum):
+    """How often a troubled item raises."""
+
+    ALWAYS = "always"
+    TIMES = "some times"
+    AT_RANDOM = "at random"
+
+
+class Grouping(enum.Enum):
+    """How an edge picks one of the replicas behind it."""
+
+    SINGLE = "single"
+    SHUFFLE = "shuffle"
+    KEYED = "keyed"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """An edge to node ``target``."""
+
+    index: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A choice between edges; ``salt`` None: round robin, else by the item's value."""
+
+    edges: tuple[Edge, ...]
+    salt: int | None
+    troubled: bool
+
+
+Way = Edge | Route
+
+
+@dataclass(frozen=True, slots=True)
+class NodeShape:
+    """One node: its tasks, what it does, where it raises, and its ways out."""
+
+    index: int
+    kind: Kind
+    grouping: Grouping
+    tasks: tuple[TaskIndex, ...]
+    troubled: bool
+    wants_end: bool
+    ways: tuple[Way, ...] = ()
+
+    def edges(self) -> Iterator[Edge]:
+        for way in self.ways:
+            yield from way.edges if isinstance(way, Route) else (way,)
+
+
+class ItemError(ValueError):
+    """What a node of this world raises at an item. It has no traceback: to print one takes longer than the rest."""
+
+    @property
+    def __traceback__(self) -> None:  # type: ignore[override]
+        return None
+
+
+class World:
+    """The pipeline of one schedule. It outlives every crash; workers only look at it."""
+
+    def __init__(self, nodes: tuple[NodeShape, ...], rng: Random, *, fickle: bool, retries: int) -> None:
+        self.nodes = nodes
+        self.fickle = fickle
+        self.edge_count = sum(1 for node in nodes for _ in node.edges())
+        self.node_of = {task: node for node in nodes for task in node.tasks}
+        self.tasks = tuple(self.node_of)
+        self._rng = rng
+        self._retries = retries
+        self._raised: dict[tuple[int, Item], int] = {}
+
+    # -- what nodes do ---------------------------------------------------------------------------
+
+    def outputs(self, node: NodeShape, item: Item) -> list[Item]:
+        """What the node makes of an item."""
+        salt = node.index + 1
+        if self.fickle and self._rng.random() < 0.3:
+            salt += 100 * self._rng.randrange(1, 1000)
+        if node.kind is Kind.MAP:
+            return [change(item, salt)]
+        if node.kind is Kind.FLAT_MAP:
+            return [change(item, salt + 7 * copy) for copy in range(mix(item, salt) % 4)]
+        return [item] if node.kind is Kind.FILTER and mix(item, salt) % 3 else []
+
+    def trouble(self, node: NodeShape, item: Item) -> Trouble | None:
+        """Whether, and how, the node raises at an item."""
+        if not node.troubled:
+            return None
+        drawn = mix(item, node.index + 50) % 12
+        if drawn == 0:
+            return Trouble.ALWAYS
+        if drawn < 3:
+            return Trouble.TIMES if self._retries else Trouble.ALWAYS
+        return Trouble.AT_RANDOM if self.fickle and drawn == 3 else None
+
+    def check(self, node: NodeShape, item: Item) -> None:
+        """Raise ItemError if the node is to raise at this item, this time."""
+        trouble = self.trouble(node, item)
+        if trouble is None:
+            return
+        if trouble is Trouble.TIMES:
+            raised = self._raised.get((node.index, item), 0)
+            if raised >= 1 + mix(item, 3) % self._retries:
+                return
+            self._raised[node.index, item] = raised + 1
+        elif trouble is Trouble.AT_RANDOM and self._rng.random() < 0.5:
+            return
+        raise ItemError(f"node {node.index} raises {trouble.value}")
+
+    def choose(self, route: Route, item: Item) -> int:
+        """The place of the edge that a route chooses by an item's value."""
+        assert route.salt is not None
+        if route.troubled:
+            drawn = mix(item, route.salt + 9) % 10
+            if drawn == 0 or (self.fickle and drawn < 4 and self._rng.random() < 0.5):
+                raise ItemError("the route raises")
+        return mix(item, route.salt) % len(route.edges)
+
+    # -- what cannot be encoded ------------------------------------------------------------------
+
+    def encodable(self, item: Item) -> bool:
+        return mix(item, 77) % 29 != 0
+
+    # -- names -----------------------------------------------------------------------------------
+
+    @property
+    def end_stages(self) -> list[list[TaskIndex]]:
+        return [list(node.tasks) for node in self.nodes if node.wants_end]
+
+
+def make_world(rng: Random, *, fickle: bool, retries: int) -> World:
+    """A source, one to four nodes and one or two sinks, joined at random; always one connected DAG."""
+    inner, sinks = rng.choice((1, 1, 2, 2, 3, 4)), rng.choice((1, 1, 2))
+    children = _join(rng, inner, sinks)
+    kinds = [Kind.MAP, *(_draw_kind(rng) for _ in range(inner)), *[Kind.SINK] * sinks]
+    nodes: list[NodeShape] = []
+    task, edge = 0, 0
+    for index, kind in enumerate(kinds):
+        replicas = rng.choice((1, 1, 1, 2, 3)) if index else 1
+        tasks = tuple(TaskIndex(task + replica) for replica in range(replicas))
+        task += replicas
+        grouping = rng.choice((Grouping.SHUFFLE, Grouping.KEYED)) if replicas > 1 else Grouping.SINGLE
+        edges = tuple(Edge(edge + place, child) for place, child in enumerate(children[index]))
+        edge += len(edges)
+        troubled, wants_end = bool(index) and rng.random() < 0.4, bool(index) and rng.random() < 0.2
+        nodes.append(NodeShape(index, kind, grouping, tasks, troubled, wants_end, _draw_ways(rng, edges, fickle)))
+    return World(tuple(nodes), rng, fickle=fickle, retries=retries)
+
+
+def _join(rng: Random, inner: int, sinks: int) -> list[list[int]]:
+    """The children of every node: each node but the source has a parent, each but a sink has a child."""
+    children: list[list[int]] = [[] for _ in range(1 + inner + sinks)]
+    for child in range(1, 1 + inner + sinks):
+        parents = range(min(child, 1 + inner))
+        for parent in rng.sample(parents, min(len(parents), 2 if rng.random() < 0.3 else 1)):
+            children[parent].append(child)
+    for parent in range(1 + inner):
+        if not children[parent]:
+            children[parent].append(1 + inner + rng.randrange(sinks))
+    return children
+
+
+def _draw_kind(rng: Random) -> Kind:
+    return rng.choice((Kind.MAP, Kind.MAP, Kind.FLAT_MAP, Kind.FILTER))
+
+
+def _draw_ways(rng: Random, edges: tuple[Edge, ...], fickle: bool) -> tuple[Way, ...]:
+    if len(edges) < 2 or rng.random() < 0.5:
+        return edges
+    salt = None if fickle and rng.random() < 0.3 else rng.randrange(1, 100)
+    return (Route(edges, salt, salt is not None and rng.random() < 0.4),)

@@ -1,0 +1,714 @@
+"""The origin: births, trees, decisions, retries, replays, books; unit by unit and under any order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consecution.protocol.origin import (
+    LONGEST_RETRY_DELAY_S,
+    BatchBorn,
+    BatchDecided,
+    FailureEntry,
+    FailureKept,
+    FailureTaken,
+    HeadMoved,
+    Launch,
+    Origin,
+    OriginLimits,
+    Restored,
+    Settled,
+    Turn,
+)
+from consecution.protocol.values import Ack, FailedItem, Stage
+from consecution.testing.disk import Disk
+from tests.strategies import Tree, failed_item, trees
+
+LIMITS = OriginLimits(batch_size=10, max_pending=4, retries=2, retry_delay_s=1.0, tree_timeout_s=60.0)
+
+
+def running(limits: OriginLimits = LIMITS, **changed: Any) -> Origin:
+    """An origin that has been set going, with nothing to do."""
+    origin = Origin(replace(limits, **changed))
+    origin.replay(0.0)
+    origin.take_turn()
+    return origin
+
+
+def birth(origin: Origin, count: int = 1, now_s: float = 0.0) -> int:
+    return origin.born(count, (f"payload of {count}",), origin.counts().emitted + count, now_s)
+
+
+def ack(seq: int, xor: int, generation: int = 1, *failed: FailedItem, produced_bytes: int = 0) -> Ack:
+    return Ack(seq, generation, xor, produced_bytes, failed)
+
+
+def complete(origin: Origin, seq: int, now_s: float = 0.0, *failed: FailedItem) -> Turn:
+    """Let the batch's current execution be one frame, which some items failed in."""
+    generation = origin.generation
+    origin.launched(seq, generation, 7, now_s)
+    origin.acked(ack(seq, 7, generation, *failed), now_s)
+    return origin.take_turn()
+
+
+def kept(turn: Turn) -> list[FailureEntry]:
+    return [change.entry for change in turn.changes if isinstance(change, FailureKept)]
+
+
+def decided(turn: Turn) -> list[int]:
+    return [change.seq for change in turn.changes if isinstance(change, BatchDecided)]
+
+
+# -- birth ---------------------------------------------------------------------------------------
+
+
+def test_nothing_is_taken_before_the_first_replay() -> None:
+    origin = Origin(LIMITS)
+
+    assert origin.room() == 0
+    assert origin.next_due_s() is None
+
+    origin.replay(0.0)
+    assert origin.room() == 10
+
+
+def test_a_birth_journals_batch_and_head_and_then_launches() -> None:
+    origin = running()
+
+    seq = origin.born(3, b"abc", {"line": 3}, 0.0)
+
+    turn = origin.take_turn()
+    (born, moved) = turn.changes
+    assert isinstance(born, BatchBorn)
+    assert (born.record.seq, born.record.count, born.record.payload) == (seq, 3, b"abc")
+    assert isinstance(moved, HeadMoved)
+    assert (moved.head.next_seq, moved.head.position, moved.head.emitted) == (1, {"line": 3}, 3)
+    assert turn.launches == [Launch(seq, 1, b"abc", None)]
+    assert not origin.take_turn()
+
+
+def test_the_window_counts_batches_and_bytes() -> None:
+    origin = running(max_pending=2, max_pending_bytes=100)
+
+    origin.born(1, b"x" * 10, 1, 0.0)
+    assert origin.room() > 0
+    origin.born(1, b"x" * 10, 2, 0.0)
+    assert origin.room() == 0, "two batches are open"
+
+    complete(origin, 0)
+    assert origin.room() > 0
+    origin.launched(1, 1, 7, 0.0, produced_bytes=95)
+    assert origin.room() == 0, "what became of the batch is too large"
+    origin.acked(ack(1, 7), 0.0)
+    assert origin.room() > 0
+
+
+def test_a_batch_larger_than_the_window_is_taken_when_nothing_else_is_open() -> None:
+    origin = running(max_pending_bytes=5)
+
+    origin.born(1, b"x" * 10, 1, 0.0)
+
+    assert origin.room() == 0
+    complete(origin, 0)
+    assert origin.room() > 0
+
+
+def test_batches_grow_while_they_are_quick_and_shrink_when_they_are_slow() -> None:
+    origin = running(batch_size=1000, max_pending=1)
+    sizes = []
+    for now_s, took_s in ((0.0, 0.1), (1.0, 0.1), (2.0, 5.0), (8.0, 0.5)):
+        sizes.append(origin.room())
+        seq = origin.born(origin.room(), b"", 0, now_s)
+        complete(origin, seq, now_s + took_s)
+
+    assert [*sizes, origin.room()] == [16, 32, 64, 32, 32]
+
+
+def test_retries_say_nothing_about_the_size_of_batches() -> None:
+    origin = running(batch_size=1000)
+    size = origin.room()
+    complete(origin, birth(origin), 0.3, failed_item())
+    origin.start_retries(1.4)
+
+    complete(origin, 1, 99.0)
+
+    assert origin.room() == size
+
+
+# -- trees ---------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=200)
+@given(trees(), st.randoms(use_true_random=False))
+def test_a_tree_completes_once_and_never_early_under_any_order(tree: Tree, rng: Any) -> None:
+    origin = running()
+    seq = birth(origin)
+    origin.take_turn()
+    events: list[Any] = [None, *tree.all()]
+    rng.shuffle(events)
+
+    for place, event in enumerate(events):
+        assert not decided(origin.take_turn()), f"after {place} of {len(events)} events"
+        if event is None:
+            origin.launched(seq, 1, tree.xor, 0.0)
+        else:
+            origin.acked(ack(seq, event.xor), 0.0)
+
+    turn = origin.take_turn()
+    assert decided(turn) == [seq]
+    assert turn.settled == [Settled(seq, 0, confirmed=True)]
+    assert origin.settled
+
+
+@settings(deadline=None, max_examples=200)
+@given(trees(), trees(), st.randoms(use_true_random=False))
+def test_repeated_and_outdated_acks_change_nothing(tree: Tree, older: Tree, rng: Any) -> None:
+    origin = running(retries=0)
+    seq = birth(origin)
+    origin.take_turn()
+    origin.launched(seq, 1, older.xor ^ 99, 0.0)
+    origin.replay(0.0)
+    origin.take_turn()
+    outdated = [ack(seq, frame.xor, 1, *[failed_item()] * frame.fails) for frame in older.all()]
+    current = [ack(seq, frame.xor, 2, *[failed_item(n) for n in range(frame.fails)]) for frame in tree.all()]
+    first = [*outdated, *current]
+    rng.shuffle(first)
+    events: list[Any] = [None]
+    for event in first:
+        events.insert(rng.randrange(len(events) + 1), event)
+        events.insert(rng.randrange(len(events) + 1), event)
+
+    turns = []
+    for event in events:
+        if event is None:
+            origin.launched(seq, 2, tree.xor, 0.0)
+        else:
+            origin.acked(event, 0.0)
+        turns.append(origin.take_turn())
+
+    assert [seq for turn in turns for seq in decided(turn)] == [seq]
+    assert sum(len(kept(turn)) for turn in turns) == sum(frame.fails for frame in tree.all())
+    assert origin.settled
+    assert origin.counts().pending == 0
+    assert origin.room() > 0
+
+
+def test_zero_means_nothing_before_the_origins_own_step() -> None:
+    origin = running()
+    seq = birth(origin)
+
+    origin.acked(ack(seq, 7), 0.0)
+    origin.acked(ack(seq, 7 ^ 9), 0.0)
+    origin.acked(ack(seq, 9), 0.0)
+    assert origin.open_count == 1, "the checksum is zero now, but the origin may still be sending"
+
+    origin.launched(seq, 1, 0, 0.0)
+    assert origin.open_count == 0
+
+
+def test_a_batch_that_becomes_nothing_is_complete_at_once() -> None:
+    origin = running()
+    seq = birth(origin)
+
+    origin.launched(seq, 1, 0, 0.0)
+
+    assert decided(origin.take_turn()) == [0]
+    assert seq == 0
+
+
+def test_acks_of_unknown_batches_are_ignored() -> None:
+    origin = running()
+
+    origin.acked(ack(0, 7), 0.0)
+    origin.launched(5, 1, 7, 0.0)
+
+    assert not origin.take_turn()
+
+
+# -- decision ------------------------------------------------------------------------------------
+
+
+def test_decisions_are_in_order_whatever_the_order_of_completion() -> None:
+    origin = running()
+    for _ in range(3):
+        birth(origin)
+
+    assert decided(complete(origin, 2)) == []
+    assert decided(complete(origin, 1)) == []
+    assert decided(complete(origin, 0)) == [0, 1, 2]
+
+
+def test_low_is_the_lowest_batch_not_decided() -> None:
+    origin = running()
+    lows = [origin.low]
+    for _ in range(3):
+        birth(origin)
+    lows.append(origin.low)
+    complete(origin, 0)
+    lows.append(origin.low)
+    complete(origin, 1)
+    complete(origin, 2)
+
+    assert [*lows, origin.low] == [0, 0, 1, 3]
+
+
+def test_a_decision_and_its_failures_are_one_turn() -> None:
+    origin = running()
+    birth(origin, 2)
+
+    turn = complete(origin, 0, 5.0, failed_item(1), failed_item(2, retryable=False))
+
+    assert decided(turn) == [0]
+    assert [(e.key, e.attempts, e.root, e.due_s) for e in kept(turn)] == [(0, 1, 0, 6.0), (1, 1, 0, None)]
+    assert isinstance(turn.changes[-1], HeadMoved)
+    assert (turn.changes[-1].head.next_key, turn.changes[-1].head.failed) == (2, 1)
+    assert turn.settled == [], "an item waits for another try"
+
+
+def test_what_could_not_be_encoded_fails_with_the_batch_whatever_its_execution() -> None:
+    origin = running()
+    lost = failed_item(9, task=0, stage=Stage.ROUTE, retryable=False)
+    origin.born(2, (1,), 2, 0.0, born_failed=(lost,))
+    origin.replay(0.0)
+
+    turn = complete(origin, 0)
+
+    assert [entry.failed for entry in kept(turn)] == [lost]
+    assert turn.settled == [Settled(0, 1, confirmed=True)]
+
+
+# -- retries -------------------------------------------------------------------------------------
+
+
+def test_a_retry_is_a_batch_of_its_own_born_as_its_entry_is_taken() -> None:
+    origin = running()
+    birth(origin, 5)
+    (entry,) = kept(complete(origin, 0, 0.0, failed_item(3, task=2)))
+
+    origin.start_retries(0.9)
+    assert not origin.take_turn(), "it is not due"
+    origin.start_retries(1.0)
+
+    turn = origin.take_turn()
+    taken, born, _ = turn.changes
+    assert taken == FailureTaken(entry.key)
+    assert isinstance(born, BatchBorn)
+    assert born.record.retry is not None
+    assert (born.record.retry.root, born.record.retry.attempts, born.record.retry.entry) == (0, 1, (2, Stage.PROCESS))
+    assert turn.launches == [Launch(1, 1, (3,), born.record.retry.entry)]
+    assert origin.counts().emitted == 5, "a retry is not a new item"
+
+
+def test_an_item_is_tried_so_many_times_again_with_longer_and_longer_waits() -> None:
+    origin = running(retries=3)
+    birth(origin)
+    seq, now_s, waits = 0, 0.0, []
+    while True:
+        (entry,) = kept(complete(origin, seq, now_s, failed_item()))
+        if entry.due_s is None:
+            break
+        waits.append(entry.due_s - now_s)
+        now_s = entry.due_s
+        origin.start_retries(now_s)
+        seq += 1
+
+    assert waits == [1.0, 2.0, 4.0]
+    assert entry.attempts == 4
+    assert origin.counts().failed == 1
+    assert origin.settled
+
+
+def test_a_wait_has_a_longest_time() -> None:
+    origin = running(retries=100)
+    birth(origin)
+    now_s = 0.0
+    for seq in range(80):
+        (entry,) = kept(complete(origin, seq, now_s, failed_item()))
+        assert entry.due_s is not None
+        wait_s, now_s = entry.due_s - now_s, entry.due_s
+        origin.start_retries(now_s)
+
+    assert wait_s == LONGEST_RETRY_DELAY_S
+
+
+def test_what_descends_from_a_retry_has_attempts_of_its_own() -> None:
+    origin = running()
+    birth(origin)
+    complete(origin, 0, 0.0, failed_item(1, task=1))
+    origin.start_retries(1.0)
+
+    (below,) = kept(complete(origin, 1, 1.0, failed_item(2, task=5)))
+
+    assert (below.attempts, below.root, below.held) == (1, 0, 1)
+
+
+def test_a_batch_is_settled_when_the_last_of_its_retries_is() -> None:
+    origin = running()
+    birth(origin, 3)
+    complete(origin, 0, 0.0, failed_item(1), failed_item(2))
+    assert (origin.counts().completed, origin.counts().pending) == (1, 2)
+    origin.start_retries(1.0)
+
+    first = complete(origin, 1, 1.0)
+    second = complete(origin, 2, 1.0)
+
+    assert first.settled == []
+    assert second.settled == [Settled(0, 0, confirmed=True)]
+    assert (origin.counts().completed, origin.counts().pending) == (3, 0)
+
+
+def test_nothing_is_settled_or_finished_while_an_item_waits() -> None:
+    origin = running()
+    birth(origin)
+    origin.exhaust(1)
+
+    complete(origin, 0, 0.0, failed_item())
+    assert (origin.settled, origin.finished) == (False, False)
+
+    origin.start_retries(1.0)
+    complete(origin, 1, 1.0)
+    assert (origin.settled, origin.finished) == (True, True)
+
+
+def test_no_retry_starts_without_room_and_the_longest_waiting_comes_first() -> None:
+    origin = running(max_pending=2)
+    birth(origin, 3)
+    complete(origin, 0, 0.0, failed_item(1), failed_item(2), failed_item(3))
+    birth(origin)
+    origin.take_turn()
+
+    origin.start_retries(5.0)
+
+    turn = origin.take_turn()
+    assert [launch.payload for launch in turn.launches] == [(1,)]
+    assert origin.next_due_s() == 60.0, "the due ones wait for room, not for a time"
+    complete(origin, 1, 5.0)
+    assert origin.next_due_s() == 1.0
+
+
+def test_a_stopped_origin_takes_nothing_new_but_finishes_its_retries() -> None:
+    origin = running()
+    birth(origin)
+    complete(origin, 0, 0.0, failed_item())
+    origin.stopped = True
+
+    assert origin.room() == 0
+    origin.start_retries(1.0)
+    complete(origin, 1)
+    assert origin.settled
+
+
+# -- death and replay ----------------------------------------------------------------------------
+
+
+def test_a_replay_launches_what_is_undecided_again_under_a_new_generation() -> None:
+    origin = running()
+    for _ in range(3):
+        birth(origin)
+    origin.take_turn()
+    complete(origin, 0)
+    complete(origin, 2)
+
+    replayed = origin.replay(0.0)
+
+    turn = origin.take_turn()
+    assert replayed == 2
+    assert [(launch.seq, launch.generation) for launch in turn.launches] == [(1, 2), (2, 2)]
+    assert isinstance(turn.changes[-1], HeadMoved)
+    assert turn.changes[-1].head.generation == 2
+
+
+def test_an_execution_that_is_thrown_away_leaves_no_trace() -> None:
+    origin = running()
+    seq = birth(origin)
+    origin.take_turn()
+    origin.launched(seq, 1, 7, 0.0)
+    origin.acked(ack(seq, 9, 1, failed_item(), produced_bytes=1000), 0.0)
+
+    origin.replay(0.0)
+    origin.take_turn()
+
+    turn = complete(origin, seq)
+    assert kept(turn) == []
+    assert decided(turn) == [seq]
+    assert origin._pending_bytes == 0
+
+
+def test_a_launch_that_was_not_carried_out_yet_is_replaced_by_a_replay() -> None:
+    origin = running()
+    birth(origin)
+
+    origin.replay(0.0)
+
+    assert [launch.generation for launch in origin.take_turn().launches] == [2]
+
+
+def test_deaths_are_no_attempts() -> None:
+    origin = running(retries=1)
+    birth(origin)
+    complete(origin, 0, 0.0, failed_item())
+    origin.start_retries(1.0)
+    for _ in range(10):
+        origin.replay(1.0)
+
+    (entry,) = kept(complete(origin, 1, 1.0, failed_item()))
+
+    assert entry.attempts == 2
+
+
+def test_a_tree_without_progress_is_replayed_later_and_later() -> None:
+    origin = running(tree_timeout_s=10.0)
+    birth(origin, now_s=0.0)
+    origin.take_turn()
+    replayed_s = []
+    for now_s in range(200):
+        due_s = origin.next_due_s()
+        assert due_s is not None
+        if due_s <= now_s and origin.expire(float(now_s)):
+            replayed_s.append(now_s)
+
+    assert replayed_s == [10, 30, 70, 150]
+
+
+def test_every_ack_is_progress() -> None:
+    origin = running(tree_timeout_s=10.0)
+    seq = birth(origin)
+    origin.acked(ack(seq, 7), 9.0)
+
+    assert origin.expire(10.0) == 0
+    assert origin.next_due_s() == 19.0
+    assert origin.expire(19.0) == 1
+
+
+def test_only_late_trees_are_replayed_and_the_others_keep_their_generation() -> None:
+    origin = running(tree_timeout_s=10.0)
+    late, fresh = birth(origin, now_s=0.0), birth(origin, now_s=5.0)
+    origin.take_turn()
+
+    origin.expire(12.0)
+
+    assert [(launch.seq, launch.generation) for launch in origin.take_turn().launches] == [(late, 2)]
+    origin.launched(fresh, 1, 7, 12.0)
+    origin.acked(ack(fresh, 7, 1), 12.0)
+    origin.launched(late, 2, 8, 12.0)
+    origin.acked(ack(late, 8, 2), 12.0)
+    assert origin.settled is False
+    assert decided(origin.take_turn()) == [late, fresh]
+
+
+def test_a_complete_tree_that_waits_for_an_earlier_one_does_not_expire() -> None:
+    origin = running(tree_timeout_s=10.0)
+    birth(origin, now_s=0.0)
+    birth(origin, now_s=0.0)
+    complete(origin, 1)
+    origin.acked(ack(0, 5), 9.0)
+
+    assert origin.expire(15.0) == 0
+
+
+class Closed(dict[int, Any]):
+    """A dict that lets nobody look through it."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("it was looked through")
+
+    values = items = keys = __iter__
+
+
+def test_what_is_due_is_known_without_looking_through_what_is_open_or_waits() -> None:
+    """The loop asks at every turn; a look at each of thousands of waiting items took most of its time."""
+    origin = running(retries=1)
+    birth(origin, 3)
+    complete(origin, 0, 0.0, *(failed_item(n) for n in range(3)))
+    birth(origin, now_s=0.5)
+    origin._waiting, origin._batches = Closed(origin._waiting), Closed(origin._batches)
+
+    origin.start_retries(0.9)
+    origin.expire(0.9)
+
+    assert origin.next_due_s() == 1.0
+
+
+# -- without a journal ---------------------------------------------------------------------------
+
+
+def test_without_a_journal_a_death_abandons_what_is_open() -> None:
+    origin = running(replays=False, retries=0)
+    for count in (2, 3, 4):
+        birth(origin, count)
+    complete(origin, 0)
+
+    lost = origin.abandon()
+
+    turn = origin.take_turn()
+    assert lost == 7
+    assert [(s.seq, s.confirmed) for s in turn.settled] == [(1, False), (2, False)]
+    assert turn.launches == []
+    counts = origin.counts()
+    assert (counts.emitted, counts.completed, counts.pending, counts.abandoned) == (9, 2, 7, 7)
+    assert origin.settled
+
+
+def test_late_acks_of_abandoned_batches_leave_nothing_behind() -> None:
+    origin = running(replays=False, retries=0)
+    seq = birth(origin)
+    origin.take_turn()
+    origin.abandon()
+    origin.take_turn()
+
+    origin.launched(seq, 1, 7, 0.0)
+    origin.acked(ack(seq, 7), 0.0)
+
+    assert not origin.take_turn()
+    assert origin.counts().completed == 0
+
+
+def test_without_a_journal_payloads_are_not_kept() -> None:
+    origin = running(replays=False, retries=0)
+
+    origin.born(1, ["live"], None, 0.0)
+
+    assert origin.take_turn().launches[0].payload == ["live"]
+    assert [batch.record.payload for batch in origin._batches.values()] == [None]
+    assert origin.next_due_s() is None
+
+
+# -- restart -------------------------------------------------------------------------------------
+
+
+def commit(origin: Origin, disk: Disk) -> Turn:
+    turn = origin.take_turn()
+    disk.commit(turn.changes)
+    return turn
+
+
+def test_a_restarted_origin_goes_on_where_its_journal_stands() -> None:
+    disk = Disk()
+    origin = running()
+    birth(origin, 2)
+    birth(origin, 3)
+    commit(origin, disk)
+    origin.launched(0, 1, 7, 0.0)
+    origin.acked(ack(0, 7, 1, failed_item()), 0.0)
+    commit(origin, disk)
+    before = origin.counts()
+
+    again = Origin(LIMITS, disk.restore(), 100.0)
+
+    assert again.counts() == before
+    assert (again.position, again.low, again.generation) == (5, 1, 1)
+    assert again.replay(100.0) == 1
+    turn = again.take_turn()
+    assert [(launch.seq, launch.generation) for launch in turn.launches] == [(1, 2)]
+    again.start_retries(100.0)
+    assert again.take_turn().launches[0].seq == 2
+
+
+def test_acks_of_the_last_life_do_not_count() -> None:
+    disk = Disk()
+    origin = running()
+    seq = birth(origin)
+    commit(origin, disk)
+    again = Origin(LIMITS, disk.restore(), 0.0)
+
+    again.acked(ack(seq, 7, 1, failed_item(), produced_bytes=50), 0.0)
+    again.replay(0.0)
+    again.take_turn()
+
+    assert kept(complete(again, seq)) == []
+    assert again._pending_bytes == 0
+
+
+def test_roots_with_open_retries_are_pending_after_a_restart() -> None:
+    disk = Disk()
+    origin = running()
+    birth(origin, 4)
+    commit(origin, disk)
+    origin.launched(0, 1, 7, 0.0)
+    origin.acked(ack(0, 7, 1, failed_item(1), failed_item(2)), 0.0)
+    commit(origin, disk)
+    origin.start_retries(1.0)
+    commit(origin, disk)
+
+    again = Origin(LIMITS, disk.restore(), 2.0)
+    assert (again.counts().completed, again.counts().pending) == (2, 2)
+    again.replay(2.0)
+    again.take_turn()
+
+    assert complete(again, 1).settled == []
+    assert complete(again, 2).settled == [Settled(0, 0, confirmed=True)]
+    assert again.counts().pending == 0
+
+
+def test_a_finished_origin_is_finished_after_a_restart() -> None:
+    disk = Disk()
+    origin = running()
+    origin.exhaust(0)
+    commit(origin, disk)
+
+    assert Origin(LIMITS, disk.restore(), 0.0).finished
+    assert not Origin(LIMITS, Restored(), 0.0).finished
+
+
+# -- any history ---------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.randoms(use_true_random=False), st.integers(0, 3), st.integers(1, 4))
+def test_books_balance_and_a_restart_changes_nothing_under_any_history(rng: Any, retries: int, pending: int) -> None:
+    limits = replace(LIMITS, retries=retries, max_pending=pending, max_pending_bytes=50, retry_delay_s=0.5)
+    disk, now_s = Disk(), 0.0
+    origin = Origin(limits)
+    open_frames: dict[tuple[int, int], list[int]] = {}
+    for _ in range(120):
+        now_s += rng.random()
+        act = rng.randrange(6)
+        if act == 0 and origin.room():
+            birth(origin, rng.randint(1, origin.room()), now_s)
+        elif act == 1:
+            origin.start_retries(now_s)
+            origin.expire(now_s)
+        elif act == 2 and rng.random() < 0.3:
+            origin.replay(now_s)
+        elif act == 3 and rng.random() < 0.2:
+            origin = Origin(limits, disk.restore(), now_s)
+            open_frames.clear()
+            continue
+        elif open_frames:
+            key = rng.choice(list(open_frames))
+            frames = open_frames[key]
+            failed = [failed_item(rng.randrange(9), task=rng.randint(1, 3)) for _ in range(rng.choice((0, 0, 1, 2)))]
+            origin.acked(Ack(*key, frames.pop(), rng.randrange(30), tuple(failed)), now_s)
+            if not frames:
+                del open_frames[key]
+        turn = commit(origin, disk)
+        for launch in turn.launches:
+            frames = [rng.getrandbits(64) | 1 for _ in range(rng.randrange(3))]
+            if frames:
+                open_frames[launch.seq, launch.generation] = frames
+            xor = 0
+            for frame in frames:
+                xor ^= frame
+            origin.launched(launch.seq, launch.generation, xor, now_s)
+        commit(origin, disk)
+
+        counts = origin.counts()
+        assert counts.emitted == counts.completed + counts.pending
+        assert 0 <= counts.pending <= counts.emitted
+        assert origin._pending_bytes >= 0
+        again = Origin(limits, disk.restore(), now_s).counts()
+        assert (again.emitted, again.completed, again.failed) == (counts.emitted, counts.completed, counts.failed)
+        assert origin.settled == (not disk.batches and not disk.waiting)
+        if origin.settled:
+            assert (counts.pending, origin._pending_bytes, origin._roots) == (0, 0, {})
+
+
+@pytest.mark.parametrize("limits", [OriginLimits(), LIMITS])
+def test_the_books_of_an_origin_that_did_nothing_are_empty(limits: OriginLimits) -> None:
+    counts = Origin(limits).counts()
+
+    assert (counts.emitted, counts.completed, counts.failed, counts.pending) == (0, 0, 0, 0)

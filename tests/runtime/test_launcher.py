@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import multiprocess.process
+import pytest
+
+from consecution import Node, Pipeline, Producer
+from consecution.errors import UsageError
+from consecution.protocol.values import TaskIndex
+from consecution.runtime import control, fork_server, launcher
+from consecution.runtime.launcher import ProcessWorker, ThreadWorker, refuse_in_worker_start
+from consecution.runtime.logs import LogPump
+from consecution.runtime.shipping import Parcel, Shipment, ship
+from consecution.runtime.worker import EXIT_FAILED, WorkerSpec
+from tests.engines.misbehaving import Misbehaving, wait_for
+
+WAIT_S = 30.0
+
+
+class Launchpad:
+    """Starts single workers, and sees that none is left."""
+
+    def __init__(self, sockets: Path) -> None:
+        self.logs = LogPump()
+        self._sockets = sockets
+        self._started: list[Any] = []
+        self._parcels: list[Parcel] = []
+
+    def process(self, node: Node | None = None) -> ProcessWorker:
+        pipeline = Pipeline(Producer(range(3)) | (node or Misbehaving("node", "kill", None)))
+        parcel = Parcel(ship(pipeline.plan(mode="process"), 1, pipeline.global_state, None))
+        self._parcels.append(parcel)
+        worker = ProcessWorker(self.spec(1), parcel, "node.0", self.logs)
+        self._started.append(worker)
+        return worker
+
+    def thread(self) -> ThreadWorker:
+        pipeline = Pipeline(Producer("manual") | Misbehaving("node", "kill", None))
+        plan = pipeline.plan(mode="process", robustness="confirm")
+        node: Any = pipeline.top_node
+        worker = ThreadWorker(self.spec(0), "producer.0", Shipment(plan, None, node.make_source(), None))
+        self._started.append(worker)
+        return worker
+
+    def spec(self, task: int) -> WorkerSpec:
+        return WorkerSpec(TaskIndex(task), 1, "memory", None, str(self._sockets), "", dict(os.environ))
+
+    def close(self) -> None:
+        for worker in self._started:
+            worker.signal(signal.SIGKILL)
+            assert worker.join(WAIT_S)
+            worker.pipe.close()
+        for parcel in self._parcels:
+            parcel.close()
+        self.logs.close()
+
+
+@pytest.fixture
+def pad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launchpad]:
+    folder = launcher.fork_server.SocketFolder()
+    pad = Launchpad(Path(folder.path))
+    try:
+        yield pad
+    finally:
+        pad.close()
+        folder.close()
+
+
+def next_word(worker: Any, kind: type) -> Any:
+    """The next word of this kind; beats in between are passed over."""
+    while worker.pipe.poll(WAIT_S):
+        word = worker.pipe.recv()
+        if isinstance(word, kind):
+            return word
+    raise AssertionError(f"no {kind.__name__} came")
+
+
+# -- processes -----------------------------------------------------------------------------------
+
+
+def test_a_process_says_hello_and_begins(pad: Launchpad) -> None:
+    worker = pad.process()
+
+    hello = next_word(worker, control.Hello)
+
+    assert (hello.task, hello.pid) == (1, worker.pid)
+    assert next_word(worker, control.Began).task == 1
+
+
+def test_a_process_quits_when_told_and_takes_its_socket_along(pad: Launchpad) -> None:
+    worker = pad.process()
+    path = next_word(worker, control.Hello).endpoint.removeprefix("ipc://")
+    assert os.path.exists(path)
+
+    worker.pipe.send(control.Quit())
+
+    assert next_word(worker, control.Closed).confirmed
+    assert worker.join(WAIT_S)
+    assert worker.death() == "exit code 0"
+    assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize(
+    ("number", "how"), [(signal.SIGKILL, "killed by SIGKILL"), (signal.SIGABRT, "killed by SIGABRT")]
+)
+def test_the_signal_it_died_of_is_named(pad: Launchpad, number: int, how: str) -> None:
+    worker = pad.process()
+    next_word(worker, control.Began)
+
+    worker.signal(number)
+
+    assert worker.join(WAIT_S)
+    assert worker.death() == how
+    assert worker.start_error() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_the_group_are_left_to_the_supervisor(pad: Launchpad, number: int) -> None:
+    worker = pad.process()
+    next_word(worker, control.Began)
+
+    worker.signal(number)
+    worker.pipe.send(control.Quit())
+
+    assert next_word(worker, control.Closed)
+    assert worker.join(WAIT_S)
+    assert worker.death() == "exit code 0"
+
+
+def test_a_process_whose_supervisor_is_gone_ends(pad: Launchpad) -> None:
+    worker = pad.process()
+    next_word(worker, control.Began)
+
+    worker.pipe.close()
+
+    assert worker.join(WAIT_S)
+    assert worker.death() == f"exit code {EXIT_FAILED}"
+
+
+def test_a_signal_after_its_death_goes_nowhere(pad: Launchpad) -> None:
+    worker = pad.process()
+    worker.signal(signal.SIGKILL)
+    assert worker.join(WAIT_S)
+
+    worker.signal(signal.SIGKILL)
+
+    assert worker.death() == "killed by SIGKILL"
+
+
+def test_the_sentinel_tells_of_the_death(pad: Launchpad) -> None:
+    worker = pad.process()
+    worker.signal(signal.SIGKILL)
+
+    assert multiprocess.connection.wait([worker.sentinel], WAIT_S) == [worker.sentinel]
+
+
+def test_where_the_fork_server_died_first_the_worker_is_made_sure_of(pad: Launchpad) -> None:
+    worker = pad.process()
+    next_word(worker, control.Began)
+
+    os.kill(multiprocess.forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+
+    assert worker.join(WAIT_S)
+    wait_for(lambda: is_gone(worker.pid))
+
+
+def is_gone(pid: int) -> bool:
+    """Dead, though perhaps nobody has reaped it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_new_fork_server_takes_the_place_of_a_dead_one(pad: Launchpad) -> None:
+    pad.process()
+    os.kill(multiprocess.forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+
+    assert next_word(pad.process(), control.Began)
+
+
+def test_starting_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fork_server, "START_WITHIN_S", 0.05)
+    tries: list[int] = []
+
+    def start() -> None:
+        tries.append(1)
+        raise ConnectionRefusedError
+
+    with pytest.raises(ConnectionRefusedError):
+        fork_server.insist(start)
+
+    assert len(tries) > 1
+
+
+# -- threads -------------------------------------------------------------------------------------
+
+
+def test_a_thread_works_like_a_process_but_cannot_die(pad: Launchpad) -> None:
+    worker = pad.thread()
+    next_word(worker, control.Began)
+
+    worker.pipe.send(control.Quit())
+
+    assert next_word(worker, control.Closed)
+    assert worker.join(WAIT_S)
+    assert worker.sentinel is None
+    assert worker.start_error() is None
+
+
+def test_a_thread_ends_with_its_pipe(pad: Launchpad) -> None:
+    worker = pad.thread()
+    next_word(worker, control.Began)
+
+    worker.signal(signal.SIGKILL)
+
+    assert worker.join(WAIT_S)
+    assert worker.death() == "ended"
+
+
+# -- the main module -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "imported"),
+    [
+        (lambda module: setattr(module, "__file__", __file__), False),
+        (lambda module: (setattr(module, "__file__", __file__), exec("def f(): pass", vars(module))), True),
+        (lambda module: exec("def f(): pass", vars(module)), False),
+        (lambda module: vars(module).update(__file__=__file__, odd=Raising()), False),
+    ],
+    ids=["defines nothing", "script", "notebook", "odd values"],
+)
+def test_workers_import_the_main_module_only_if_they_need_and_can(
+    make: Callable[[types.ModuleType], Any], imported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("__main__")
+    make(module)
+    monkeypatch.setitem(sys.modules, "__main__", module)
+
+    with launcher._main_if_needed():
+        assert (sys.modules["__main__"] is module) is imported
+
+    assert sys.modules["__main__"] is module
+
+
+class Raising:
+    """Like a lazy proxy whose thing is missing: it raises whatever one asks."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("not bound")
+
+
+def test_a_run_within_the_import_of_a_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = multiprocess.process.current_process()
+    monkeypatch.setattr(process, "_inheriting", True, raising=False)
+
+    with pytest.raises(UsageError, match="put the call under `if __name__ == '__main__':`"):
+        refuse_in_worker_start()
+
+
+def test_anywhere_else_a_run_may_start() -> None:
+    refuse_in_worker_start()

@@ -1,0 +1,362 @@
+"""The worker's loop, run in a thread of this process, with this test as its supervisor and its peers."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import multiprocess
+import pytest
+import zmq
+
+from consecution import Node, Pipeline, Producer
+from consecution.errors import ConsecutionError, DamagedStoreError, ShippingError, SourceError, WorldError
+from consecution.protocol.values import Ack, Acks, Frame, FrameId, Message, Stage, TaskIndex
+from consecution.runtime import control
+from consecution.runtime.shipping import Shipment
+from consecution.runtime.worker import Worker, WorkerSpec, _pickled
+from consecution.transport.codec import PickleCodec
+from consecution.transport.sockets import Inbox, SocketFolder, SocketOutbox
+from tests.engines.misbehaving import Copy, wait_for
+
+WAIT_S = 30.0
+ME, PEER = TaskIndex(1), TaskIndex(2)
+
+
+class Slow(Node):
+    """Waits for this test in each of its steps."""
+
+    def __init__(self, name: str, *, step: str) -> None:
+        super().__init__(name)
+        self.step = step
+        self.entered, self.leave = threading.Event(), threading.Event()
+
+    def begin(self) -> None:
+        self._wait("begin")
+
+    def process(self, item: Any) -> None:
+        self._wait("process")
+        self.push(item)
+
+    def end(self) -> None:
+        self._wait("end")
+        self.push("last")
+
+    def _wait(self, step: str) -> None:
+        if step == self.step:
+            self.entered.set()
+            assert self.leave.wait(WAIT_S)
+
+
+class Bench:
+    """One worker, and everything around it."""
+
+    def __init__(self, node: Node | None, *, source: Any = (), robustness: str = "confirm") -> None:
+        self.folder = SocketFolder()
+        pipeline = Pipeline(Producer(list(source)) | (node or Copy("node")) | Copy("peer"))
+        plan = pipeline.plan(mode="process", robustness=robustness, batch_size=10)
+        producer: Any = pipeline.top_node
+        task = TaskIndex(0) if node is None else ME
+        shipment = Shipment(plan, node, producer.make_source() if node is None else None, None)
+        spec = WorkerSpec(task, 1, "memory", None, self.folder.path, "", {})
+        self.pipe, theirs = multiprocess.Pipe()
+        self.error: BaseException | None = None
+        self.worker = Worker(spec, theirs, shipment, in_process=False)
+        self._context: Any = zmq.Context()
+        self.inbox = Inbox(self._context, self.folder.path, "test")
+        self._outbox = SocketOutbox(self._context)
+        self._outbox.wire({task: self.worker._inbox.endpoint})
+        self._task = task
+        self._thread = threading.Thread(target=self._run, args=(theirs,))
+        self._thread.start()
+
+    def _run(self, theirs: Any) -> None:
+        try:
+            self.worker.run()
+        except BaseException as error:
+            self.error = error
+            self.worker.close_after_error()
+        finally:
+            theirs.close()
+
+    def tell(self, order: Any) -> None:
+        self.pipe.send(order)
+
+    def wire(self, version: int = 1) -> None:
+        """All peers are this test."""
+        others = {TaskIndex(i): self.inbox.endpoint for i in range(3) if i != self._task}
+        self.tell(control.Wire(version, {**others, self._task: self.worker._inbox.endpoint}))
+
+    def hear(self, kind: type, *, unless: Callable[[Any], bool] = lambda word: False) -> Any:
+        """The next word of this kind; others are passed over."""
+        while self.pipe.poll(WAIT_S):
+            word = self.pipe.recv()
+            if isinstance(word, kind) and not unless(word):
+                return word
+        raise AssertionError(f"no {kind.__name__} came")
+
+    def send(self, items: list[Any], seq: int = 1) -> None:
+        payload = PickleCodec().encode(items)
+        frame = Frame(TaskIndex(0), seq, 1, (0,), FrameId(seq + 1000), 0, TaskIndex(0), Stage.PROCESS, False, payload)
+        self._outbox.send(self._task, frame)
+
+    def receive(self, kind: type) -> Any:
+        found: list[Message] = []
+
+        def look() -> bool:
+            found.extend(message for message in self.inbox.take(1) if isinstance(message, kind))
+            return bool(found)
+
+        wait_for(look, WAIT_S)
+        return found[0]
+
+    def quit(self) -> control.Closed:
+        self.tell(control.Quit())
+        closed: control.Closed = self.hear(control.Closed)
+        return closed
+
+    def close(self) -> None:
+        self.pipe.close()
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive()
+        self._outbox.close()
+        self.inbox.close()
+        self._context.destroy(0)
+        self.folder.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(node: Node | None = None, **options: Any) -> Bench:
+        made.append(Bench(node, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+Make = Callable[..., Bench]
+
+
+def test_it_says_hello_before_it_begins(bench: Make) -> None:
+    node = Slow("node", step="begin")
+    one = bench(node)
+
+    hello = one.hear(control.Hello)
+
+    assert (hello.task, hello.pid) == (ME, os.getpid())
+    assert os.path.exists(hello.endpoint.removeprefix("ipc://"))
+    node.leave.set()
+    assert one.hear(control.Began).task == ME
+
+
+def test_it_has_switched_only_once_it_has_begun(bench: Make) -> None:
+    node = Slow("node", step="begin")
+    one = bench(node)
+    one.wire(7)
+    assert node.entered.wait(WAIT_S)
+
+    node.leave.set()
+
+    words = [one.hear(object, unless=lambda word: isinstance(word, control.Beat)) for _ in range(3)]
+    assert [type(word) for word in words] == [control.Hello, control.Began, control.Switched]
+    assert words[-1].version == 7
+
+
+def test_a_frame_goes_on_and_is_acknowledged(bench: Make) -> None:
+    one = bench(Copy("node"))
+    one.wire()
+    one.hear(control.Switched)
+
+    one.send([1, 2, 3])
+
+    frame = one.receive(Frame)
+    assert PickleCodec().decode(frame.payload) == [1, 2, 3]
+    acks = one.receive(Acks)
+    assert [(ack.seq, ack.xor) for ack in acks.acks] == [(1, 1001 ^ frame.frame_id)]
+
+
+def test_nothing_is_sent_before_the_wiring(bench: Make) -> None:
+    one = bench(Copy("node"))
+    one.hear(control.Began)
+    one.send([1], seq=1)
+    wait_for(lambda: one.worker._task_host.step.counts.frames == 1)
+
+    one.wire()
+    one.hear(control.Switched)
+    one.send([2], seq=2)
+
+    assert PickleCodec().decode(one.receive(Frame).payload) == [2]
+
+
+def test_beats_tell_what_it_is_occupied_with_and_how_far_it_is(bench: Make) -> None:
+    node = Slow("node", step="process")
+    one = bench(node)
+    one.wire()
+    one.send([1, 2])
+    assert node.entered.wait(WAIT_S)
+
+    busy = one.hear(control.Beat, unless=lambda beat: beat.occupied_with == "")
+    node.leave.set()
+    idle = one.hear(control.Beat, unless=lambda beat: beat.occupied_with != "" or beat.items_in == 0)
+
+    assert (busy.occupied_with, busy.items_in) == ("process", 0)
+    assert (idle.items_in, idle.items_out) == (2, 2)
+    assert idle.progress != busy.progress
+
+
+@pytest.mark.parametrize("step", ["begin", "end"])
+def test_other_steps_are_named_too(bench: Make, step: str) -> None:
+    node = Slow("node", step=step)
+    one = bench(node)
+    one.wire()
+    one.tell(control.RunEnd())
+
+    beat = one.hear(control.Beat, unless=lambda beat: beat.occupied_with == "")
+    node.leave.set()
+
+    assert beat.occupied_with == step
+
+
+def test_it_has_ended_when_what_end_pushed_is_acknowledged(bench: Make) -> None:
+    one = bench(Slow("node", step="never"))
+    one.wire()
+    one.hear(control.Switched)
+
+    one.tell(control.RunEnd())
+    frame = one.receive(Frame)
+    assert PickleCodec().decode(frame.payload) == ["last"]
+    early = [word for word in words_until_a_beat(one) if isinstance(word, control.Ended)]
+    one._outbox.send(ME, acknowledge(frame))
+
+    assert early == []
+    assert one.hear(control.Ended).confirmed
+
+
+def words_until_a_beat(one: Bench) -> list[Any]:
+    words: list[Any] = []
+    while not words or not isinstance(words[-1], control.Beat):
+        words.append(one.hear(object))
+    return words
+
+
+def acknowledge(frame: Frame) -> Acks:
+    return Acks(PEER, [Ack(frame.seq, frame.generation, frame.frame_id, 0, ())])
+
+
+def test_a_source_waits_until_all_have_switched(bench: Make) -> None:
+    one = bench(source=range(5))
+    one.wire()
+    one.hear(control.Switched)
+    held = one.hear(control.Beat)
+
+    one.tell(control.Replay(after_death=False))
+    frame = one.receive(Frame)
+
+    assert held.origin.emitted == 0
+    assert PickleCodec().decode(frame.payload) == [0, 1, 2, 3, 4]
+
+
+def test_a_source_tells_at_once_that_it_has_finished(bench: Make) -> None:
+    one = bench(source=range(5))
+    one.wire()
+    one.tell(control.Replay(after_death=False))
+    frame = one.receive(Frame)
+    one._outbox.send(TaskIndex(0), acknowledge(frame))
+
+    beat = one.hear(control.Beat, unless=lambda beat: not beat.finished)
+
+    assert (beat.origin.emitted, beat.origin.completed) == (5, 5)
+
+
+def test_a_source_that_is_told_to_stop_says_when_it_has_drained(bench: Make) -> None:
+    one = bench(source=range(1000))
+    one.wire()
+    one.tell(control.Replay(after_death=False))
+    frame = one.receive(Frame)
+    one.tell(control.StopReading())
+    seen = {frame.seq}
+    one._outbox.send(TaskIndex(0), acknowledge(frame))
+
+    def answer_the_rest(beat: control.Beat) -> bool:
+        for message in one.inbox.take(100):
+            if isinstance(message, Frame) and message.seq not in seen:
+                seen.add(message.seq)
+                one._outbox.send(TaskIndex(0), acknowledge(message))
+        return not beat.drained
+
+    beat = one.hear(control.Beat, unless=answer_the_rest)
+
+    assert beat.origin.pending == 0
+    assert not beat.finished
+
+
+def test_quit_closes_and_leaves_no_socket(bench: Make) -> None:
+    one = bench(Copy("node"))
+    path = one.hear(control.Hello).endpoint.removeprefix("ipc://")
+
+    closed = one.quit()
+
+    assert closed.confirmed
+    wait_for(lambda: not os.path.exists(path))
+    assert one.error is None
+
+
+def test_without_a_supervisor_it_ends(bench: Make) -> None:
+    one = bench(Copy("node"))
+    path = one.hear(control.Hello).endpoint.removeprefix("ipc://")
+
+    one.pipe.close()
+
+    wait_for(lambda: not os.path.exists(path))
+
+
+def test_waking_it_after_its_end_writes_nowhere(bench: Make, tmp_path: Path) -> None:
+    one = bench(Copy("node"))
+    one.quit()
+    one._thread.join(WAIT_S)
+    files = [open(tmp_path / str(i), "wb") for i in range(20)]
+
+    one.worker._wake()
+
+    for file in files:
+        file.close()
+    assert [path for path in tmp_path.iterdir() if path.stat().st_size] == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SourceError("the file is shorter"),
+        ShippingError("no", node="a", attribute="b"),
+        DamagedStoreError("bad", path="x", record="y"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_of_our_own_are_told_whole(error: ConsecutionError) -> None:
+    blob = _pickled(error)
+
+    assert blob is not None
+    found = pickle.loads(blob)
+    assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))
+
+
+def test_errors_of_users_are_told_as_text() -> None:
+    assert _pickled(ValueError("no")) is None
+
+
+def test_an_error_that_cannot_be_pickled_is_told_as_the_world_s() -> None:
+    error = SourceError("no")
+    error.lock = threading.Lock()  # type: ignore[attr-defined]
+
+    blob = _pickled(error)
+
+    assert blob is not None
+    assert type(pickle.loads(blob)) is WorldError

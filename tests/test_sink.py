@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from consecution import Node, Pipeline
+from consecution.protocol.values import BatchId
+from consecution.sink import CONSUME_BUFFER, Sink
+
+BATCH = BatchId("source.0@one", 1, 1, (0,))
+
+
+class Keeps(Sink):
+    """Keeps what is written; a frame with an item "bad" is refused as a whole."""
+
+    def __init__(self, name: str = "keep", **options: Any) -> None:
+        super().__init__(name, **options)
+        self.kept: list[Any] = []
+        self.calls: list[Any] = []
+
+    def open(self) -> None:
+        self.calls.append("open")
+
+    def write(self, batch_id: BatchId | None, items: list[Any]) -> None:
+        self.calls.append((batch_id, len(items)))
+        if "bad" in items:
+            raise ValueError("bad")
+        self.kept += items
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class Raises(Node):
+    def process(self, item: Any) -> None:
+        if item == "raise":
+            raise KeyError(item)
+        self.push(item)
+
+
+def test_item_by_item_it_is_opened_written_in_frames_and_closed() -> None:
+    sink = Keeps()
+
+    Pipeline(sink).consume(range(2 * CONSUME_BUFFER + 1))
+
+    assert sink.calls == ["open", (None, CONSUME_BUFFER), (None, CONSUME_BUFFER), (None, 1), "close"]
+    assert sink.kept == list(range(2 * CONSUME_BUFFER + 1))
+
+
+def test_item_by_item_what_came_before_an_item_at_fault_is_written_and_its_error_raised() -> None:
+    sink = Keeps()
+
+    with pytest.raises(ValueError, match="bad"):
+        Pipeline(sink).consume(["a", "b", "bad", "c"])
+
+    assert sink.kept == ["a", "b"]
+    assert sink.calls[-1] == "close"
+
+
+def test_item_by_item_what_has_reached_it_is_written_when_the_stream_breaks_off() -> None:
+    sink = Keeps()
+    pipeline = Pipeline(Raises("first") | sink)
+
+    with pytest.raises(KeyError):
+        pipeline.consume(["a", "b", "raise", "c"])
+
+    assert sink.kept == ["a", "b"]
+    pipeline.consume(["d"])
+    assert sink.kept == ["a", "b", "d"]
+
+
+def test_in_a_run_frames_come_with_their_batch() -> None:
+    sink = Keeps()
+
+    Pipeline(sink).run(range(5), mode="inline")
+
+    assert sink.kept == list(range(5))
+    batch_ids = [call[0] for call in sink.calls if isinstance(call, tuple)]
+    assert [(batch_id.origin.split("@")[0], batch_id.seq) for batch_id in batch_ids] == [("source.0", 0)]
+    assert (sink.calls[0], sink.calls[-1]) == ("open", "close")
+
+
+def test_in_a_run_the_items_at_fault_are_found_one_by_one() -> None:
+    sink = Keeps()
+
+    report = Pipeline(sink).run(["a", "bad", "b", "bad", "c"], mode="inline", robustness="track")
+
+    assert sink.kept == ["a", "b", "c"]
+    assert [failure.item for failure in report.failures] == ["bad", "bad"]
+
+
+def test_a_sink_without_write_says_what_to_define() -> None:
+    with pytest.raises(NotImplementedError, match=r"Sink 'plain' must define write\(self, batch_id, items\)"):
+        Sink("plain").write(BATCH, [1])
+
+
+def test_opening_and_closing_are_optional() -> None:
+    class Only(Sink):
+        def write(self, batch_id: BatchId | None, items: list[Any]) -> None:
+            kept.extend(items)
+
+    kept: list[Any] = []
+    Pipeline(Only("only")).consume([1, 2])
+
+    assert kept == [1, 2]

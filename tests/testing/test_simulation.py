@@ -1,0 +1,89 @@
+"""The simulator itself, and the schedules every run of the tests goes through.
+
+``CONSECUTION_SCHEDULES=1000000 CONSECUTION_SEED=7 pytest tests/testing`` runs more of them, or others;
+``python -m consecution.testing`` is the same as a command, with progress.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from consecution.protocol.origin import Origin
+from consecution.testing import Simulation, Summary, run_schedule, run_schedules
+from consecution.testing.scene import Parts
+
+SCHEDULES = int(os.environ.get("CONSECUTION_SCHEDULES", "10000"))
+SEED = int(os.environ.get("CONSECUTION_SEED", "0"))
+PARTS = 10
+
+
+@pytest.mark.timeout(120 + SCHEDULES // 100)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_promise_is_kept_whatever_dies(part: int) -> None:
+    first, last = SEED + SCHEDULES * part // PARTS, SEED + SCHEDULES * (part + 1) // PARTS
+
+    summary = run_schedules(last - first, first)
+
+    assert not summary.failed, "\n".join(
+        f"python -m consecution.testing --trace {outcome.seed}: {outcome.problem}" for outcome in summary.failed
+    )
+    assert (summary.schedules, summary.batches > 0) == (last - first, last > first)
+
+
+def test_the_same_seed_gives_the_same_schedule() -> None:
+    for seed in range(SEED, SEED + 30):
+        first, second = run_schedule(seed, tracing=True), run_schedule(seed, tracing=True)
+
+        assert first == second
+        assert first.events
+
+
+def test_schedules_are_of_every_kind() -> None:
+    simulations = [Simulation(seed) for seed in range(300)]
+    schedules = [simulation.schedule for simulation in simulations]
+    summary = Summary()
+
+    for simulation in simulations:
+        summary.add(simulation.run())
+
+    assert any(not s.robust for s in schedules)
+    assert any(s.together for s in schedules)
+    assert any(s.fickle for s in schedules)
+    assert any(s.unencodable for s in schedules)
+    assert any(s.lose for s in schedules)
+    assert any(s.stop_at_step for s in schedules)
+    assert any(kill.everything for s in schedules for kill in s.kills)
+    assert any(kill.place == "origin.committed" for s in schedules for kill in s.kills)
+    assert any(s.scene.disks[0].given_up for s in simulations)
+    assert any(s.scene.disks[0].head.next_seq > len(s.scene.items) for s in simulations), "no retries"
+    assert summary.deaths > 300
+    assert summary.executions > summary.batches > 300
+
+
+def test_an_error_in_the_code_under_test_is_a_problem_with_its_traceback() -> None:
+    class Broken(Origin):
+        def room(self) -> int:
+            raise ZeroDivisionError("no room")
+
+    outcome = run_schedule(SEED, Parts(origin=Broken))
+
+    assert outcome.problem is not None
+    assert "ZeroDivisionError: no room" in outcome.problem
+
+
+def test_a_summary_counts_and_keeps_what_went_wrong() -> None:
+    class Silent(Origin):
+        def acked(self, ack: object, now_s: float) -> None:
+            pass
+
+    heard: list[int] = []
+
+    summary = run_schedules(20, SEED, Parts(origin=Silent), on_outcome=lambda s, outcome: heard.append(outcome.seed))
+
+    assert heard == list(range(SEED, SEED + 20))
+    assert summary.schedules == 20
+    assert summary.failed
+    assert str(summary).startswith("20 schedules, ")
+    assert str(summary).endswith(f"{len(summary.failed)} wrong")
