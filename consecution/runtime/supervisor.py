@@ -471,6 +471,8 @@ class Supervisor:
             self._start_what_is_due()
             self._let_go_of_threads()
             deadline_s += self._forgive_standstill()
+            if any(w.start_due_s is not None for w in self._tasks.values()):
+                deadline_s = self._clock() + limit_s
             if self._clock() > deadline_s and self._somebody_is_left():
                 raise self._slow_to_close(limit_s)
 

@@ -231,12 +231,16 @@ class Worker:
             source.receive(message)
         if source.turn():
             return True
+        # Only now: a decision that is just being committed looks done to the thread that beats.
+        self._finished, self._drained = source.origin.finished, source.drained
         if source.origin.settled and not self._told_settled:
             self._told_settled = True
             self._tell(self.beat())
         return worked
 
     _told_settled = False
+    _finished = False
+    _drained = False
 
     def _turn_task(self, host: assembly.Host) -> bool:
         worked = False
@@ -367,8 +371,8 @@ class Worker:
                 0,
                 0.0,
                 origin=counts,
-                finished=origin.finished,
-                drained=self._source.drained,
+                finished=self._finished,
+                drained=self._drained,
             )
         host = self._task_host
         counted = host.counts

@@ -8,12 +8,13 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from consecution import Report
+from consecution import Report, Running
 
 FOLDER = Path(__file__).parents[2] / "examples"
 NAMES = ("airports", "budget", "investment", "mortgage", "paycheck", "profit_share", "tour")
@@ -58,3 +59,11 @@ def run_inline(module: ModuleType, items: Iterable[Any] | None = None) -> Iterat
 def query(database: Path, sql: str) -> list[Any]:
     with contextlib.closing(sqlite3.connect(database)) as connection:
         return connection.execute(sql).fetchall()
+
+
+def wait_until(running: Running, happened: Callable[[], bool]) -> None:
+    """Wait for something to happen while a run goes on; an error that ends the run comes out here."""
+    give_up_s = time.monotonic() + DEADLINE_S
+    while not happened():
+        assert running.join(0.005) is None, "the run is over"
+        assert time.monotonic() < give_up_s, "it did not happen"

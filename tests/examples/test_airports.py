@@ -4,10 +4,12 @@ import contextlib
 import io
 import itertools
 import math
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +171,33 @@ def test_stopped_in_the_middle_it_goes_on_with_its_state_directory(
     assert found_in(tmp_path).keys() == expected
     lines = (tmp_path / "out/distances.txt").read_text().splitlines()
     assert {frozenset(line.split()[:2]) for line in lines} == expected
+
+
+def test_rows_that_a_stop_cut_off_from_their_confirmation_are_not_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(programs.FOLDER)
+    codes = airports.us_airports()[:60]
+    listed = list(airports.with_those_before(codes))
+    out, state_dir = tmp_path / "out", tmp_path / "state"
+    file_is_frozen = threading.Event()
+
+    def airport_list() -> Iterator[tuple[str, tuple[str, ...]]]:
+        yield from listed[:2]
+        file_is_frozen.wait(programs.DEADLINE_S)
+        yield from listed[2:]
+
+    with airports.build(out).start(airport_list, mode="process", state_dir=state_dir) as running:
+        programs.wait_until(running, lambda: running.status().completed == 2)
+        os.kill(running.pids()["file.0"], signal.SIGSTOP)
+        file_is_frozen.set()
+        programs.wait_until(running, lambda: len(found_in(tmp_path)) > 1)
+        running.abort()
+    again = airports.build(out).run(airport_list, mode="process", state_dir=state_dir)
+
+    assert running.wait().pending > 0
+    assert (again.exit_code, again.pending) == (0, 0)
+    assert found_in(tmp_path).keys() == pairs_of(codes)
 
 
 def test_a_finished_run_says_so_and_keeps_what_it_found(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_the_program_prints_its_picture_first(tmp_path: Path) -> None:
 
     assert "is_word.length | [long, short]" in done.stdout
     assert re.search("number +2 .* number.0, number.1", done.stdout)
+    assert len(re.findall("-> number +by key", done.stdout)) == 3
 
 
 def test_the_command_runs_it_in_track(tmp_path: Path) -> None:

@@ -571,3 +571,13 @@ def test_an_input_output_error_on_a_full_disk_is_a_full_disk(
 
     assert journal.restore() == Restored()
     journal.close()
+
+
+@pytest.mark.parametrize(("sync", "synced"), [("power", True), ("process", False)])
+def test_only_power_waits_for_the_disk(tmp_path: Path, sync: str, synced: bool) -> None:
+    journal = Journal(tmp_path, origin="source", epoch="one", sync=sync)
+
+    flags = journal._env.flags()
+    journal.close()
+
+    assert (flags["sync"], flags["metasync"]) == (synced, synced)

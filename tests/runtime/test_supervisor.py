@@ -874,6 +874,21 @@ def test_a_close_that_hangs_is_an_error_that_names_it() -> None:
     assert world.newest(LAST).signals == [signal.SIGABRT, signal.SIGKILL]
 
 
+def test_a_job_that_is_stopped_while_it_closes_has_time_left_to_close() -> None:
+    world = World(script={(LAST, "Quit"): nothing})
+    world.at(1.0, lambda: setattr(world, "now_s", world.now_s + 100.0))
+    world.at(105.0, lambda: close(world.newest(LAST), None))
+
+    assert not world.run().stopped
+
+
+def test_who_waits_for_its_next_start_does_not_hang_in_close() -> None:
+    world = World(script={(LAST, life, "Quit"): die for life in range(1, 10)}, max_restarts=20)
+
+    assert world.run().restarts == 9
+    assert world.now_s > 10.0
+
+
 def test_only_processes_are_listed() -> None:
     world = World(in_thread=True, script={(SOURCE, "Replay"): nothing})
     seen: list[dict[str, int]] = []

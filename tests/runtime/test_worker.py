@@ -15,6 +15,7 @@ import zmq
 
 from consecution import Node, Pipeline, Producer
 from consecution.errors import ConsecutionError, DamagedStoreError, ShippingError, SourceError, WorldError
+from consecution.protocol.origin import BatchDecided, Change
 from consecution.protocol.values import Ack, Acks, Frame, FrameId, Message, Stage, TaskIndex
 from consecution.runtime import control
 from consecution.runtime.shipping import Shipment
@@ -274,6 +275,31 @@ def test_a_source_tells_at_once_that_it_has_finished(bench: Make) -> None:
     beat = one.hear(control.Beat, unless=lambda beat: not beat.finished)
 
     assert (beat.origin.emitted, beat.origin.completed) == (5, 5)
+
+
+def test_a_source_has_not_finished_while_the_last_decision_is_being_committed(bench: Make) -> None:
+    """Killed in between, it would run the batch again, in a run that everybody takes for finished."""
+    one = bench(source=range(5))
+    store = one.worker._source.host.store
+    apply, committing, commit = store.apply, threading.Event(), threading.Event()
+
+    def wait_and_apply(changes: list[Change]) -> None:
+        if any(isinstance(change, BatchDecided) for change in changes):
+            committing.set()
+            assert commit.wait(WAIT_S)
+        apply(changes)
+
+    store.apply = wait_and_apply
+    one.wire()
+    one.tell(control.Replay(after_death=False))
+    one._outbox.send(TaskIndex(0), acknowledge(one.receive(Frame)))
+    assert committing.wait(WAIT_S)
+
+    beat = one.worker.beat()
+    commit.set()
+
+    assert not beat.finished
+    assert one.hear(control.Beat, unless=lambda beat: not beat.finished)
 
 
 def test_a_source_that_is_told_to_stop_says_when_it_has_drained(bench: Make) -> None:
