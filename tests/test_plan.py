@@ -147,9 +147,10 @@ def test_a_pipeline_without_a_source_is_refused_with_the_remedy() -> None:
     [lambda: CountsUp("n"), lambda: Chunk(3, name="n"), lambda: GroupByNode("n")],
     ids=["overrides end", "Chunk", "GroupByNode"],
 )
-def test_robust_refuses_nodes_that_collect_until_the_end(node: Callable[[], Node]) -> None:
-    with pytest.raises(UsageError, match=r"N\(n\).*robustness='track'"):
-        plan_of(Pass("a") | node(), options=Options())
+def test_nodes_that_collect_until_the_end_are_durable_in_robust(node: Callable[[], Node]) -> None:
+    plan = plan_of(Pass("a") | node(), options=Options())
+
+    assert [planned.name for planned in plan.nodes if planned.durable] == ["n"]
 
 
 @pytest.mark.parametrize("level", ["none", "confirm", "track"])
@@ -157,6 +158,7 @@ def test_other_levels_take_nodes_that_collect_until_the_end(level: str) -> None:
     plan = plan_of(Pass("a") | CountsUp("n"), options=Options.of(robustness=level))
 
     assert [node.name for node in plan.nodes if node.wants_end] == ["n"]
+    assert not any(node.durable for node in plan.nodes)
 
 
 def test_a_producer_below_another_node_is_refused() -> None:

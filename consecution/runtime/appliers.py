@@ -186,8 +186,8 @@ class StateApplier(_NodeApplier):
         return self._merge_if_due(self._states.take_changes())
 
 
-NOT_STATE = {"name", "pipeline", "push", "global_state", "clock", "replicas", "key_function", "state"}
-"""Attributes of a node that the runtime gives it."""
+NOT_STATE = {*vars(Node("any")), "pipeline", "push", "global_state", "_process", "replicas", "key_function"}
+"""Attributes of a node that the graph or the runtime gives it."""
 
 
 class AttributeApplier(_NodeApplier):
@@ -210,11 +210,12 @@ class AttributeApplier(_NodeApplier):
     def _pickled(self) -> dict[str, bytes]:
         found = {}
         for name, value in vars(self.node).items():
-            if name not in NOT_STATE and not (name.startswith("_") and name in _PLACE_IN_GRAPH):
-                try:
-                    found[name] = self._codec.encode([value])
-                except Exception:
-                    continue  # a connection, a lock: begin() makes it anew
+            if name in NOT_STATE or callable(value):
+                continue
+            try:
+                found[name] = self._codec.encode([value])
+            except Exception:
+                continue  # a connection, a lock: begin() makes it anew
         return found
 
     def take_changes(self) -> list[TableWrite]:
@@ -245,9 +246,6 @@ class AttributeApplier(_NodeApplier):
 
     def _undo_item(self) -> None:
         self._put_back(self._before_item)
-
-
-_PLACE_IN_GRAPH = set(vars(Node("x"))) | {"_process", "_stem", "_logging"}
 
 
 class SinkApplier:

@@ -224,13 +224,22 @@ def test_every_replica_ends(run: Run) -> None:
     assert sum(run.items) == sum(range(1000))
 
 
-@pytest.mark.parametrize("make", [lambda: Chunk(2, "it"), lambda: Tens("it"), lambda: Total("it")])
-def test_what_needs_durability_is_refused_in_robust(run: Run, make: Callable[[], Node]) -> None:
-    with pytest.raises(UsageError, match=r"N\(it\): .* does something at the end.*run with robustness='track'"):
-        run(make() | run.sink, [1])
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: Chunk(2, "it"), [[0, 1], [2, 3], [4]]),
+        (lambda: Tens("it"), [(0, 5)]),
+        (lambda: Total("it"), [10]),
+    ],
+    ids=["Chunk", "GroupByNode", "overrides end"],
+)
+def test_what_collects_until_the_end_is_durable_in_robust(
+    run: Run, make: Callable[[], Node], expected: list[Any]
+) -> None:
+    report = run(make() | run.sink, range(5))
 
-    assert not run.state_dir.exists()
-    assert not run.out.exists()
+    assert run.items == expected
+    assert_all_done(report, 5)
 
 
 def test_a_key_always_meets_the_same_replica_in_this_run_and_the_next(run: Run) -> None:
