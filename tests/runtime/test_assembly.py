@@ -25,6 +25,7 @@ from consecution.runtime.assembly import (
     origin_namer,
     to_failure,
 )
+from consecution.runtime.books import Books
 from consecution.runtime.journal import Journal
 from consecution.runtime.origin_host import MemoryStore, process_codec
 from consecution.sources.iterable import IterableSource
@@ -163,13 +164,16 @@ def test_counts_are_summed_over_replicas_and_a_dead_one_is_left_out() -> None:
 
 def status(*, failed: int = 0, pending: int = 0) -> Status:
     origin = OriginCounts(10, 10 - pending, failed, pending, 2, 0)
-    return make_status(plan_of(), "finished", origin, {}, seconds=1.5, restarts=1, failed_elsewhere=0)
+    return make_status(plan_of(), "finished", Books(origin), {}, seconds=1.5, restarts=1)
 
 
-def test_a_status_adds_what_failed_elsewhere() -> None:
-    made = make_status(plan_of(), "running", OriginCounts(5, 3, 1, 2, 0, 0), {}, seconds=1.0, failed_elsewhere=4)
+def test_a_status_adds_what_durable_nodes_answer_for() -> None:
+    below = [OriginCounts(7, 4, 3, 3, 0, 0), OriginCounts(0, 0, 1, 0, 0, 0, own_retries=2)]
+
+    made = make_status(plan_of(), "running", Books.of(OriginCounts(5, 3, 1, 2, 0, 0), below), {}, seconds=1.0)
 
     assert (made.failed, made.emitted, made.completed, made.pending) == (5, 5, 3, 2)
+    assert (made.pending_below, made.open) == (5, 7)
 
 
 def report(

@@ -18,6 +18,7 @@ WORDS = [
     control.Wire(7, {TASK: "ipc:///x/3.1"}),
     control.Replay(after_death=True),
     control.RunEnd(),
+    control.Drain(),
     control.StopReading(),
     control.Quit(),
     control.Hello(TASK, "ipc:///x/3.1", 4711),
