@@ -82,7 +82,7 @@ def _of_trouble(job: Job) -> list[str]:
 
 
 def _of_sink(job: Job, sink: str, torn_at_most: int) -> list[str]:
-    """A recorder holds every pair exactly once, once only the highest generations count; a text at least once."""
+    """A recorder holds every pair exactly once, once each batch counts once; a text at least once."""
     expected = expected_at(job, sink)
     if job.right == "text" and sink == "right":
         found, torn = _lines_of(job.path(sink))
@@ -98,8 +98,8 @@ def _of_sink(job: Job, sink: str, torn_at_most: int) -> list[str]:
 
 
 def _counted(path: Path) -> tuple[Counter[Pair], int]:
-    """What counts: of each (origin, seq, path) what was written under its highest generation."""
-    highest: dict[tuple[Any, ...], tuple[int, list[Pair]]] = {}
+    """What counts: of each (origin, seq, path) what was written under its highest generation, repeats once."""
+    highest: dict[tuple[Any, ...], tuple[int, set[Pair]]] = {}
     torn = 0
     for record in filter(None, path.read_bytes().split(b"\n")):
         try:
@@ -108,12 +108,12 @@ def _counted(path: Path) -> tuple[Counter[Pair], int]:
             torn += 1
             continue
         key = (origin, seq, tuple(way))
-        pairs = [(number, part) for number, part in items]
-        newest, kept = highest.get(key, (-1, []))
+        pairs = {(number, part) for number, part in items}
+        newest, kept = highest.get(key, (-1, set()))
         if generation > newest:
             highest[key] = (generation, pairs)
         elif generation == newest:
-            kept.extend(pairs)
+            kept |= pairs
     return Counter(pair for _, pairs in highest.values() for pair in pairs), torn
 
 
@@ -159,15 +159,16 @@ def _of_final_journal(job: Job) -> list[str]:
     if checked.returncode:
         return [f"journal check: exit code {checked.returncode}: {checked.stdout}{checked.stderr}"]
     result = json.loads(checked.stdout)
-    origin = result["origins"][0]
+    origins = result["origins"]
+    (source,) = [origin for origin in origins if origin["name"] == source_name(job)]
     facts = {
         "finished": (result["finished"], True),
-        "exhausted": (origin["exhausted"], True),
-        "open batches": (origin["open_batches"], 0),
-        "waiting": (origin["waiting"], 0),
-        "emitted": (origin["emitted"], job.items),
-        "given up": (origin["given_up"], len(expected_failures(job))),
+        "exhausted": (source["exhausted"], True),
+        "emitted": (source["emitted"], job.items),
+        "given up": (sum(origin["given_up"] for origin in origins), len(expected_failures(job))),
     }
+    for what in ("open_batches", "decided", "staged", "waiting"):
+        facts[what] = (sum(origin[what] for origin in origins), 0)
     return [
         f"journal: {what} is {found}, expected {wanted}" for what, (found, wanted) in facts.items() if found != wanted
     ]
@@ -187,20 +188,26 @@ def _of_false_completion(job: Job) -> list[str]:
 
 
 def _read_journal(job: Job) -> tuple[int, set[int]]:
-    """How many items the journal has taken, and which of them it does not call complete."""
-    folder = job.path("state/origins") / ("producer" if job.reads_lines else "source")
-    if not (folder / "data.mdb").exists():
-        return 0, set()
-    with lmdb.open(str(folder), readonly=True, max_dbs=8) as env, env.begin() as txn:
-        meta, batches, failures = (_table(env, txn, name) for name in (b"meta", b"batches", b"failures"))
-    if b"head" not in meta:
-        return 0, set()
-    open_numbers: set[int] = set()
-    for _, payload, _, _ in batches.values():
-        open_numbers |= _numbers_in(payload)
-    for failed, *_ in failures.values():
-        open_numbers |= _numbers_in(failed[2])
-    return meta[b"head"][4], open_numbers
+    """How many items the source's journal has taken, and which of them some journal or inbox still holds."""
+    emitted, open_numbers = 0, set[int]()
+    for folder in job.path("state/origins").glob("*"):
+        if not (folder / "data.mdb").exists():
+            continue
+        with lmdb.open(str(folder), readonly=True, max_dbs=8) as env, env.begin() as txn:
+            tables = {name: _table(env, txn, name) for name in (b"meta", b"batches", b"failures", b"inbox")}
+        if folder.name == source_name(job) and b"head" in tables[b"meta"]:
+            emitted = tables[b"meta"][b"head"][4]
+        for _, payload, _, _ in tables[b"batches"].values():
+            open_numbers |= _numbers_in(payload)
+        for failed, *_ in tables[b"failures"].values():
+            open_numbers |= _numbers_in(failed[2])
+        for *_, payload in tables[b"inbox"].values():
+            open_numbers |= _numbers_in(payload)
+    return emitted, open_numbers
+
+
+def source_name(job: Job) -> str:
+    return "producer" if job.reads_lines else "source"
 
 
 def _table(env: Any, txn: Any, name: bytes) -> dict[bytes, Any]:
