@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from consecution.report import Failure as Failure
     from consecution.report import Report as Report
     from consecution.report import Status as Status
+    from consecution.sink import AppendSink as AppendSink
     from consecution.sink import Sink as Sink
+    from consecution.sink import TransactionSink as TransactionSink
     from consecution.sinks.sql import SqlSink as SqlSink
     from consecution.sinks.text import JsonLines as JsonLines
     from consecution.sinks.text import TextLines as TextLines
@@ -39,10 +41,14 @@ if TYPE_CHECKING:
     from consecution.sources.manual import ManualSource as ManualSource
     from consecution.sources.manual import Receipt as Receipt
     from consecution.sources.pipe import PipeSource as PipeSource
+    from consecution.stateful import KeyedNode as KeyedNode
+    from consecution.stateful import Reduce as Reduce
+    from consecution.stateful import StatefulNode as StatefulNode
 
 __version__ = "0.3.0"
 
 _HOMES = {
+    "AppendSink": "sink",
     "BatchId": "protocol.values",
     "Broadcast": "graph",
     "Chunk": "nodes",
@@ -54,24 +60,28 @@ _HOMES = {
     "GroupByNode": "nodes",
     "IterableSource": "sources.iterable",
     "JsonLines": "sinks.text",
+    "KeyedNode": "stateful",
     "ManualSource": "sources.manual",
     "Map": "nodes",
     "Merge": "graph",
     "Node": "nodes",
     "Options": "options",
-    "Pipeline": "pipeline",
     "PipeSource": "sources.pipe",
+    "Pipeline": "pipeline",
     "Plan": "plan",
     "Producer": "producer",
     "Receipt": "sources.manual",
+    "Reduce": "stateful",
     "Report": "report",
     "Route": "graph",
     "Running": "engine",
     "Sink": "sink",
     "Source": "source",
     "SqlSink": "sinks.sql",
+    "StatefulNode": "stateful",
     "Status": "report",
     "TextLines": "sinks.text",
+    "TransactionSink": "sink",
 }
 """Public name → the module it lives in. Loaded when first asked for, so that importing is quick."""
 
