@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from consecution.report import Report as Report
     from consecution.report import Status as Status
     from consecution.sink import AppendSink as AppendSink
+    from consecution.sink import AppendSink as AppendSink
     from consecution.sink import Sink as Sink
+    from consecution.sink import TransactionSink as TransactionSink
     from consecution.sink import TransactionSink as TransactionSink
     from consecution.sinks.sql import SqlSink as SqlSink
     from consecution.sinks.text import JsonLines as JsonLines
@@ -44,10 +46,14 @@ if TYPE_CHECKING:
     from consecution.stateful import KeyedNode as KeyedNode
     from consecution.stateful import Reduce as Reduce
     from consecution.stateful import StatefulNode as StatefulNode
+    from consecution.stateful import KeyedNode as KeyedNode
+    from consecution.stateful import Reduce as Reduce
+    from consecution.stateful import StatefulNode as StatefulNode
 
 __version__ = "0.3.0"
 
 _HOMES = {
+    "AppendSink": "sink",
     "AppendSink": "sink",
     "BatchId": "protocol.values",
     "Broadcast": "graph",
@@ -61,6 +67,7 @@ _HOMES = {
     "IterableSource": "sources.iterable",
     "JsonLines": "sinks.text",
     "KeyedNode": "stateful",
+    "KeyedNode": "stateful",
     "ManualSource": "sources.manual",
     "Map": "nodes",
     "Merge": "graph",
@@ -72,6 +79,7 @@ _HOMES = {
     "Producer": "producer",
     "Receipt": "sources.manual",
     "Reduce": "stateful",
+    "Reduce": "stateful",
     "Report": "report",
     "Route": "graph",
     "Running": "engine",
@@ -79,8 +87,10 @@ _HOMES = {
     "Source": "source",
     "SqlSink": "sinks.sql",
     "StatefulNode": "stateful",
+    "StatefulNode": "stateful",
     "Status": "report",
     "TextLines": "sinks.text",
+    "TransactionSink": "sink",
     "TransactionSink": "sink",
 }
 """Public name → the module it lives in. Loaded when first asked for, so that importing is quick."""

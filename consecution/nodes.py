@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import itertools
+import math
 import operator
 import sys
 import traceback
@@ -47,6 +48,8 @@ class Node:
 
     replicas: int = 1
     max_replicas: int | None = None
+    timer_s: float | None = None
+    """How often `on_timer` is called, in seconds; None: never."""
     key_function: Callable[[Any], Any] | None = None
     pipeline: Pipeline
     push: Callable[[Any], Any]
@@ -78,6 +81,13 @@ class Node:
 
     def end(self) -> None:
         """Called once after the last item of the stream, when all parents have ended. May push."""
+
+    def on_timer(self) -> None:
+        """Called every so many seconds while a run goes on: say how many with `every`. May push.
+
+        In ``robust`` what it changes and pushes is one commit. Not called in `Pipeline.consume`, nor once the
+        stream has ended or the run stops.
+        """
 
     def reset(self) -> None:
         """Called by `Pipeline.reset`, for whatever should start anew."""
@@ -136,6 +146,13 @@ class Node:
         """Group the items that reach this node by key: one key always meets the same replica."""
         graph.check_function(key_function, f"{self}.by({key_function!r})", "a function that returns an item's key")
         self.key_function = key_function
+        return self
+
+    def every(self, seconds: float) -> Node:
+        """Call `on_timer` every so many seconds, in each replica."""
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+            raise GraphError(f"{self}.every({seconds!r}): expected a number of seconds greater than 0")
+        self.timer_s = float(seconds)
         return self
 
     def add_downstream(self, other: Node) -> None:
@@ -341,7 +358,10 @@ class Node:
 
     def _is_durable(self) -> bool:
         """Whether ``robust`` keeps something for this node: what ``end`` does it does with what was gathered."""
-        return self._wants_end()
+        return self._wants_end() or self._has_timer()
+
+    def _has_timer(self) -> bool:
+        return type(self).on_timer is not Node.on_timer
 
     def _grouping_key(self) -> Callable[[Any], Any] | None:
         """The function by whose value items are grouped over the replicas; None: any replica will do."""

@@ -81,6 +81,7 @@ class NodePlan:
     outlets: tuple[Outlet, ...]
     parents: tuple[str, ...]
     wants_end: bool
+    timer_s: float | None
     durable: bool
     """It stages what arrives and applies it after the decision (robust only)."""
 
@@ -143,6 +144,7 @@ def _check_node(node: Node, options: Options) -> None:
         return
     if isinstance(node, Sink):
         _check_sink(node)
+    _check_timer(node)
     if node.max_replicas is not None and node.replicas > node.max_replicas:
         raise GraphError(
             f"{node} * {node.replicas}: {type(node).__name__} can have {node.max_replicas} replica only"
@@ -158,6 +160,15 @@ def _check_router(node: RouterNode) -> None:
             f"{node}: its routes {sorted(node._end_point_map)} and the nodes behind it "
             f"{sorted(n.name for n in node._downstream_nodes)} differ; connect routes with a | [b, c, function]"
         )
+
+
+def _check_timer(node: Node) -> None:
+    if node._has_timer() and node.timer_s is None:
+        raise GraphError(
+            f"{node}: {type(node).__name__} defines on_timer, but not how often: {node.name}.every(seconds)"
+        )
+    if node.timer_s is not None and not node._has_timer():
+        raise GraphError(f"{node}.every({node.timer_s:g}): {type(node).__name__} does not define on_timer(self)")
 
 
 def _check_sink(node: Sink) -> None:
@@ -227,6 +238,7 @@ class _Planner:
             outlets=outlets,
             parents=tuple(self._parents.get(name, ())),
             wants_end=node is not None and not is_source and node._wants_end(),
+            timer_s=None if node is None else node.timer_s,
             durable=self._options.robust and node is not None and not is_source and node._is_durable(),
         )
 

@@ -21,7 +21,6 @@ WHOLE = ""
 class DurableNode(Node):
     """What `StatefulNode` and `KeyedNode` share. Inherit from one of them."""
 
-    state: Any
     _states: States
 
     def initial_state(self) -> Any:
@@ -67,30 +66,21 @@ class StatefulNode(DurableNode):
     def _is_mapping(self) -> bool:
         return type(self).initial_state is DurableNode.initial_state
 
-    def _open_states(self, backing: Backing | None = None) -> States:
-        states = super()._open_states(backing)
-        if self._is_mapping:
-            self.state = StateMapping(states)
-        return states
+    @property
+    def state(self) -> Any:
+        """The state: a mapping, or the value that `initial_state` began with. Assigning replaces it."""
+        return StateMapping(self._states) if self._is_mapping else self._states.get(WHOLE)
 
-    def _item_processor(self) -> Callable[[Any], Any]:
-        return super()._item_processor() if self._is_mapping else self._process_item
-
-    def _process_item(self, item: Any) -> None:
-        self._around(super()._item_processor(), item)
-
-    def _around(self, act: Callable[..., Any], *given: Any) -> None:
-        """Run user code with the state in hand, and take over what it made of it."""
-        if self._is_mapping:
-            act(*given)
+    @state.setter
+    def state(self, value: Any) -> None:
+        if not self._is_mapping:
+            self._states.put(WHOLE, value)
             return
-        states = self._states
-        state = self.state = states.get(WHOLE)
-        try:
-            act(*given)
-        finally:
-            if self.state is not state:
-                states.put(WHOLE, self.state)
+        mapping = StateMapping(self._states)
+        for key in list(mapping):
+            if key not in value:
+                del mapping[key]
+        mapping.update(value)
 
 
 class KeyedNode(DurableNode):
@@ -99,6 +89,8 @@ class KeyedNode(DurableNode):
     Define ``key(item)`` and ``process(item)``; in `process`, ``self.state`` is the state of the item's key.
     `states` gives all states of this replica, for `end`.
     """
+
+    state: Any
 
     def key(self, item: Any) -> Key:
         """The key of an item: text, a number, bytes, a date, or a tuple of these. Must be overridden."""

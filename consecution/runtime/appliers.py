@@ -68,6 +68,9 @@ class Applier(Protocol):
     def end(self) -> list[Any]:
         """Run the node's ``end``; returns what it pushed."""
 
+    def call(self, method: Callable[[], object]) -> list[Any]:
+        """Run another method of the node that may push, such as ``on_timer``; returns what it pushed."""
+
     def take_changes(self) -> list[TableWrite]:
         """What the commit of the latest group has to hold."""
 
@@ -128,14 +131,15 @@ class _NodeApplier:
         self.node._process_frame(cursor, out)
 
     def end(self) -> list[Any]:
-        pushed: list[Any] = []
         self._merge_now()
-        self.node.push = pushed.append
-        self._run_end()
-        return pushed
+        return self.call(self.node.end)
 
-    def _run_end(self) -> None:
-        self.node.end()
+    def call(self, method: Callable[[], object]) -> list[Any]:
+        pushed: list[Any] = []
+        node = self.node
+        node.push = node._logging_to(pushed.append) if node._logging == "output" else pushed.append
+        method()
+        return pushed
 
     def _merge_now(self) -> None:
         """What ``end`` looks through comes in the order of the table, in every run the same."""
@@ -283,6 +287,10 @@ class SinkApplier:
                 self._write(app, batch_id, [item], failed)
 
     def end(self) -> list[Any]:
+        return []
+
+    def call(self, method: Callable[[], object]) -> list[Any]:
+        method()
         return []
 
     def take_changes(self) -> list[TableWrite]:

@@ -109,8 +109,9 @@ def make_host(
 
 
 def end_stages(plan: Plan) -> list[list[TaskIndex]]:
-    """The tasks that end one after another, node by node, parents first: those with an ``end``, and durable ones."""
-    return [[TaskIndex(t) for t in node.tasks] for node in plan.nodes if node.wants_end or node.durable]
+    """The tasks that end one after another, node by node, parents first: all that push by themselves."""
+    ends = [node for node in plan.nodes if node.wants_end or node.durable or node.timer_s is not None]
+    return [[TaskIndex(t) for t in node.tasks] for node in ends]
 
 
 def drain_stages(plan: Plan) -> list[list[TaskIndex]]:

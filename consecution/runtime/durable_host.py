@@ -34,6 +34,7 @@ from consecution.runtime import failpoints
 from consecution.runtime.appliers import FailedInput, Work, make_applier
 from consecution.runtime.durable_store import DurableStore, EndRecorded
 from consecution.runtime.origin_host import OriginHost, Outbox, origin_limits
+from consecution.runtime.timer import Timer
 from consecution.runtime.wiring import make_dispatch
 
 GROUP_ITEMS = 8000
@@ -79,6 +80,7 @@ class DurableHost:
         self._path = path
         self._epoch = epoch
         self._durable = Durable()
+        self._timer = Timer(None)
         self._store: DurableStore | None = None
         self.origin_host: OriginHost | None = None
 
@@ -94,6 +96,7 @@ class DurableHost:
             store.close()
             raise
         self._store = store
+        self._timer = Timer(self._plan.node(self._plan.task(self.task).node).timer_s)
 
     def _restore(self, store: DurableStore) -> None:
         self._durable = Durable(*store.restore_inbox())
@@ -165,7 +168,7 @@ class DurableHost:
 
     def turn(self) -> bool:
         """Apply what is decided, commit, answer. Returns whether there was work."""
-        worked = self._apply_ready()
+        worked = self._tick() or self._apply_ready()
         return self._own.turn() or worked
 
     def flush(self) -> None:
@@ -188,6 +191,20 @@ class DurableHost:
         if group:
             self._apply(group, items)
         return bool(group)
+
+    def _tick(self) -> bool:
+        if not self.origin.room() or not self._timer.ticks():
+            return False
+        with self._occupied("on_timer"):
+            pushed = self._applier.call(self.node.on_timer)
+        self._take(pushed)
+        return True
+
+    def _take(self, pushed: list[Any]) -> None:
+        """What the node has done by itself is part of the next commit, and so is what it pushed."""
+        self.counts.items_out += len(pushed)
+        self._applied = True
+        self._give_birth(pushed)
 
     def _decode(self, application: Application) -> Work:
         return Work(application, [self._codec.decode(frame.payload) for frame in application.frames])
@@ -265,17 +282,18 @@ class DurableHost:
 
     def end(self) -> None:
         """Run the node's ``end``, unless it is part of the state already; then `turn` until `ended`."""
+        self._timer.stop()
         self._end_asked = True
         if self._end_done or not self.node._wants_end():
             return
         with self._occupied("end"):
             pushed = self._applier.end()
-        self.counts.items_out += len(pushed)
-        self._give_birth(pushed)
-        self._applied = self._ending = True
+        self._take(pushed)
+        self._ending = True
 
     def drain(self) -> None:
         """The run stops: `ended` once everything this task has pushed is processed."""
+        self._timer.stop()
         self._end_asked = True
 
     @property
@@ -302,7 +320,9 @@ class DurableHost:
     def next_wake_s(self) -> float | None:
         """Seconds until a retry or the tree timeout is due; None: not before a message."""
         due_s = self.origin.next_due_s()
-        return None if due_s is None else max(0.0, due_s - self._now())
+        waits = [self._timer.left_s() if self.origin.room() else None]
+        waits.append(None if due_s is None else max(0.0, due_s - self._now()))
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def close(self) -> None:
         """Close node and store. Harmless when repeated, and without `begin`."""

@@ -15,6 +15,7 @@ from consecution.protocol.step import Codec, Counts, Step
 from consecution.protocol.values import Ack, Acks, CreditReturn, Frame, Message, TaskIndex
 from consecution.runtime import failpoints
 from consecution.runtime.origin_host import MemoryStore, OriginHost, Outbox, failures_kept, origin_limits
+from consecution.runtime.timer import Timer
 from consecution.runtime.wiring import make_dispatch
 from consecution.sink import Sink
 from consecution.stateful import DurableNode
@@ -48,7 +49,9 @@ class TaskHost:
         self._dispatch = make_dispatch(plan, task, codec)
         self._acks: dict[TaskIndex, list[Ack]] = {}
         self._credits: dict[TaskIndex, int] = {}
-        self._pushed_at_end: Iterator[Any] = iter(())
+        self._pushed: Iterator[Any] = iter(())
+        self._end_asked = False
+        self._timer = Timer(None)
         self.origin_host: OriginHost | None = None
         self.occupied_with = ""
         self.step = Step(
@@ -81,6 +84,9 @@ class TaskHost:
                 node.open()
             else:
                 node.begin()
+        if self._node_plan.timer_s is not None:
+            self._timer = Timer(self._node_plan.timer_s)
+            self._become_origin()
 
     def receive(self, message: Message) -> None:
         """Step a frame, or take in what others answer to what this task sent."""
@@ -125,8 +131,16 @@ class TaskHost:
         Afterwards `turn` until `ended`. Whatever ``end`` raises is raised, after what it had pushed
         before was sent on.
         """
-        limits = origin_limits(self._options)
-        origin = Origin(_endless(limits))
+        self._timer.stop()
+        self._end_asked = True
+        self._become_origin()
+        self._call("end", self.node.end)
+
+    def _become_origin(self) -> None:
+        """From here on this task answers, in memory, for what it pushes without an item at hand."""
+        if self.origin_host is not None:
+            return
+        origin = Origin(_endless(origin_limits(self._options)))
         origin.replay(0.0)
         self.origin_host = OriginHost(
             self.task,
@@ -136,22 +150,30 @@ class TaskHost:
             self._codec,
             self._outbox,
         )
+
+    def _call(self, what: str, method: Callable[[], object]) -> None:
+        """Run a method of the node, and take what it pushes, even where it then raises."""
         pushed: list[Any] = []
         node = self.node
         node.push = node._logging_to(pushed.append) if node._logging == "output" else pushed.append
         try:
-            with self._occupied("end"):
-                node.end()
+            with self._occupied(what):
+                method()
         finally:
             self.step.counts.items_out += len(pushed)
-            self._pushed_at_end = iter(pushed)
+            self._pushed = iter([*self._pushed, *pushed])
+
+    def _has_pushed(self) -> bool:
+        return bool(operator.length_hint(self._pushed))
 
     def turn(self) -> bool:
-        """Send what ``end`` pushed, as far as the window allows. Returns whether there was work."""
+        """Send what ``end`` and ``on_timer`` pushed, as far as the window allows. Returns whether there was work."""
         host = self.origin_host
         if host is None:
             return False
-        pushed = self._pushed_at_end
+        if not self._has_pushed() and self._timer.ticks():
+            self._call("on_timer", self.node.on_timer)
+        pushed = self._pushed
         while operator.length_hint(pushed) and (room := host.origin.room()):
             host.born(list(itertools.islice(pushed, room)), None)
         return host.turn()
@@ -166,15 +188,14 @@ class TaskHost:
 
     def next_wake_s(self) -> float | None:
         """Seconds until something is due; None: not before a message."""
-        return None
+        return self._timer.left_s()
 
     def replay(self) -> None:
         """Others replay; this task is no origin that could."""
 
     @property
     def ended(self) -> bool:
-        host = self.origin_host
-        return host is not None and not operator.length_hint(self._pushed_at_end) and host.origin.settled
+        return self._end_asked and not self._has_pushed() and self.settled
 
     def abandon(self) -> None:
         """A task died: trees of this task's own are closed as not confirmed."""
