@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks import contest, latency
 from tests.compat import old_release
 
-QUESTIONS = ("identity", "wordcount", "airports", "cpu")
+QUESTIONS = ("identity", "wordcount", "durable", "airports", "cpu")
 QUICK = 20
 """``--quick`` asks for one in so many items."""
 

@@ -1,8 +1,8 @@
-"""A node that counts, for `benchmarks.wordcount`; apart from it, since 0.2.0 is imported there."""
+"""Nodes that count, for `benchmarks.wordcount` and `benchmarks.durable`; apart, since 0.2.0 is imported there."""
 
 from __future__ import annotations
 
-from consecution import Node
+from consecution import KeyedNode, Node
 
 
 class Count(Node):
@@ -16,3 +16,19 @@ class Count(Node):
 
     def end(self) -> None:
         self.push(self.counts)
+
+
+class DurableCount(KeyedNode):
+    """Counts words, each a state of its own that survives; pushes one table at the end."""
+
+    def initial_state(self) -> int:
+        return 0
+
+    def key(self, item: str) -> str:
+        return item
+
+    def process(self, item: str) -> None:
+        self.state += 1
+
+    def end(self) -> None:
+        self.push(dict(self.states()))

@@ -41,12 +41,12 @@ def old(size: int) -> Outcome:
     return Outcome(time.perf_counter() - started_s, pipeline["total"].total)
 
 
-def ours(size: int, **options: Any) -> Outcome:
+def ours(size: int, *, on_the_way: bool = False, **options: Any) -> Outcome:
     from benchmarks.stamps import StampedSink, run
     from consecution import Map, Pipeline
 
     def build(folder: Path) -> Pipeline:
-        return Pipeline(Map(identity, "identity") | StampedSink("sink", folder, measure=sum))
+        return Pipeline(Map(identity, "identity") | StampedSink("sink", folder, measure=sum, on_the_way=on_the_way))
 
     return run(build, range(size), **options)[0]
 
@@ -70,6 +70,7 @@ QUESTION = Question(
         "ours process none": lambda size: ours(size, mode="process", robustness="none"),
         "ours process track": lambda size: ours(size, mode="process", robustness="track"),
         "ours process robust": lambda size: ours(size, mode="process", robustness="robust"),
+        "ours process robust, sink on the way": lambda size: ours(size, mode="process", on_the_way=True),
     },
     old=("0.2.0 consume",),
 )

@@ -33,10 +33,13 @@ class StampedSource(IterableSource):
 
 
 class StampedSink(Sink):
-    """Sums up what it is given with ``add``, and stamps when it is closed after the last write."""
+    """Sums up what it is given with ``measure``, and stamps when it is closed after the last write."""
 
-    def __init__(self, name: str, folder: Path, measure: Callable[[list[Any]], int] = len) -> None:
+    def __init__(
+        self, name: str, folder: Path, measure: Callable[[list[Any]], int] = len, *, on_the_way: bool = False
+    ) -> None:
         super().__init__(name)
+        self.after_decision = not on_the_way
         self._folder = folder
         self._measure = measure
 
