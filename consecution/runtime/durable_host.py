@@ -31,7 +31,7 @@ from consecution.protocol.values import (
     TaskIndex,
 )
 from consecution.runtime import failpoints
-from consecution.runtime.appliers import FailedInput, Work, make_applier
+from consecution.runtime.appliers import Applier, FailedInput, Work, make_applier
 from consecution.runtime.durable_store import DurableStore, EndRecorded
 from consecution.runtime.origin_host import OriginHost, Outbox, origin_limits
 from consecution.runtime.timer import Timer
@@ -86,9 +86,9 @@ class DurableHost:
 
     def begin(self) -> None:
         """Restore what the store holds, and run the node's ``begin`` or open its sink; what that raises is raised."""
-        store = DurableStore(self._path, origin=self.name, epoch=self._epoch, sync=self._options.sync, create=False)
+        store = self._open_store()
         try:
-            self._applier = make_applier(self._plan, self.task, self.node, store, self._origin_name)
+            self._applier = self._make_applier(store)
             with self._occupied("begin"):
                 self._applier.open()
             self._restore(store)
@@ -99,9 +99,24 @@ class DurableHost:
         self._timer = Timer(self._plan.node(self._plan.task(self.task).node).timer_s)
 
     def _restore(self, store: DurableStore) -> None:
-        self._durable = Durable(*store.restore_inbox())
+        self._durable = self._make_durable(store)
         self._end_done = store.has_ended
-        self.origin_host = OriginHost(
+        self.origin_host = self._make_origin_host(store)
+        self.origin_host.companion = self
+
+    # -- the parts, which the simulator makes others of --------------------------------------------
+
+    def _open_store(self) -> DurableStore:
+        return DurableStore(self._path, origin=self.name, epoch=self._epoch, sync=self._options.sync, create=False)
+
+    def _make_applier(self, store: DurableStore) -> Applier:
+        return make_applier(self._plan, self.task, self.node, store, self._origin_name)
+
+    def _make_durable(self, store: DurableStore) -> Durable:
+        return Durable(*store.restore_inbox())
+
+    def _make_origin_host(self, store: DurableStore) -> OriginHost:
+        return OriginHost(
             self.task,
             Origin(origin_limits(self._options), store.restore(), self._now()),
             store,
@@ -111,7 +126,8 @@ class DurableHost:
             stored=self._stored,
             now=self._now,
         )
-        self.origin_host.companion = self
+
+    # -- what it is asked ------------------------------------------------------------------------
 
     @property
     def _own(self) -> OriginHost:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +50,17 @@ class _Trap:
 
 
 _traps: dict[str, _Trap] = {}
+_watchers: list[Callable[[str], None]] = []
+
+
+@contextmanager
+def watched(by: Callable[[str], None]) -> Iterator[None]:
+    """Tell ``by`` of every place that is passed; what it raises is raised there. For simulations."""
+    _watchers.append(by)
+    try:
+        yield
+    finally:
+        _watchers.remove(by)
 
 
 def arm(text: str) -> None:
@@ -63,6 +76,8 @@ def arm(text: str) -> None:
 
 def passed(name: str) -> None:
     """Die here if a trap is set, its count is reached and its token still lies there."""
+    for watcher in _watchers:
+        watcher(name)
     trap = _traps.get(name)
     if trap is None:
         return
