@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, TypeVar
 
 from consecution.nodes import Node
 from consecution.protocol.values import BatchId
 
 CONSUME_BUFFER = 1000
+FIRST_WAIT_S = 0.05
+LONGEST_WAIT_S = 2.0
+
+T = TypeVar("T")
 
 
 class Sink(Node):
@@ -27,8 +31,10 @@ class Sink(Node):
     between ``write`` and the commit that follows, brings the same items under the same (origin, seq, path). A
     sink with ``after_decision = False`` is given them while they travel, earlier and without a commit of its own.
 
-    If ``write`` raises, it is offered the items one by one, to find the ones at fault; so what a call
-    that raises has written must be undone, or be harmless to write again.
+    If ``write`` raises, it is offered the items again, half by half, to find the ones at fault; so what a call
+    that raises has written must be undone, or be harmless to write again. `OutageError` says that no item is at
+    fault: in ``robust`` the same call is then repeated, with pauses, until it succeeds, and the pipeline is held
+    back; at the other levels the items of that call fail.
     """
 
     sync: str = "power"
@@ -45,13 +51,21 @@ class Sink(Node):
     def close(self) -> None:
         """Let go of what `open` took. Not called after a crash."""
 
-    def _write_frame(self, batch_id: BatchId, items: list[Any]) -> None:
+    def _write_frame(self, batch_id: BatchId | None, items: list[Any]) -> None:
+        """Write the items and make them safe, for engines that commit nothing themselves."""
+        self._take_frame(batch_id, items)
+
+    def _take_frame(self, batch_id: BatchId | None, items: list[Any]) -> None:
         """`write`, for engines: a frame that is offered again item by item is not logged again."""
         if self._logging == "input" and batch_id != self._logged:
             self._logged = batch_id
             for item in items:
                 self._write_log(item)
         self.write(batch_id, items)
+
+    def _close_for_good(self) -> None:
+        """`close`, for engines that keep nothing of this run."""
+        self.close()
 
     _logged: BatchId | None = None
 
@@ -68,7 +82,7 @@ class Sink(Node):
 
     def end(self) -> None:
         self._write_waiting()
-        self.close()
+        self._close_for_good()
         del self._waiting
 
     def _break_off(self) -> None:
@@ -77,7 +91,7 @@ class Sink(Node):
             with contextlib.suppress(Exception):
                 self._write_waiting()
             with contextlib.suppress(Exception):
-                self.close()
+                self._close_for_good()
             del self._waiting
 
     def _write_waiting(self) -> None:
@@ -86,10 +100,10 @@ class Sink(Node):
         if not items:
             return
         try:
-            self.write(None, items)
+            self._write_frame(None, items)
         except Exception:
             for item in items:
-                self.write(None, [item])
+                self._write_frame(None, [item])
 
     def _wants_end(self) -> bool:
         return False
@@ -101,8 +115,13 @@ class Sink(Node):
 class AppendSink(Sink):
     """A sink whose store grows at its end, and can be cut back: files. In ``robust`` it holds every item once.
 
-    Define `open`, `write`, `flush`, `cut_to` and `close`. What `flush` returns is committed together with the news
-    that the batch was applied; at the next start `cut_to` is told that place, and removes what lies behind.
+    Define `open`, `write`, `flush`, `cut_to` and `close`. Several ``write``s, one ``flush``: only then the items must
+    be safe. What `flush` returns is committed together with the news that the batches were applied; at the next
+    start `cut_to` is told that place, and removes what lies behind.
+
+    ``write`` raises for what is wrong with an item, ``flush`` for what is wrong with the world: in ``robust`` that ends
+    the run, and the next one goes on. Outside ``robust`` a ``flush`` follows every ``write``, and what it raises is
+    the failure of these items: nothing of them may be left.
     """
 
     def flush(self) -> Any:
@@ -112,9 +131,33 @@ class AppendSink(Sink):
     def cut_to(self, end: Any) -> None:
         """Called after `open`: remove what was written after ``end``; None: nothing was committed yet.
 
-        Raises DamagedStoreError if there is less than that.
+        What the store held before the first `cut_to` (None) stays; its end is asked for by a `flush` and committed
+        before anything is written. Raises DamagedStoreError if there is less than ``end``.
         """
         raise NotImplementedError(f"{type(self).__name__} {self.name!r} must define cut_to(self, end)")
+
+    def committed(self) -> None:
+        """What the last `flush` returned is committed. A crash may come before this call."""
+
+    def complete(self, *, ended: bool) -> None:
+        """Nothing more comes in this run; ``ended``: nor in any other, for the stream is over. `flush` follows."""
+
+    def flush_due_s(self) -> float | None:
+        """Seconds until a `flush` is wanted even if nothing is written; None: it is not. Asked in ``robust`` only."""
+        return None
+
+    def _write_frame(self, batch_id: BatchId | None, items: list[Any]) -> None:
+        self._take_frame(batch_id, items)
+        self.flush()
+        self.committed()
+
+    def _close_for_good(self) -> None:
+        try:
+            self.complete(ended=True)
+            self.flush()
+            self.committed()
+        finally:
+            self.close()
 
 
 class TransactionSink(Sink):
@@ -122,6 +165,12 @@ class TransactionSink(Sink):
 
     Define `open`, `begin_transaction`, `write`, `commit`, `roll_back`, `last_mark` and `close`. Several ``write``s
     make one transaction. One that raises must leave the transaction as it was before that call (a savepoint).
+    At the other levels nobody begins a transaction, and each ``write`` is one of its own.
+
+    **Outages.** `open`, `begin_transaction`, `write`, `commit` and `last_mark` may raise `OutageError`: what was
+    written since `begin_transaction` is gone, or will be with `roll_back`. After a pause `last_mark` is asked whether a
+    commit that raised has happened, and the transaction is repeated if it has not. So `last_mark` and
+    `begin_transaction` connect again where the connection is lost.
     """
 
     def begin_transaction(self) -> None:
@@ -131,14 +180,15 @@ class TransactionSink(Sink):
     def commit(self, owner: str, number: int, redo: bytes) -> None:
         """Put the mark (number, redo) of ``owner`` in place of its last one, and commit; all or nothing.
 
-        A lost connection is the sink's to get over: it repeats the transaction until that is certain.
+        The last one's number must be ``number - 1``: raise WorldError and commit nothing if it is not. A
+        transaction of a process that has died may still have been on its way.
         """
         raise NotImplementedError(f"{type(self).__name__} {self.name!r} must define commit(self, owner, number, redo)")
 
     def roll_back(self) -> None:
-        """Forget what was written since `begin_transaction`."""
+        """Forget what was written since `begin_transaction`. Raises nothing, also where the connection is lost."""
         raise NotImplementedError(f"{type(self).__name__} {self.name!r} must define roll_back(self)")
 
     def last_mark(self, owner: str) -> tuple[int, bytes]:
-        """(number, redo) of the last transaction of ``owner``; (0, b"") if there is none."""
+        """(number, redo) of the last transaction of ``owner``; (0, b"") if there is none. Called outside of any."""
         raise NotImplementedError(f"{type(self).__name__} {self.name!r} must define last_mark(self, owner)")

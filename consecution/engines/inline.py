@@ -144,10 +144,18 @@ class InlineRunning(Running):
             if self._run.closed or self._turning is not None or not self._is_over():
                 return
             try:
+                self._drain()
                 self._run.finish(stopped=self._aborted or not self._ending.finished)
             except BaseException as error:
                 self._break(error)
                 raise
+
+    def _drain(self) -> None:
+        """Nothing is open any more: each task gives what it wrote its final form."""
+        if self._stopping and not self._aborted and not self._ending.started:
+            for host in self._run.tasks.values():
+                host.drain()
+            self._turn_tasks()
 
     def _break(self, error: BaseException) -> None:
         self._error = error

@@ -77,6 +77,12 @@ class Applier(Protocol):
     def committed(self) -> None:
         """That commit is done."""
 
+    def commit_due_s(self) -> float | None:
+        """Seconds until a commit is wanted even if nothing is applied; None: it is not."""
+
+    def complete(self, *, ended: bool) -> bool:
+        """Nothing more comes in this run; ``ended``: nor in any other. Returns whether that is worth a commit."""
+
     def close(self) -> None: ...
 
 
@@ -159,6 +165,12 @@ class _NodeApplier:
         if self._merging:
             self._merging = False
             self._table.evict(self._states)
+
+    def commit_due_s(self) -> float | None:
+        return None
+
+    def complete(self, *, ended: bool) -> bool:
+        return False
 
     def close(self) -> None:
         pass
@@ -278,7 +290,7 @@ class SinkApplier:
 
     def _write(self, app: Application, batch_id: BatchId, items: list[Any], failed: list[FailedInput]) -> None:
         try:
-            self._sink._write_frame(batch_id, items)
+            self._sink._take_frame(batch_id, items)
         except USER_ERRORS as error:
             if len(items) == 1:
                 failed.append(FailedInput(app, items[0], error))
@@ -302,6 +314,12 @@ class SinkApplier:
     def committed(self) -> None:
         pass
 
+    def commit_due_s(self) -> float | None:
+        return None
+
+    def complete(self, *, ended: bool) -> bool:
+        return False
+
     def close(self) -> None:
         self._sink.close()
 
@@ -319,10 +337,24 @@ class AppendApplier(SinkApplier):
         super().open()
         body = self._store.read("state", END)
         self._sink.cut_to(None if body is None else msgpack.unpackb(body, strict_map_key=False))
+        if body is None:
+            # What was there before this state stays, whatever comes: else nobody could tell it from a torn tail.
+            self._store.apply(self.take_changes())
+            self._sink.committed()
 
     def take_changes(self) -> list[TableWrite]:
         value = seal(END, msgpack.packb(self._sink.flush()))
         return [TableWrite(lambda txn: txn.put(END, value, db=self._store.handle("state")))]
+
+    def committed(self) -> None:
+        self._sink.committed()
+
+    def commit_due_s(self) -> float | None:
+        return self._sink.flush_due_s()
+
+    def complete(self, *, ended: bool) -> bool:
+        self._sink.complete(ended=ended)
+        return True
 
 
 class TransactionApplier(SinkApplier):

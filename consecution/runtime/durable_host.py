@@ -75,6 +75,8 @@ class DurableHost:
         self._ending = False
         self._end_done = False
         self._end_asked = False
+        self._stream_ended = False
+        self._completed = False
         self._plan = plan
         self._origin_name = origin_name
         self._path = path
@@ -185,7 +187,9 @@ class DurableHost:
     def turn(self) -> bool:
         """Apply what is decided, commit, answer. Returns whether there was work."""
         worked = self._tick() or self._apply_ready()
-        return self._own.turn() or worked
+        self._applied = self._applied or self._applier.commit_due_s() == 0.0
+        worked = self._own.turn() or worked
+        return self._complete() or worked
 
     def flush(self) -> None:
         """Give credits back; acknowledgements go out with the commits that make them true."""
@@ -235,6 +239,7 @@ class DurableHost:
         counts.failed += len(failed)
         counts.busy_s += time.perf_counter() - started_s
         self._applied = True
+        self._completed = False
         self._give_birth(pushed)
         for failure in failed:
             self._fail(failure)
@@ -299,7 +304,7 @@ class DurableHost:
     def end(self) -> None:
         """Run the node's ``end``, unless it is part of the state already; then `turn` until `ended`."""
         self._timer.stop()
-        self._end_asked = True
+        self._end_asked = self._stream_ended = True
         if self._end_done or not self.node._wants_end():
             return
         with self._occupied("end"):
@@ -312,9 +317,19 @@ class DurableHost:
         self._timer.stop()
         self._end_asked = True
 
+    def _complete(self) -> bool:
+        """Nothing more comes in this run: what was written gets its final form, in a commit of its own."""
+        if self._completed or not self._end_asked or self._ending or not self.settled:
+            return False
+        self._completed = True
+        if self._applier.complete(ended=self._stream_ended):
+            self._applied = True
+            self._own.turn()
+        return True
+
     @property
     def ended(self) -> bool:
-        return self._end_asked and not self._ending and self.settled
+        return self._end_asked and self._completed and not self._ending and self.settled
 
     @property
     def settled(self) -> bool:
@@ -336,7 +351,7 @@ class DurableHost:
     def next_wake_s(self) -> float | None:
         """Seconds until a retry or the tree timeout is due; None: not before a message."""
         due_s = self.origin.next_due_s()
-        waits = [self._timer.left_s() if self.origin.room() else None]
+        waits = [self._timer.left_s() if self.origin.room() else None, self._applier.commit_due_s()]
         waits.append(None if due_s is None else max(0.0, due_s - self._now()))
         return min((wait for wait in waits if wait is not None), default=None)
 

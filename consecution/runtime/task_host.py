@@ -210,7 +210,7 @@ class TaskHost:
         """Close a sink; other nodes hold nothing that needs it."""
         if isinstance(self.node, Sink):
             with self._occupied("close"):
-                self.node.close()
+                self.node._close_for_good()
 
     @contextlib.contextmanager
     def _occupied(self, what: str) -> Iterator[None]:
