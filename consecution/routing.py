@@ -121,7 +121,12 @@ _BASES: tuple[tuple[type, Callable[[Any], bytes]], ...] = (*_ENCODERS.items(), (
 
 def slot_of(key: Key) -> int:
     """The slot of a key, 0 to 4095."""
-    digest = hashlib.blake2b(encode_key(key), digest_size=8).digest()
+    return slot_of_encoded(encode_key(key))
+
+
+def slot_of_encoded(encoded: bytes) -> int:
+    """The slot of a key whose canonical bytes these are."""
+    digest = hashlib.blake2b(encoded, digest_size=8).digest()
     return int.from_bytes(digest, "big") % SLOTS
 
 

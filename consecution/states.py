@@ -31,6 +31,9 @@ class Backing(Protocol):
     def unmerged(self) -> Iterable[Key]:
         """The keys that `items` may not have yet; all of them are in memory."""
 
+    def left_memory(self) -> None:
+        """From here on a key that is not in memory may still be in the store."""
+
 
 class States:
     """The states of one replica. Called by one thread.
@@ -77,6 +80,10 @@ class States:
             self._undo[key] = copy.deepcopy(state) if state is not MISSING else MISSING
         return state
 
+    def touch_all(self, keys: list[Key]) -> None:
+        """These keys will have changed, once each was looked up with `get`."""
+        self.touched.update(dict.fromkeys(keys))
+
     def items(self) -> Iterator[tuple[Key, Any]]:
         """Every key with its state, those in the store first. A look only: what the caller changes may be lost."""
         backing = self._backing
@@ -97,12 +104,15 @@ class States:
 
     def take_changes(self) -> list[tuple[Key, Any]]:
         """What changed since the last call: (key, state), `MISSING` for what was removed."""
-        changes = [(key, self.cached[key]) for key in self.touched]
+        cached = self.cached
+        changes = [(key, cached[key]) for key in self.touched if key in cached]
         self.touched.clear()
         return changes
 
     def roll_back(self) -> None:
         """Forget what changed since the last `take_changes`."""
+        if self._backing is not None:
+            self._backing.left_memory()
         for key in self.touched:
             self.cached.pop(key, None)
         self.touched.clear()

@@ -21,7 +21,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from consecution.routing import encode_key, slot_of
+from consecution.routing import encode_key, slot_of_encoded
 from consecution.runtime.journal import seal
 from consecution.states import MISSING, Key, States
 
@@ -49,9 +49,10 @@ class Tables(Protocol):
 def place_of(key: Key) -> bytes:
     """Where a key lies in the table: its slot first, so that a range of slots is a range of the table."""
     encoded = encode_key(key)
+    slot = _SLOT.pack(slot_of_encoded(encoded))
     if len(encoded) > LONGEST_KEY_BYTES:
         encoded = b"h" + hashlib.blake2b(encoded, digest_size=32).digest()
-    return _SLOT.pack(slot_of(key)) + encoded
+    return slot + encoded
 
 
 class StateTable:
@@ -76,11 +77,14 @@ class StateTable:
         self._reread: dict[bytes, dict[Key, Any]] = {}
         self._next_number = 0
         self._log_bytes = 0
+        self._all_in_memory = True
+        """Nothing is in the table that is not in memory too: what is not found there is new."""
         self._merged_bytes = 0
         self._merged_count = 0
 
     def restore(self, states: States) -> None:
         """Read the log into memory."""
+        self._all_in_memory = next(self._tables.scan("state"), None) is None
         for number, body in self._tables.scan("log"):
             found = self._changes_in(body)
             states.cached.update(found)
@@ -98,6 +102,8 @@ class StateTable:
         number = self._unmerged.get(key)
         if number is not None:
             return self._load_from_log(number, key)
+        if self._all_in_memory:
+            return MISSING
         body = self._tables.read("state", place_of(key))
         return MISSING if body is None else self._loads(body)[1]
 
@@ -116,6 +122,9 @@ class StateTable:
 
     def unmerged(self) -> Iterable[Key]:
         return self._unmerged
+
+    def left_memory(self) -> None:
+        self._all_in_memory = False
 
     # -- commits ---------------------------------------------------------------------------------
 
@@ -163,6 +172,7 @@ class StateTable:
         most = max(1, int(self._cache_bytes / mean_bytes))
         if len(states.cached) <= most:
             return
+        self.left_memory()
         for key in list(itertools.islice(states.cached, len(states.cached) - most // 2)):
             if key not in self._unmerged and key not in states.touched:
                 del states.cached[key]

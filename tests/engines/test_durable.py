@@ -13,6 +13,7 @@ import pytest
 
 from consecution import Map, Pipeline, Reduce
 from consecution.engines.process import ProcessRunning
+from consecution.runtime import state_table
 from consecution.runtime.journal_check import check_state_dir
 from tests.engines.durable_nodes import (
     Balance,
@@ -93,6 +94,21 @@ def test_an_item_that_raises_leaves_state_and_outputs_as_before_it(mode: str, tm
     failed = sorted((failure.node, failure.item, failure.attempts) for failure in report.failures)
     assert failed == [("balance", ("a", -5), 3), ("balance", ("b", -1), 3)]
     assert (report.completed, report.failed, report.exit_code) == (5, 2, 1)
+
+
+@pytest.mark.parametrize("cache_bytes", [1, 10**9], ids=["nothing stays in memory", "everything does"])
+def test_states_that_were_merged_or_left_memory_are_found_again(
+    cache_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_table, "LOG_LIMIT_KEYS", 5)
+    items = [(f"account {number % 23}", number if number % 50 else -1) for number in range(1000)]
+
+    report = Pipeline(Map(pass_on, "in") | Balance("balance") | OnceFile("out", tmp_path / "out")).run(
+        items, **options("inline", tmp_path, batch_size=20, retries=0, cache_bytes=cache_bytes)
+    )
+
+    assert report.failed == 20
+    assert at_the_end(lines_of(tmp_path / "out")) == totals([item for item in items if item[1] >= 0])
 
 
 def test_state_goes_on_where_a_stop_left_it(mode: str, tmp_path: Path) -> None:
