@@ -74,6 +74,14 @@ class DamagedStoreError(WorldError):
         self.record = record
 
 
+class OutageError(WorldError):
+    """What a sink writes to cannot take anything just now: a lost connection, a lock, a full disk.
+
+    A sink raises it where nobody's item is at fault. Nothing of that call, and of the transaction that was open,
+    may be left; a commit may have happened. The call, or the transaction, is repeated until it succeeds.
+    """
+
+
 class SourceError(WorldError):
     """A source could not be opened or raised while it was read."""
 
@@ -92,6 +100,19 @@ class WorkerError(WorldError):
         super().__init__(message)
         self.task = task
         self.cause_text = cause_text
+
+
+class StoppedByItemError(WorldError):
+    """An item failed at a node whose ``on_error`` is "stop": the run took nothing new and finished what was open.
+
+    ``node`` names the node, ``shown`` is the item's ``repr``, ``report`` the run's report.
+    """
+
+    def __init__(self, message: str, *, node: str = "", shown: str = "", report: object = None) -> None:
+        super().__init__(message)
+        self.node = node
+        self.shown = shown
+        self.report = report
 
 
 class FrameError(WorldError):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from consecution.errors import OutageError
 from consecution.nodes import Node
 from consecution.protocol.values import BatchId
 
@@ -50,6 +55,36 @@ class Sink(Node):
 
     def close(self) -> None:
         """Let go of what `open` took. Not called after a crash."""
+
+    # -- waiting for the world -------------------------------------------------------------------
+
+    _waits = False
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, this sink waits for the world: its worker is not taken for one that hangs, however long it takes."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
+    def _ride_out(self, attempt: Callable[[], T], patience_s: float = math.inf) -> T:
+        """Repeat ``attempt`` while it raises OutageError, less and less often; the last one after ``patience_s``."""
+        give_up_s = time.monotonic() + patience_s
+        wait_s = FIRST_WAIT_S
+        while True:
+            try:
+                return attempt()
+            except OutageError as error:
+                if time.monotonic() + wait_s > give_up_s:
+                    raise
+                logging.getLogger("consecution").warning("%s: %s; trying again in %g s", self, error, wait_s)
+            with self.waiting():
+                time.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    # -- in a run --------------------------------------------------------------------------------
 
     def _write_frame(self, batch_id: BatchId | None, items: list[Any]) -> None:
         """Write the items and make them safe, for engines that commit nothing themselves."""
@@ -97,13 +132,20 @@ class Sink(Node):
     def _write_waiting(self) -> None:
         """Write all, or, if that raises, what came before the item at fault: its own error is raised."""
         items, self._waiting = self._waiting, []
-        if not items:
-            return
+        if items:
+            self._write_part(items)
+
+    def _write_part(self, items: list[Any]) -> None:
         try:
             self._write_frame(None, items)
+        except OutageError:
+            raise
         except Exception:
-            for item in items:
-                self._write_frame(None, [item])
+            if len(items) == 1:
+                raise
+            middle = len(items) // 2
+            self._write_part(items[:middle])
+            self._write_part(items[middle:])
 
     def _wants_end(self) -> bool:
         return False

@@ -7,12 +7,13 @@ to what it was before the failing item, and what that had pushed is dropped. For
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
-from consecution.errors import DamagedStoreError
+from consecution.errors import DamagedStoreError, OutageError, WorldError
 from consecution.nodes import Node
 from consecution.plan import Plan
 from consecution.protocol.durable import Application
@@ -25,6 +26,8 @@ from consecution.sink import AppendSink, Sink, TransactionSink
 from consecution.stateful import DurableNode
 from consecution.states import States
 from consecution.transport.codec import PickleCodec
+
+log = logging.getLogger("consecution")
 
 END = b"\xff\xffend"
 """Where the end of an append sink stands in the state table: behind all slots."""
@@ -274,6 +277,7 @@ class SinkApplier:
         self._sink = sink
         self._sync = sync
         self._origin_names = origin_names
+        self.writes = 0
 
     def open(self) -> None:
         self._sink.sync = self._sync
@@ -289,14 +293,23 @@ class SinkApplier:
         return Outcome([], failed)
 
     def _write(self, app: Application, batch_id: BatchId, items: list[Any], failed: list[FailedInput]) -> None:
+        """Offer all items; if that raises, half by half, to find the ones at fault."""
         try:
-            self._sink._take_frame(batch_id, items)
+            self._offer(batch_id, items)
+        except OutageError:
+            raise
         except USER_ERRORS as error:
             if len(items) == 1:
                 failed.append(FailedInput(app, items[0], error))
                 return
-            for item in items:
-                self._write(app, batch_id, [item], failed)
+            middle = len(items) // 2
+            self._write(app, batch_id, items[:middle], failed)
+            self._write(app, batch_id, items[middle:], failed)
+
+    def _offer(self, batch_id: BatchId, items: list[Any]) -> None:
+        """While the store cannot take anything, the pipeline is held back here."""
+        self._sink._ride_out(lambda: self._sink._take_frame(batch_id, items))
+        self.writes += 1
 
     def end(self) -> list[Any]:
         return []
@@ -370,9 +383,9 @@ class TransactionApplier(SinkApplier):
         self._owner = owner
 
     def open(self) -> None:
-        super().open()
-        number, redo = self._sink.last_mark(self._owner)
+        """At the first start a database that is not there is an error; later it is waited for."""
         known = self._store.outside_number
+        number, redo = self._sink._ride_out(self._open_sink) if known else self._open_sink()
         if number == known + 1:
             self._store.carry_out(redo)
         elif number != known:
@@ -384,20 +397,57 @@ class TransactionApplier(SinkApplier):
                 record="meta/outside",
             )
 
+    def _open_sink(self) -> tuple[int, bytes]:
+        try:
+            super().open()
+            return self._sink.last_mark(self._owner)
+        except BaseException:
+            self._sink.close()
+            raise
+
     def apply(self, group: list[Work]) -> Outcome:
+        self._group = group
+        self._outcome = self._sink._ride_out(self._transact)
+        return self._outcome
+
+    def _transact(self) -> Outcome:
+        """Everything but the commit; after an outage all of it again."""
         self._sink.begin_transaction()
         try:
-            return super().apply(group)
+            return super().apply(self._group)
         except BaseException:
             self._sink.roll_back()
             raise
 
+    def _offer(self, batch_id: BatchId, items: list[Any]) -> None:
+        self._sink._take_frame(batch_id, items)
+        self.writes += 1
+
     def prepare(self, changes: list[Any]) -> None:
         number = self._store.outside_number + 1
         changes.append(CommittedOutside(number))
+        redo = self._store.redo_of(changes)
         failpoints.passed("outside.before_commit")
-        self._sink.commit(self._owner, number, self._store.redo_of(changes))
+        try:
+            self._sink.commit(self._owner, number, redo)
+        except OutageError as error:
+            log.warning("%s: %s; looking whether the commit has happened", self._sink, error)
+            self._sink._ride_out(lambda: self._commit_again(number, redo))
         failpoints.passed("outside.committed")
+        self._group = []
+
+    def _commit_again(self, number: int, redo: bytes) -> None:
+        """It has happened, or the whole transaction is repeated; what has failed in it is in ``redo`` already."""
+        if self._sink.last_mark(self._owner) == (number, redo):
+            return
+        outcome = self._transact()
+        if [id(failure.item) for failure in outcome.failed] != [id(failure.item) for failure in self._outcome.failed]:
+            self._sink.roll_back()
+            raise WorldError(
+                f"{self._sink}: after a lost connection other items fail than before: somebody else has written to "
+                "the database meanwhile; nothing is lost, a new start tries again"
+            )
+        self._sink.commit(self._owner, number, redo)
 
 
 def make_applier(
