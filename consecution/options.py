@@ -48,6 +48,14 @@ SETTINGS = (
     ),
     Setting("state_dir", "path", None, "folder of the journal; without one a temporary folder is used"),
     Setting("workers", "choice", "per-task", "one worker for each replica", choices=("per-task",)),
+    Setting(
+        "on_error",
+        "choice",
+        "retry",
+        "an item that raised: try it again (robust), give it up at once, or give it up and stop the run; a node may "
+        "say otherwise",
+        choices=("retry", "park", "stop"),
+    ),
     Setting("retries", "int", 3, "how often an item that raised is tried again (robust)"),
     Setting("retry_delay_s", "float", 0.05, "wait before the first retry; doubles each time", "s"),
     Setting("timeout_s", "float", 30.0, "a worker without progress for so long is killed", "s", least=0.01),
@@ -64,6 +72,12 @@ SETTINGS = (
         choices=("power", "process"),
     ),
     Setting("fresh", "flag", False, "forget what the state folder holds, and start from the beginning"),
+    Setting(
+        "drop_state",
+        "flag",
+        False,
+        "let a changed graph drop the state and the failed items that it has no place for",
+    ),
     Setting(
         "cache_bytes",
         "int",
@@ -85,6 +99,7 @@ class Options:
     robustness: str = "robust"
     state_dir: Path | None = None
     workers: str = "per-task"
+    on_error: str = "retry"
     retries: int = 3
     retry_delay_s: float = 0.05
     timeout_s: float = 30.0
@@ -95,6 +110,7 @@ class Options:
     linger_ms: float = 0.0
     sync: str = "power"
     fresh: bool = False
+    drop_state: bool = False
     cache_bytes: int = 256 * 1024 * 1024
     max_restarts: int = 5
     stop_timeout_s: float = 30.0

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from consecution.plan import Plan
 from consecution.protocol.origin import FailureEntry, Origin, OriginCounts
 from consecution.runtime.origin_host import origin_limits
-from consecution.runtime.state import StateDir, origins_of
+from consecution.runtime.relocation import origins_of
+from consecution.runtime.state import StateDir
 
 
 @dataclass(frozen=True, slots=True)

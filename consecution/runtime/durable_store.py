@@ -150,10 +150,15 @@ class DurableStore(Journal):
             value = txn.get(key)
         return None if value is None else self._body(table, key, value)
 
-    def scan(self, table: str) -> Iterator[tuple[bytes, bytes]]:
-        """All (key, body) of a table, as of now, by key."""
+    def scan(self, table: str, since: bytes = b"", until: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """All (key, body) of a table from ``since`` to before ``until``, as of now, by key."""
         with self._explained("read"), self._env.begin(db=self._handles[table]) as txn:
-            for key, value in txn.cursor():
+            cursor = txn.cursor()
+            if not (cursor.set_range(since) if since else cursor.first()):
+                return
+            for key, value in cursor:
+                if until is not None and key >= until:
+                    return
                 yield bytes(key), self._body(table, key, value)
 
 

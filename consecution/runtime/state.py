@@ -2,13 +2,15 @@
 
 ::
 
-    manifest.json      {format, epoch, signature, source, tasks: [name], origins: {name: uuid},
-                        finished: null or the report, checksum: CRC-32 of all that, as hex}
+    manifest.json      {format, epoch, signature, source, tasks: [name], nodes: {durable node: kind},
+                        folder, origins: {name: uuid}, finished: null or the report,
+                        checksum: CRC-32 of all that, as hex}
     supervisor.lock    an flock held while a supervisor runs
-    origins/<name>/    the journal of each origin
+    <folder>/<name>/   the journal of each origin; the folder is origins, or since a move origins.<epoch>
 
 The epoch names one life of the plan over this directory; every journal holds it. A journal that the
-manifest lists must be there, with that uuid; one that it does not list was never used, and is made anew.
+manifest lists must be there, with that uuid. A folder of journals that it does not name is what a crash has left of
+a move from one plan to another (see `relocation`), and goes away.
 """
 
 from __future__ import annotations
@@ -31,8 +33,11 @@ from consecution.errors import DamagedStoreError, StateDirError
 from consecution.plan import Plan
 from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import Journal, sync_folder
+from consecution.runtime.relocation import Relocation, kinds_of, origins_of
 
 FORMAT = 1
+FOLDER = "origins"
+FIELDS = ("epoch", "signature", "source", "tasks", "nodes", "folder", "origins", "finished")
 MANIFEST = "manifest.json"
 NEW_MANIFEST = MANIFEST + ".new"
 PLAIN_NAME = re.compile(r"[a-z0-9_-]{1,64}")
@@ -60,7 +65,7 @@ class StateDir:
 
     def origin_path(self, name: str) -> Path:
         """Where the journal of an origin lies."""
-        return _origin_path(self.path, name)
+        return _origin_path(self.path, self._manifest, name)
 
     def journals(self, names: list[str]) -> Iterator[Journal]:
         """The journals of these origins, each open until the next is asked for."""
@@ -138,34 +143,36 @@ def _make_folder(path: Path) -> None:
 
 def _settle(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
     """Make the journals that are not there yet; check those that must be."""
+    _sweep(path, manifest)
     if not manifest["origins"]:
         _make_origins(path, manifest, plan)
         return
     in_flight = sum(_check_origin(path, manifest, name) for name in manifest["origins"])
-    if manifest["signature"] != plan.signature:
+    if (manifest["signature"], manifest["nodes"]) != (plan.signature, kinds_of(plan)):
         _move_to(path, manifest, plan, in_flight)
+
+
+def _sweep(path: Path, manifest: dict[str, Any]) -> None:
+    """Remove the folders of journals that are no longer, or not yet, those of the manifest."""
+    for folder in path.glob(FOLDER + "*"):
+        if folder.name != manifest["folder"]:
+            shutil.rmtree(folder)
 
 
 def _make_origins(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
     """What a run that never began, or one that is to be forgotten, has left goes away first."""
-    if (path / "origins").exists():
-        shutil.rmtree(path / "origins")
+    if (path / manifest["folder"]).exists():
+        shutil.rmtree(path / manifest["folder"])
     made = {name: _make_origin(path, manifest, name) for name in origins_of(plan)}
-    for folder in (path / "origins", path):
+    for folder in (path / manifest["folder"], path):
         sync_folder(folder)
     manifest["origins"] = made
     _write_manifest(path, manifest)
 
 
-def origins_of(plan: Plan) -> list[str]:
-    """The names of all that answer for batches: the source, and every durable task."""
-    durable = [plan.task(task).name for node in plan.nodes if node.durable for task in node.tasks]
-    return [plan.source_name, *durable]
-
-
 def _open_origin(path: Path, manifest: dict[str, Any], name: str, *, create: bool) -> Journal:
     store = Journal if name == manifest["source"] else DurableStore
-    return store(_origin_path(path, name), origin=name, epoch=manifest["epoch"], create=create)
+    return store(_origin_path(path, manifest, name), origin=name, epoch=manifest["epoch"], create=create)
 
 
 def _make_origin(path: Path, manifest: dict[str, Any], name: str) -> str:
@@ -189,12 +196,13 @@ def _check_origin(path: Path, manifest: dict[str, Any], name: str) -> int:
         journal.close()
 
 
-def _origin_path(path: Path, name: str) -> Path:
+def _origin_path(path: Path, manifest: dict[str, Any], name: str) -> Path:
     """Names that cannot be used as they are get a hash, after a dot, which no plain name has."""
+    folder = path / str(manifest["folder"])
     if PLAIN_NAME.fullmatch(name):
-        return path / "origins" / name
+        return folder / name
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-    return path / "origins" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:40]}.{digest}"
+    return folder / f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:40]}.{digest}"
 
 
 def _check_owner(path: Path) -> None:
@@ -237,6 +245,8 @@ def _make_manifest(plan: Plan) -> dict[str, Any]:
         "signature": plan.signature,
         "source": plan.source_name,
         "tasks": [task.name for task in plan.tasks],
+        "nodes": kinds_of(plan),
+        "folder": FOLDER,
         "origins": {},
         "finished": None,
     }
@@ -257,7 +267,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         checksum = manifest.pop("checksum")
         if checksum != _checksum(manifest):
             raise ValueError("its checksum is wrong")
-        _ = [manifest[field] for field in ("epoch", "signature", "source", "tasks", "origins", "finished")]
+        _ = [manifest[field] for field in FIELDS]
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedStoreError(
             f"{path / MANIFEST} is damaged: {error}; restore it from a backup, or start afresh "
@@ -290,12 +300,40 @@ def _move_to(path: Path, manifest: dict[str, Any], plan: Plan, in_flight: int) -
             f"the state directory {path} belongs to a pipeline whose source is {manifest['source']!r}; this "
             f"one's is {plan.source_name!r}: use another state_dir, or fresh=True to forget the old one"
         )
+    if manifest["finished"] is not None:
+        return
     if in_flight:
         raise StateDirError(
             f"the graph has changed, and the state directory {path} holds {in_flight} batches in flight "
             "for the old one: run the old pipeline once more and stop it, so that it drains; or use "
             "fresh=True to forget them"
         )
-    manifest["signature"] = plan.signature
-    manifest["tasks"] = [task.name for task in plan.tasks]
+    moved = _shaped_like(manifest, plan)
+    if (moved["tasks"], moved["nodes"]) != (manifest["tasks"], manifest["nodes"]):
+        _relocate(path, manifest, moved, plan)
+    manifest.update(moved)
     _write_manifest(path, manifest)
+    _sweep(path, manifest)
+
+
+def _shaped_like(manifest: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    tasks = [task.name for task in plan.tasks]
+    return {**manifest, "signature": plan.signature, "tasks": tasks, "nodes": kinds_of(plan)}
+
+
+def _relocate(path: Path, manifest: dict[str, Any], moved: dict[str, Any], plan: Plan) -> None:
+    """Write the stores of a new life beside those of the old one, complete and safe on the disk."""
+    moved["epoch"] = uuid.uuid4().hex
+    moved["folder"] = f"{FOLDER}.{moved['epoch']}"
+    relocation = Relocation(
+        manifest,
+        plan,
+        lambda name: _open_origin(path, manifest, name, create=False),
+        lambda name: _open_origin(path, moved, name, create=True),
+    )
+    relocation.check(str(path))
+    moved["origins"] = relocation.carry_out()
+    for name in moved["origins"]:
+        sync_folder(_origin_path(path, moved, name))
+    for folder in (path / moved["folder"], path):
+        sync_folder(folder)

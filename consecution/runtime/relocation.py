@@ -1,0 +1,270 @@
+"""Brings what a state directory holds into the shape of another plan: by name, and keyed state by key slots.
+
+The rules this file keeps:
+
+1. Nothing is in flight, or it is refused: no frame, decision or retry ever meets another plan's tasks.
+2. What would be dropped is named first, and dropped only where that was asked for.
+3. Everything is written into a new folder, under a new epoch. The manifest then names that folder, in one
+   step; until then the old one is untouched, and afterwards it is only rubbish.
+
+Numbers of tasks change with the plan, so ledgers begin anew, with the origins' new life; failed items find their
+node by its name. Of a keyed node each new replica takes the slots it owns from whoever owned them.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from consecution.errors import StateDirError, WorldError
+from consecution.nodes import Node
+from consecution.plan import Plan
+from consecution.protocol.origin import FailureEntry, FailureKept, Head, HeadMoved
+from consecution.protocol.values import TaskIndex
+from consecution.routing import SLOTS
+from consecution.runtime.durable_store import DurableStore, TableWrite
+from consecution.runtime.journal import Journal, seal
+from consecution.runtime.state_table import place_of
+from consecution.sink import AppendSink, Sink, TransactionSink
+from consecution.stateful import DurableNode, KeyedNode, StatefulNode
+from consecution.transport.codec import PickleCodec
+
+RECORDS_PER_COMMIT = 100_000
+_SLOT = struct.Struct(">H")
+
+OpenStore = Callable[[str], Journal]
+"""Opens the store of an origin, by its name."""
+
+
+def origins_of(plan: Plan) -> list[str]:
+    """The names of all that answer for batches: the source, and every durable task."""
+    durable = [plan.task(task).name for node in plan.nodes if node.durable for task in node.tasks]
+    return [plan.source_name, *durable]
+
+
+def kinds_of(plan: Plan) -> dict[str, str]:
+    """What each durable node keeps in its store; only what is of one kind can go on from another's."""
+    return {node.name: _kind_of(node.node) for node in plan.nodes if node.durable and node.node is not None}
+
+
+def _kind_of(node: Node) -> str:
+    if isinstance(node, KeyedNode):
+        return "keyed"
+    if isinstance(node, StatefulNode):
+        return "mapping" if type(node).initial_state is DurableNode.initial_state else "value"
+    if isinstance(node, Sink):
+        return "file" if isinstance(node, AppendSink) else "database" if isinstance(node, TransactionSink) else "sink"
+    return "attributes"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The part of an old store that goes into a new one: a range of places, ``until`` None to the end."""
+
+    origin: str
+    since: bytes = b""
+    until: bytes | None = None
+    with_books: bool = True
+    """Its counters and failed items, too."""
+
+    def has(self, place: bytes) -> bool:
+        """Whether a place of the table is part of it."""
+        return place >= self.since and (self.until is None or place < self.until)
+
+
+@dataclass(slots=True)
+class Move:
+    """New origin → the shares it is made of; and what nobody takes, in words."""
+
+    shares: dict[str, list[Share]] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+
+
+def plan_move(manifest: dict[str, Any], plan: Plan) -> Move:
+    """Who takes what from whom. Looks only at the manifest."""
+    move = Move()
+    move.shares[plan.source_name] = [Share(manifest["source"])]
+    kinds = kinds_of(plan)
+    for node in plan.nodes:
+        if not node.durable:
+            continue
+        old = _old_tasks(manifest, node.name) if manifest["nodes"].get(node.name) == kinds[node.name] else []
+        names = [plan.task(task).name for task in node.tasks]
+        if kinds[node.name] == "keyed" and old and len(old) != len(names):
+            move.shares.update(_resharded(old, names))
+        else:
+            move.shares.update({name: [Share(name)] if name in old else [] for name in names})
+    return move
+
+
+def _old_tasks(manifest: dict[str, Any], node: str) -> list[str]:
+    """The durable tasks that a node had, in the order of their replicas."""
+    return [name for name in manifest["tasks"] if name in manifest["origins"] and _node_of(name) == node]
+
+
+def _node_of(task: str) -> str:
+    return task.rpartition(".")[0]
+
+
+def _resharded(old: list[str], new: list[str]) -> dict[str, list[Share]]:
+    """Every new replica looks through all old ones, which owned ascending ranges; the first takes the books."""
+    shares = {}
+    for replica, name in enumerate(new):
+        since, until = _first_slot(replica, len(new)), _first_slot(replica + 1, len(new))
+        end = None if until == SLOTS else _SLOT.pack(until)
+        shares[name] = [Share(origin, _SLOT.pack(since), end, with_books=replica == 0) for origin in old]
+    return shares
+
+
+def _first_slot(replica: int, replicas: int) -> int:
+    """The first slot that `replica_of_slot` gives to this replica."""
+    return -(-replica * SLOTS // replicas)
+
+
+class Relocation:
+    """One move. ``open_old`` opens what is there, ``make_new`` the stores of the new folder."""
+
+    def __init__(self, manifest: dict[str, Any], plan: Plan, open_old: OpenStore, make_new: OpenStore) -> None:
+        self._manifest = manifest
+        self._plan = plan
+        self._open_old = open_old
+        self._make_new = make_new
+        self._move = plan_move(manifest, plan)
+        self._new_index = {task.name: TaskIndex(task.index) for task in plan.tasks}
+
+    def check(self, path: str) -> None:
+        """StateDirError where something has ended for good, or where it would drop what it may not."""
+        taken = {share.origin for shares in self._move.shares.values() for share in shares}
+        dropped: list[str] = []
+        for name in self._manifest["origins"]:
+            store = self._open_old(name)
+            try:
+                self._check_not_ended(path, name, store)
+                dropped += self._lost_of(name, store, name in taken)
+            finally:
+                store.close()
+        if dropped and not self._plan.options.drop_state:
+            raise StateDirError(
+                f"the graph has changed, and has no place any more for what the state directory {path} holds: "
+                f"{'; '.join(dropped)}. Give the nodes their old names and kinds back, or let it be dropped for "
+                "good: drop_state=True (--drop-state)"
+            )
+
+    def _check_not_ended(self, path: str, name: str, store: Journal) -> None:
+        if isinstance(store, DurableStore) and store.has_ended:
+            raise StateDirError(
+                f"the graph has changed, and in the state directory {path} {name} has seen the end of the stream "
+                "already: run the old pipeline once more, so that it finishes, or use fresh=True to forget it all"
+            )
+
+    def _lost_of(self, name: str, store: Journal, taken: bool) -> list[str]:
+        """What nobody takes from a store, in words."""
+        lost = []
+        if not taken and isinstance(store, DurableStore) and (count := _count_states(store)):
+            lost.append(f"the state of {name!r} ({count:,} {'entries' if count > 1 else 'entry'})")
+        entries = store.failures(store.restore().head.failed)
+        homeless = [entry for entry in entries if not taken or self._index_of(entry) is None]
+        nodes = {_node_of(self._manifest["tasks"][entry.failed.task]) for entry in homeless}
+        if homeless:
+            lost.append(f"{len(homeless)} failed items of {', '.join(map(repr, sorted(nodes)))}")
+        return lost
+
+    def _index_of(self, entry: FailureEntry) -> TaskIndex | None:
+        """The task that a failed item belongs to now: of the same name, else the first of its node."""
+        name = self._manifest["tasks"][entry.failed.task]
+        found = self._new_index.get(name)
+        return found if found is not None else self._new_index.get(f"{_node_of(name)}.0")
+
+    def carry_out(self) -> dict[str, str]:
+        """Write the new stores; returns their uuids by name."""
+        return {name: self._fill(name, shares) for name, shares in self._move.shares.items()}
+
+    def _fill(self, name: str, shares: list[Share]) -> str:
+        made = self._make_new(name)
+        try:
+            head, entries = Head(), list[FailureEntry]()
+            for share in shares:
+                old = self._open_old(share.origin)
+                try:
+                    if share.with_books:
+                        head = self._take_books(old, head, entries)
+                    if isinstance(old, DurableStore) and isinstance(made, DurableStore):
+                        _copy_states(old, made, share)
+                finally:
+                    old.close()
+            made.apply([*map(FailureKept, entries), HeadMoved(head)])
+            return made.uuid
+        finally:
+            made.close()
+
+    def _take_books(self, old: Journal, head: Head, entries: list[FailureEntry]) -> Head:
+        """Add the counters of an old origin, and its failed items under new keys."""
+        theirs = old.restore().head
+        kept = 0
+        for entry in old.failures(theirs.failed):
+            index = self._index_of(entry)
+            if index is None:
+                continue
+            failed = entry.failed._replace(task=index)
+            entries.append(replace(entry, key=len(entries), failed=failed))
+            kept += 1
+        return replace(
+            theirs,
+            next_seq=max(head.next_seq, theirs.next_seq),
+            next_key=len(entries),
+            generation=max(head.generation, theirs.generation),
+            emitted=head.emitted + theirs.emitted,
+            failed=head.failed + kept,
+        )
+
+
+def _changes_in_log(store: DurableStore) -> dict[bytes, bytes | None]:
+    """What the log says on top of the table: place → sealed value, None for what was removed."""
+    codec = PickleCodec()
+    found: dict[bytes, bytes | None] = {}
+    for _, body in store.scan("log"):
+        try:
+            changed, removed = codec.decode(body)
+        except Exception as error:
+            raise WorldError(
+                f"the state in {store.path} cannot be decoded ({type(error).__name__}: {error}): run again with the "
+                "code that it was written with; nothing was lost"
+            ) from error
+        for key, state in changed:
+            place = place_of(key)
+            found[place] = seal(place, codec.encode([key, state]))
+        found.update(dict.fromkeys(map(place_of, removed)))
+    return found
+
+
+def _count_states(store: DurableStore) -> int:
+    changes = _changes_in_log(store)
+    in_table = sum(1 for key, _ in store.scan("state") if key not in changes)
+    return in_table + sum(1 for value in changes.values() if value is not None)
+
+
+def _copy_states(old: DurableStore, new: DurableStore, share: Share) -> None:
+    """Copy a range of the table as it is, but for what the log has changed since; then that."""
+    changes = _changes_in_log(old)
+    table = new.handle("state")
+    unchanged = (
+        (place, seal(place, body))
+        for place, body in old.scan("state", share.since, share.until)
+        if place not in changes
+    )
+    while records := list(itertools.islice(unchanged, RECORDS_PER_COMMIT)):
+        new.apply([TableWrite(functools.partial(_append_all, table, records))])
+    changed = [(place, value) for place, value in sorted(changes.items()) if value is not None and share.has(place)]
+    new.apply([TableWrite(functools.partial(_put_all, table, changed))])
+
+
+def _append_all(table: Any, records: list[tuple[bytes, bytes]], txn: Any) -> None:
+    txn.cursor(db=table).putmulti(records, append=True)
+
+
+def _put_all(table: Any, records: list[tuple[bytes, bytes]], txn: Any) -> None:
+    txn.cursor(db=table).putmulti(records)
