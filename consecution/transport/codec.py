@@ -5,6 +5,10 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
+from consecution.protocol.poison import PartlyDecodedError
+from consecution.protocol.values import USER_ERRORS
+from consecution.transport.salvage import salvage
+
 LIVE_ITEM_BYTES = 64
 """What flow control takes a live item for; its true size is not known and not worth measuring."""
 
@@ -23,8 +27,7 @@ class PickleCodec:
             return _dill_dumps(items)
 
     def decode(self, payload: Any) -> list[Any]:
-        items: list[Any] = pickle.loads(payload)
-        return items
+        return _loads(payload)
 
     def size(self, payload: Any) -> int:
         return len(payload)
@@ -64,14 +67,27 @@ class LiveCodec:
     def decode(self, payload: Any) -> list[Any]:
         if isinstance(payload, list):
             return payload.copy()
-        items: list[Any] = pickle.loads(payload)
-        return items
+        return _loads(payload)
 
     def size(self, payload: Any) -> int:
         return len(payload) * LIVE_ITEM_BYTES if isinstance(payload, list) else len(payload)
 
     def encode_failed(self, item: Any) -> Any:
         return [item] if self._stored is None else self._stored.encode([item])
+
+
+def _loads(payload: Any) -> list[Any]:
+    """The items. PartlyDecodedError if some of them cannot be had; what pickle raises if the bytes are none of ours."""
+    try:
+        items: list[Any] = pickle.loads(payload)
+    except USER_ERRORS as error:
+        try:
+            return salvage(payload)
+        except PartlyDecodedError:
+            raise
+        except USER_ERRORS:
+            raise error from None
+    return items
 
 
 def _dill_dumps(items: list[Any]) -> bytes:

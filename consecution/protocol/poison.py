@@ -1,0 +1,243 @@
+"""Poison: which item it is that takes its workers down, again and again, and who must not touch it.
+
+The rules this file keeps:
+
+1. Only what a task had in hand when it died is blamed: being in flight while somebody else dies proves nothing.
+2. A frame is known by (origin, seq, path), whatever its generation. One that was in hand at two deaths of a
+   node's replicas is *suspect*: from then on it is run item by item.
+3. The item of a suspect frame that was in hand at two more deaths is *guilty*: it is not touched again, and fails
+   like an item that raises; its neighbours go through.
+4. A verdict reaches every replica of the node before the replay.
+
+Verdicts live as long as the run: one that goes on with its state directory finds them anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+from consecution.protocol.values import USER_ERRORS, TaskIndex
+
+DEATHS = 2
+"""So many make a frame suspect, and then an item of it guilty."""
+DIGEST_BYTES = 16
+
+
+class FrameKey(NamedTuple):
+    """A frame by what stays the same when its batch runs again."""
+
+    origin: TaskIndex
+    seq: int
+    path: tuple[int, ...]
+
+
+class InHand(NamedTuple):
+    """What a task was at when it died; ``item`` names an item of a suspect frame, b"" where it is none."""
+
+    frame: FrameKey
+    item: bytes
+
+
+class Verdict(NamedTuple):
+    """The frame is suspect (``item`` is b""), or this item of it is guilty; ``how`` and ``stack`` of the last death."""
+
+    frame: FrameKey
+    item: bytes
+    how: str
+    stack: str
+
+
+class PoisonError(Exception):
+    """The item took its workers down, and is not tried again; ``stack`` is what the last one wrote as it died."""
+
+    def __init__(self, how: str, stack: str) -> None:
+        super().__init__(how, stack)
+        self.how = how
+        self.stack = stack
+
+    def __str__(self) -> str:
+        return f"its worker died at it again and again (the last one: {self.how}); it is left out"
+
+
+class LostItem:
+    """Stands for an item that cannot be had: it cannot be decoded, or must not be touched. It cannot be encoded."""
+
+    def __init__(self, shown: str, error: BaseException) -> None:
+        self.shown = shown
+        self.error = error
+
+    def __repr__(self) -> str:
+        return self.shown
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise self.error
+
+
+class PartlyDecodedError(Exception):
+    """Some items of a payload cannot be decoded; in ``items`` each of them is a `LostItem`."""
+
+    def __init__(self, items: list[Any]) -> None:
+        super().__init__(f"{sum(isinstance(item, LostItem) for item in items)} items cannot be decoded")
+        self.items = items
+
+
+class Condemned(NamedTuple):
+    """A guilty item, as far as it can be shown, and what it fails with."""
+
+    item: Any
+    error: PoisonError
+
+
+# -- in the supervisor -----------------------------------------------------------------------------
+
+
+class _Case:
+    """The deaths at one frame of one node."""
+
+    def __init__(self) -> None:
+        self.deaths = 0
+        self.at_items: dict[bytes, int] = {}
+
+
+class Suspicion:
+    """The supervisor's memory of what was in hand at the deaths of each node's replicas."""
+
+    def __init__(self) -> None:
+        self._cases: dict[tuple[str, FrameKey], _Case] = {}
+        self._verdicts: dict[str, list[Verdict]] = {}
+
+    def died(self, node: str, in_hand: InHand, how: str, stack: Callable[[], str] = str) -> Verdict | None:
+        """A replica of ``node`` died at this; the verdict it leads to, if any. Only the guilty are asked for a ``stack``."""
+        case = self._cases.setdefault((node, in_hand.frame), _Case())
+        case.deaths += 1
+        if case.deaths < DEATHS:
+            return None
+        if case.deaths == DEATHS:
+            return self._judge(node, Verdict(in_hand.frame, b"", how, ""))
+        if not in_hand.item:
+            return None
+        count = case.at_items[in_hand.item] = case.at_items.get(in_hand.item, 0) + 1
+        if count != DEATHS:
+            return None
+        return self._judge(node, Verdict(in_hand.frame, in_hand.item, how, stack()))
+
+    def _judge(self, node: str, verdict: Verdict) -> Verdict:
+        self._verdicts.setdefault(node, []).append(verdict)
+        return verdict
+
+    def verdicts(self, node: str) -> tuple[Verdict, ...]:
+        """All that a new replica of this node must know."""
+        return tuple(self._verdicts.get(node, ()))
+
+
+# -- in a task -------------------------------------------------------------------------------------
+
+
+class Note(Protocol):
+    """Where a task writes what it has in hand, so that it can be read when the task is dead."""
+
+    def frame(self, key: FrameKey) -> None:
+        """This frame is in hand, and no item of it."""
+
+    def item(self, name: bytes) -> None:
+        """This item of the frame is."""
+
+    def clear(self) -> None:
+        """Nothing is."""
+
+
+class Meet(Protocol):
+    """Called with a name before something is touched that may be poison; raises PoisonError if it is."""
+
+    def __call__(self, name: bytes) -> None: ...
+
+
+CarefulDecode = Callable[[Any, Meet], list[Any]]
+"""Decode a payload, meeting each call into user code; raises PartlyDecodedError."""
+
+
+class Encoder(Protocol):
+    def encode_failed(self, item: Any) -> Any: ...
+
+
+class Guard:
+    """What stands between a task and poison. Called by one thread. Without a ``note`` it does nothing."""
+
+    def __init__(
+        self,
+        note: Note | None = None,
+        verdicts: Iterable[Verdict] = (),
+        decode: CarefulDecode | None = None,
+    ) -> None:
+        self._note = note
+        self._decode = decode
+        self._cases: dict[FrameKey, dict[bytes, Verdict]] = {}
+        self.judge(verdicts)
+
+    def judge(self, verdicts: Iterable[Verdict]) -> None:
+        """Take in what the supervisor has found."""
+        for verdict in verdicts:
+            guilty = self._cases.setdefault(verdict.frame, {})
+            if verdict.item:
+                guilty[verdict.item] = verdict
+
+    def take(self, origin: TaskIndex, seq: int, path: tuple[int, ...]) -> Suspect | None:
+        """This frame is in hand until `leave`. If it is suspect: what to run it with, item by item."""
+        if self._note is None:
+            return None
+        key = FrameKey(origin, seq, path)
+        self._note.frame(key)
+        guilty = self._cases.get(key)
+        return None if guilty is None else Suspect(key, guilty, self._note, self._decode)
+
+    def leave(self) -> None:
+        """The task has got through. Not to be called where it is about to go down."""
+        if self._note is not None:
+            self._note.clear()
+
+
+class Suspect:
+    """A suspect frame in hand, to be run item by item."""
+
+    def __init__(self, key: FrameKey, guilty: dict[bytes, Verdict], note: Note, decode: CarefulDecode | None) -> None:
+        self._key = key
+        self._guilty = guilty
+        self._note = note
+        self._decode = decode
+
+    def decode(self, payload: Any, plainly: Callable[[Any], list[Any]]) -> list[Any]:
+        """Its items. Raises PartlyDecodedError where some cannot be, or may not be, decoded."""
+        items = plainly(payload) if self._decode is None else self._decode(payload, self._meet)
+        self.all_met()
+        return items
+
+    def meet(self, index: int, item: Any, codec: Encoder) -> Condemned | None:
+        """The item is in hand from now on; what to do instead of touching it, if it is guilty.
+
+        It is known by its encoding; where even that takes the worker down, by its place in the frame.
+        """
+        try:
+            self._meet(b"#%d" % index)
+        except PoisonError as error:
+            return Condemned(LostItem(f"<item {index} of its frame, which cannot even be encoded>", error), error)
+        try:
+            payload = codec.encode_failed(item)
+            if isinstance(payload, bytes):
+                self._meet(hashlib.blake2b(payload, digest_size=DIGEST_BYTES).digest())
+        except PoisonError as error:
+            return Condemned(item, error)
+        except USER_ERRORS:
+            pass
+        return None
+
+    def all_met(self) -> None:
+        """No item is in hand; the frame still is."""
+        self._note.frame(self._key)
+
+    def _meet(self, name: bytes) -> None:
+        self._note.item(name)
+        verdict = self._guilty.get(name)
+        if verdict is not None:
+            raise PoisonError(verdict.how, verdict.stack)
