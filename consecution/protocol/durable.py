@@ -138,13 +138,14 @@ class Durable:
             incoming.gos[go.seq] = go
         self._raise_low(incoming, go.low)
 
-    def next_application(self) -> Application | None:
-        """The next batch that may be applied now; None while there is none. Say `apply` once it has been.
+    def next_application(self, only: TaskIndex | None = None) -> Application | None:
+        """The next batch that may be applied now, ``only`` of this origin if one is named; None while there is none.
 
-        ProtocolError if frames of a decided execution are not in the inbox: that is damage.
+        Say `apply` once it has been. ProtocolError if frames of a decided execution are not in the inbox: that is
+        damage.
         """
         for origin, incoming in self._origins.items():
-            if not incoming.gos:
+            if not incoming.gos or only not in (None, origin):
                 continue
             go = incoming.gos[min(incoming.gos)]
             if go.after <= incoming.applied:

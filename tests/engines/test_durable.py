@@ -96,6 +96,17 @@ def test_an_item_that_raises_leaves_state_and_outputs_as_before_it(mode: str, tm
     assert (report.completed, report.failed, report.exit_code) == (5, 2, 1)
 
 
+def test_more_failed_items_than_the_window_holds_are_tried_again(mode: str, tmp_path: Path) -> None:
+    items = [("a", -number) for number in range(1, 301)]
+
+    report = Pipeline(Map(pass_on, "in") | Balance("balance") | OnceFile("out", tmp_path / "out")).run(
+        items, **options(mode, tmp_path, retries=1, max_pending=8)
+    )
+
+    assert (report.completed, report.failed, report.open) == (300, 300, 0)
+    assert {failure.attempts for failure in report.failures} == {2}
+
+
 @pytest.mark.parametrize("cache_bytes", [1, 10**9], ids=["nothing stays in memory", "everything does"])
 def test_states_that_were_merged_or_left_memory_are_found_again(
     cache_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
