@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check faults bench clean
+.PHONY: help demo test check faults bench docs clean
 
 help: ## show these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,10 @@ faults: $(STAMP) ## kill real processes for some minutes; SEED=n RUNS=n to choos
 
 bench: $(STAMP) ## measure against a plain loop and consecution 0.2.0, side by side
 	@$(BIN)/python -m benchmarks
+
+docs: $(STAMP) ## write docs/options.md from the settings, and check what the documentation says
+	@$(BIN)/python docs/options_table.py
+	@$(BIN)/python -m pytest -q tests/docs
 
 clean: ## remove what make made
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
