@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import signal
@@ -11,16 +12,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contest import ROOT
-from consecution import Map, Pipeline, Producer, Sink
+from consecution import KeyedNode, Map, Node, Pipeline, Producer, Running, Sink
 
 WAIT_S = 60
 BEFORE_KILL_ITEMS = 50
 KILLED = "middle.0"
+STATES = (1_000, 100_000, 1_000_000)
+"""How many states a durable node has when it is killed."""
 
 
 class TimesSink(Sink):
@@ -38,6 +41,18 @@ class TimesSink(Sink):
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+class Remember(KeyedNode):
+    """A state per item; passes on what is negative."""
+
+    def key(self, item: int) -> int:
+        return item
+
+    def process(self, item: int) -> None:
+        self.state["seen"] = self.state.get("seen", 0) + 1
+        if item < 0:
+            self.push(item)
 
 
 def pass_on(item: Any) -> Any:
@@ -77,26 +92,46 @@ def run_once(path: Path) -> None:
 
 def recovery() -> float:
     """Seconds from ``kill -9`` of a worker in the middle to the next write; items come one by one."""
+
+    def prepare(running: Running) -> None:
+        for number in range(BEFORE_KILL_ITEMS):
+            running.push(-2 - number).wait(WAIT_S)
+
+    return _recover(Map(pass_on, "middle"), prepare)
+
+
+def durable_recovery(states: int) -> float:
+    """The same, of a durable node that has so many states."""
+
+    def prepare(running: Running) -> None:
+        for number in range(states):
+            last = running.push(number)
+        last.wait(WAIT_S)
+
+    return _recover(Remember("middle"), prepare)
+
+
+def _recover(middle: Node, prepare: Callable[[Running], None]) -> float:
     with tempfile.TemporaryDirectory(prefix="consecution-bench-") as made:
         path = Path(made) / "times"
-        pipeline = Pipeline(Producer("manual") | Map(pass_on, "middle") | TimesSink("sink", path))
+        pipeline = Pipeline(Producer("manual") | middle | TimesSink("sink", path))
         with contextlib.redirect_stderr(io.StringIO()), pipeline.start(state_dir=Path(made) / "state") as running:
-            for number in range(BEFORE_KILL_ITEMS):
-                running.push(number).wait(WAIT_S)
+            prepare(running)
             pids: dict[str, int] = running.pids()  # type: ignore[attr-defined]
             killed_s = time.time()
             os.kill(pids[KILLED], signal.SIGKILL)
             running.push(-1).wait(WAIT_S)
-            wait_for(lambda: times_in(path)[-1] > killed_s, "write after the kill")
+            wait_for(lambda: max(times_in(path), default=0.0) > killed_s, "write after the kill")
             return next(t for t in times_in(path) if t > killed_s) - killed_s
 
 
-def report(rounds: int) -> str:
-    """Both figures, for people."""
+def report(rounds: int, states: Sequence[int] = STATES) -> str:
+    """All figures, for people."""
     lines = ["latency: process mode, robust"]
     for title, measure in (
         ("first result after run(), four fresh workers", first_result),
         ("output again after kill -9 of a worker", recovery),
+        *((f"the same, a durable one with {n:,} states", functools.partial(durable_recovery, n)) for n in states),
     ):
         found = sorted(measure() * 1000 for _ in range(rounds))
         lines.append(

@@ -59,10 +59,11 @@ def test_every_contestant_gives_the_right_answer(name: str, old_root: Path) -> N
 
 
 def test_latencies_are_told_in_milliseconds() -> None:
-    told = latency.report(rounds=1).splitlines()
+    told = latency.report(rounds=1, states=[10]).splitlines()
 
     assert [line.split("  ")[1] for line in told[1:]] == [
         "first result after run(), four fresh workers",
         "output again after kill -9 of a worker",
+        "the same, a durable one with 10 states",
     ]
     assert all(float(line.split("median")[1].split()[0]) > 0 for line in told[1:])
