@@ -1,6 +1,6 @@
 """All that may stand in a pipeline, in one: what becomes of the words of a poem?
 
-    poem | words | Filter(is_word) | Route([short, long], by=length) | number * 2, by initial | print
+    poem | words | Filter(is_word) | Route([short, long], by=length) | number * 2 | print
 
     short = Chunk(3) | phrase            long = Broadcast([loud, backwards])
 
@@ -9,24 +9,23 @@ A tour, in the order of ``build``:
 - a function makes one item of each (``phrase``), a generator function makes many (``words``)
 - ``Filter`` lets some items pass, ``Chunk`` gathers them in lists
 - ``Route`` sends an item one way, ``Broadcast`` all ways, and what stands behind them is where ways merge
-- ``node * 2`` is two replicas; with ``.by(key)`` one key always meets the same one, so it may count
+- ``node * 2`` is two replicas; those of a ``KeyedNode`` share its keys, and a key always meets the same one
 
     python examples/tour.py
-    consecution plan examples/tour.py --robustness track --format mermaid
-    consecution run examples/tour.py --robustness track
+    consecution plan examples/tour.py --format mermaid
+    consecution run examples/tour.py
 
-Nodes that hold something between items, as ``Chunk`` and ``Number`` do, would lose it with their worker.
-So this is the one example that runs in ``track``, not in ``robust``.
+``Chunk`` and ``Number`` hold something between items. Both are durable: what they hold is on disk with the news
+which items are part of it, so a worker that dies takes nothing along and counts nothing twice.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Iterator
 
-from consecution import Broadcast, Chunk, Filter, Map, Node, Pipeline, Producer, Route
+from consecution import Broadcast, Chunk, Filter, KeyedNode, Map, Pipeline, Producer, Route
 from consecution.plan import describe
 
 POEM = (
@@ -64,20 +63,18 @@ def backwards(word: str) -> str:
     return word[::-1]
 
 
-def initial(text: str) -> str:
-    return text[0].lower()
+class Number(KeyedNode):
+    """Numbers the texts that begin with the same letter. The state of a letter is how many there were."""
 
+    def initial_state(self) -> int:
+        return 0
 
-class Number(Node):
-    """Numbers the texts that begin with the same letter."""
-
-    def begin(self) -> None:
-        self.met: Counter[str] = Counter()
+    def key(self, text: str) -> str:
+        return text[0].lower()
 
     def process(self, text: str) -> None:
-        letter = initial(text)
-        self.met[letter] += 1
-        self.push(f"{letter}{self.met[letter]}  {text}")
+        self.state = self.state + 1
+        self.push(f"{self.key(text)}{self.state}  {text}")
 
 
 def build() -> Pipeline:
@@ -86,7 +83,7 @@ def build() -> Pipeline:
         | words
         | Filter(is_word)
         | Route([Chunk(3, name="short") | phrase, Broadcast([loud, backwards], name="long")], by=length)
-        | (Number("number") * 2).by(initial)
+        | Number("number") * 2
         | Map(print)
     )
 
@@ -99,8 +96,8 @@ def main() -> int:
     parser.add_argument("--mode", choices=("inline", "thread", "process"), default="process", help="how it runs")
     arguments = parser.parse_args()
     print(pipeline)
-    print(describe(pipeline.plan(mode=arguments.mode, robustness="track")), end="\n\n")
-    report = pipeline.run(mode=arguments.mode, robustness="track")
+    print(describe(pipeline.plan(mode=arguments.mode)), end="\n\n")
+    report = pipeline.run(mode=arguments.mode)
     print(f"\n{report}")
     return report.exit_code
 

@@ -51,16 +51,15 @@ def test_its_plan_can_be_printed_and_loading_it_makes_nothing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, name)
-    robustness = "track" if name == "tour" else "robust"
 
-    code = main(["plan", str(programs.FOLDER / f"{name}.py"), "--robustness", robustness])
+    code = main(["plan", str(programs.FOLDER / f"{name}.py")])
 
     assert code == 0
-    assert f"process mode: {len(fresh_plan(name, robustness))} workers" in capsys.readouterr().out
+    assert f"process mode: {len(fresh_plan(name))} workers" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
-def fresh_plan(name: str, robustness: str) -> tuple[object, ...]:
+def fresh_plan(name: str) -> tuple[object, ...]:
     pipeline = programs.load(name).pipeline
     assert isinstance(pipeline, Pipeline)
-    return pipeline.plan(robustness=robustness).tasks
+    return pipeline.plan().tasks

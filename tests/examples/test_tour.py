@@ -46,17 +46,11 @@ def test_the_program_prints_its_picture_first(tmp_path: Path) -> None:
     assert len(re.findall("-> number +by key", done.stdout)) == 3
 
 
-def test_the_command_runs_it_in_track(tmp_path: Path) -> None:
+@pytest.mark.parametrize("robustness", ["track", "robust"])
+def test_the_command_runs_it(tmp_path: Path, robustness: str) -> None:
     path = str(programs.FOLDER / "tour.py")
 
-    done = programs.call(programs.command("run", path, "--robustness", "track", "--quiet"), tmp_path)
+    done = programs.call(programs.command("run", path, "--robustness", robustness, "--quiet"), tmp_path)
 
     assert done.returncode == 0, done.stderr
     assert sorted(text for _, _, text in numbered(done.stdout + done.stderr)) == EXPECTED
-
-
-def test_in_robust_it_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    done = programs.call(programs.command("run", str(programs.FOLDER / "tour.py")), tmp_path)
-
-    assert done.returncode == 2
-    assert "robustness='track'" in done.stderr
