@@ -133,9 +133,9 @@ class Sink(Node):
         """Write all, or, if that raises, what came before the item at fault: its own error is raised."""
         items, self._waiting = self._waiting, []
         if items:
-            self._write_part(items)
+            self._write_by_halves(items)
 
-    def _write_part(self, items: list[Any]) -> None:
+    def _write_by_halves(self, items: list[Any]) -> None:
         try:
             self._write_frame(None, items)
         except OutageError:
@@ -144,8 +144,8 @@ class Sink(Node):
             if len(items) == 1:
                 raise
             middle = len(items) // 2
-            self._write_part(items[:middle])
-            self._write_part(items[middle:])
+            self._write_by_halves(items[:middle])
+            self._write_by_halves(items[middle:])
 
     def _wants_end(self) -> bool:
         return False

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from consecution import Pipeline, SqlSink
-from consecution.errors import UsageError
-from consecution.sinks import sql
+from consecution.errors import OutageError, UsageError
+from consecution.sinks import sql, sqlite
 
 Place = collections.namedtuple("Place", "name km")
 
@@ -231,9 +231,9 @@ def test_a_table_that_does_not_fit_is_refused_with_the_remedy(db: Database, made
         db.write([{"a": 1}], **options)
 
 
-@pytest.mark.parametrize("url", ["sqlite:///", "postgresql://x", "out.db", ""])
+@pytest.mark.parametrize("url", ["sqlite:///", "mysql://x", "out.db", ""])
 def test_another_database_is_refused(url: str) -> None:
-    with pytest.raises(UsageError, match=r"expected sqlite:///path"):
+    with pytest.raises(UsageError, match=r"expected sqlite:///path or postgresql://user@host/database"):
         SqlSink("sink", url, table="t")
 
 
@@ -291,15 +291,16 @@ def test_several_processes_write_into_one_file(db: Database) -> None:
 
 
 def test_a_lock_is_waited_for_and_then_fails_the_frame(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sql, "BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(sql, "PATIENCE_S", 0.01)
     db.write([{"a": 0}])
     holder = sqlite3.connect(db.path, isolation_level=None, check_same_thread=False)
     holder.execute("BEGIN IMMEDIATE")
 
-    with pytest.raises(sqlite3.OperationalError, match="locked"):
+    with pytest.raises(OutageError, match=r"out\.db: database is locked"):
         db.write([{"a": 1}])
 
-    monkeypatch.setattr(sql, "BUSY_TIMEOUT_S", 30.0)
+    monkeypatch.setattr(sql, "PATIENCE_S", 30.0)
     waiting = threading.Thread(target=db.write, args=([{"a": 2}],))
     waiting.start()
     holder.execute("COMMIT")
@@ -314,9 +315,9 @@ def test_sync_says_what_a_commit_survives(db: Database, sync: str, level: int) -
     sink.sync = sync
     sink.open()
 
-    assert sink._connection is not None
-    assert sink._connection.execute("PRAGMA synchronous").fetchone() == (level,)
-    assert sink._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert isinstance(sink._database, sqlite.Sqlite)
+    assert sink._database._run("PRAGMA synchronous").fetchone() == (level,)
+    assert sink._database._run("PRAGMA journal_mode").fetchone() == ("wal",)
     sink.close()
 
 

@@ -1,0 +1,100 @@
+"""What a row is: how items of several kinds become values in the order of the columns."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from consecution.errors import UsageError
+
+Row = Sequence[Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shape:
+    """What the first row was, and so what all must be."""
+
+    kind: type
+    columns: tuple[str, ...]
+    values_of: Callable[[Any], Row]
+    as_they_are: bool
+
+    def rows_of(self, items: list[Any]) -> Iterable[Row]:
+        """The values of each item, in the order of the columns."""
+        if self.as_they_are and set(map(type, items)) == {self.kind}:
+            return items
+        return map(self.values_of, items)
+
+
+def shape_of(row: Any, columns: tuple[str, ...] | None, sink: str) -> Shape:
+    """The shape of a first row; UsageError if it is none, or has no names for its columns."""
+    if isinstance(row, Mapping):
+        names = columns or check_names("columns", tuple(row)) or ()
+        return Shape(type(row), names, lambda item: _values_of_mapping(item, names), False)
+    if dataclasses.is_dataclass(row) and not isinstance(row, type):
+        names = columns or tuple(field.name for field in dataclasses.fields(row))
+        return Shape(type(row), names, _values_of_attributes(names), False)
+    if isinstance(row, (tuple, list)):
+        names = columns or tuple(getattr(row, "_fields", ()))
+        if not names:
+            raise UsageError(f"{sink}: a row is a {type(row).__name__} without names; give columns=[...]")
+        return Shape(type(row), names, lambda item: _values_of_sequence(item, names), True)
+    raise UsageError(
+        f"{sink}: a row must be a dict, a dataclass, a named tuple, or a tuple with columns=[...]; found "
+        f"{type(row).__name__}"
+    )
+
+
+def _values_of_mapping(row: Any, columns: tuple[str, ...]) -> Row:
+    if not isinstance(row, Mapping):
+        raise UsageError(f"expected a dict as the rows before, found {type(row).__name__}")
+    unknown = row.keys() - set(columns)
+    if unknown:
+        raise UsageError(f"the row has a column {min(unknown, key=str)!r}; the columns are {', '.join(columns)}")
+    return [row.get(column) for column in columns]
+
+
+def _values_of_attributes(columns: tuple[str, ...]) -> Callable[[Any], Row]:
+    get = operator.attrgetter(*columns)
+    if len(columns) > 1:
+        return get
+    return lambda item: (get(item),)
+
+
+def _values_of_sequence(row: Any, columns: tuple[str, ...]) -> Row:
+    if not isinstance(row, (tuple, list)):
+        raise UsageError(f"expected a tuple as the rows before, found {type(row).__name__}")
+    if len(row) != len(columns):
+        raise UsageError(f"the row has {len(row)} values; the columns are {', '.join(columns)}")
+    return row
+
+
+def check_names(option: str, given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of columns as a tuple; UsageError if they are none, or not each there once."""
+    if given is None:
+        return None
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise UsageError(f"{option}={given!r}: expected names of columns, each once")
+    return names
+
+
+def quote(name: str) -> str:
+    """A name as SQL has it, whatever it holds."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_all(names: Sequence[str]) -> str:
+    return ", ".join(map(quote, names))
+
+
+def insert_statement(table: str, columns: Sequence[str], key: Sequence[str], marks: Iterable[str]) -> str:
+    """INSERT, or with a key an upsert; ``marks`` stand for the values. SQLite and PostgreSQL agree on it."""
+    statement = f"INSERT INTO {quote(table)} ({quote_all(columns)}) VALUES ({', '.join(marks)})"
+    if not key:
+        return statement
+    others = [quote(column) for column in columns if column not in key]
+    update = "UPDATE SET " + ", ".join(f"{column} = excluded.{column}" for column in others)
+    return f"{statement} ON CONFLICT ({quote_all(key)}) DO {update if others else 'NOTHING'}"

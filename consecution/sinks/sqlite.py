@@ -1,0 +1,180 @@
+"""SQLite, for `SqlSink`: a file that several sinks and programs may share."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from consecution.errors import OutageError, UsageError
+from consecution.sinks.database import MARKS, Insert, Target, describe, unfit
+from consecution.sinks.rows import Row, Shape, insert_statement, quote, quote_all
+
+SCHEME = "sqlite:///"
+BUSY_TIMEOUT_S = 1.0
+"""How long SQLite itself waits for others; then it is an outage, and waited for by whoever called."""
+LONG_BUSY_S = 30.0
+BUSY_RETRY_S = 0.02
+
+CACHE_KIB = 64 * 1024
+"""Rows of a frame may lie all over a table with a key: its pages had better stay in memory, once touched."""
+CHECKPOINT_PAGES = 16 * 1024
+"""So a page that many frames touch is copied from the log into the table once, not once a frame. About 64 MiB."""
+
+COLUMN_TYPES = (
+    ("INTEGER", {bool, int}),
+    ("REAL", {float, int}),
+    ("TEXT", {str}),
+    ("BLOB", {bytes}),
+)
+
+OUTAGES = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+}
+
+
+class Sqlite:
+    """One connection to one file."""
+
+    def __init__(self, url: str, sink: str) -> None:
+        self.path = Path(url.removeprefix(SCHEME))
+        self.where = str(self.path)
+        self._sink = sink
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self, sync: str) -> None:
+        folder = self.path.absolute().parent
+        if not folder.is_dir():
+            raise UsageError(f"{self._sink}: the folder {folder} does not exist; make it, or choose another url")
+        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        try:
+            _use_write_ahead_log(connection)
+            connection.execute(f"PRAGMA synchronous={'FULL' if sync == 'power' else 'NORMAL'}")
+            connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+            connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    @property
+    def _open(self) -> sqlite3.Connection:
+        assert self._connection is not None, f"{self._sink}: write before open"
+        return self._connection
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[sqlite3.Connection]:
+        """Tell what the world does from what is wrong with a row."""
+        try:
+            yield self._open
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF in OUTAGES:
+                raise OutageError(f"{self.path}: {error}") from error
+            raise
+
+    def _run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        with self._explained() as connection:
+            return connection.execute(statement, values)
+
+    def begin(self) -> None:
+        # At once as a writer: who becomes one later may be refused, in the middle of the transaction.
+        self._run("BEGIN IMMEDIATE")
+
+    def save(self) -> None:
+        self._run("SAVEPOINT write")
+
+    def back(self) -> None:
+        # Some errors (a full disk) end the whole transaction; the outage that was raised says so.
+        if self._open.in_transaction:
+            self._run("ROLLBACK TO write")
+            self.keep()
+
+    def keep(self) -> None:
+        self._run("RELEASE write")
+
+    def commit(self) -> None:
+        self._run("COMMIT")
+
+    def roll_back(self) -> None:
+        if self._connection is not None and self._connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+
+    # -- rows --------------------------------------------------------------------------------------
+
+    def make_insert(self, target: Target, shape: Shape, items: list[Any]) -> Insert:
+        if target.create:
+            self._run(_create_statement(target, shape.columns, shape.rows_of(items)))
+        statement = insert_statement(target.table, shape.columns, target.key, "?" * len(shape.columns))
+        self._check_fits(target, statement, len(shape.columns))
+
+        def insert(items: list[Any]) -> None:
+            with self._explained() as connection:
+                connection.executemany(statement, shape.rows_of(items))
+
+        return insert
+
+    def _check_fits(self, target: Target, statement: str, columns: int) -> None:
+        try:
+            self._run(f"EXPLAIN {statement}", [None] * columns)
+        except sqlite3.OperationalError as error:
+            raise UsageError(unfit(target, self.where, error)) from error
+
+    # -- marks -------------------------------------------------------------------------------------
+
+    def read_mark(self, owner: str) -> tuple[int, bytes]:
+        self.begin()
+        try:
+            self._run(
+                f"CREATE TABLE IF NOT EXISTS {MARKS} "
+                "(owner TEXT NOT NULL PRIMARY KEY, number INTEGER NOT NULL, redo BLOB NOT NULL) WITHOUT ROWID"
+            )
+            self._run(f"INSERT INTO {MARKS} VALUES (?, 0, x'') ON CONFLICT DO NOTHING", [owner])
+            number, redo = self._run(f"SELECT number, redo FROM {MARKS} WHERE owner = ?", [owner]).fetchone()
+            self.commit()
+        except BaseException:
+            self.roll_back()
+            raise
+        return number, redo
+
+    def move_mark(self, owner: str, number: int, redo: bytes) -> bool:
+        statement = f"UPDATE {MARKS} SET number = ?, redo = ? WHERE owner = ? AND number = ?"
+        return self._run(statement, [number, redo, owner, number - 1]).rowcount == 1
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _create_statement(target: Target, columns: Sequence[str], rows: Iterable[Row]) -> str:
+    described = describe(list(map(quote, columns)), _column_types(rows))
+    # Without a row id, a key column is never NULL; two NULLs would not be the same key.
+    ending = f", PRIMARY KEY ({quote_all(target.key)})) WITHOUT ROWID" if target.key else ")"
+    return f"CREATE TABLE IF NOT EXISTS {quote(target.table)} ({described}{ending}"
+
+
+def _column_types(rows: Iterable[Row]) -> list[str]:
+    """The SQLite type of each column; none where values differ, for SQLite would convert them."""
+    kinds = [set(map(type, column)) - {type(None)} for column in zip(*rows, strict=True)]
+    return [next((name for name, types in COLUMN_TYPES if found and found <= types), "") for found in kinds]
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Readers and the writer do not wait for each other. The change itself is not covered by the busy timeout."""
+    give_up_s = time.monotonic() + LONG_BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > give_up_s:
+                raise
+            time.sleep(BUSY_RETRY_S)
