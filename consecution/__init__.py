@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from consecution.report import Report as Report
     from consecution.report import Status as Status
     from consecution.sink import AppendSink as AppendSink
-    from consecution.sink import AppendSink as AppendSink
     from consecution.sink import Sink as Sink
     from consecution.sink import TransactionSink as TransactionSink
-    from consecution.sink import TransactionSink as TransactionSink
+    from consecution.sinks.csv import Csv as Csv
+    from consecution.sinks.parquet import Parquet as Parquet
     from consecution.sinks.sql import SqlSink as SqlSink
     from consecution.sinks.text import JsonLines as JsonLines
     from consecution.sinks.text import TextLines as TextLines
@@ -46,19 +46,16 @@ if TYPE_CHECKING:
     from consecution.stateful import KeyedNode as KeyedNode
     from consecution.stateful import Reduce as Reduce
     from consecution.stateful import StatefulNode as StatefulNode
-    from consecution.stateful import KeyedNode as KeyedNode
-    from consecution.stateful import Reduce as Reduce
-    from consecution.stateful import StatefulNode as StatefulNode
 
 __version__ = "0.3.0"
 
 _HOMES = {
     "AppendSink": "sink",
-    "AppendSink": "sink",
     "BatchId": "protocol.values",
     "Broadcast": "graph",
     "Chunk": "nodes",
     "Clock": "clock",
+    "Csv": "sinks.csv",
     "Failure": "report",
     "Filter": "nodes",
     "FlatMap": "nodes",
@@ -67,18 +64,17 @@ _HOMES = {
     "IterableSource": "sources.iterable",
     "JsonLines": "sinks.text",
     "KeyedNode": "stateful",
-    "KeyedNode": "stateful",
     "ManualSource": "sources.manual",
     "Map": "nodes",
     "Merge": "graph",
     "Node": "nodes",
     "Options": "options",
+    "Parquet": "sinks.parquet",
     "PipeSource": "sources.pipe",
     "Pipeline": "pipeline",
     "Plan": "plan",
     "Producer": "producer",
     "Receipt": "sources.manual",
-    "Reduce": "stateful",
     "Reduce": "stateful",
     "Report": "report",
     "Route": "graph",
@@ -87,10 +83,8 @@ _HOMES = {
     "Source": "source",
     "SqlSink": "sinks.sql",
     "StatefulNode": "stateful",
-    "StatefulNode": "stateful",
     "Status": "report",
     "TextLines": "sinks.text",
-    "TransactionSink": "sink",
     "TransactionSink": "sink",
 }
 """Public name → the module it lives in. Loaded when first asked for, so that importing is quick."""

@@ -2,100 +2,77 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from consecution.errors import UsageError
-from consecution.protocol.values import BatchId
-from consecution.sink import Sink
+from consecution.sinks.file import FileSink
 
 
-class TextLines(Sink):
+class TextLines(FileSink):
     """Appends one line per item to a file: ``format(item)``, which is ``str`` unless told otherwise
-    (a text that holds newlines makes several).
+    (a text that holds newlines makes several). An item at which ``format`` raises fails alone.
 
-    At least once: after a crash the lines of the batches that run again are appended again. A write that
-    fails half way (a full disk) is cut off again; half a line that a crash has left is ended when the
-    file is opened, so that it spoils no other line. The folder must exist; the file need not. One replica only.
-
-    With ``sync="power"`` every write is followed by an fsync. What is no regular file (``/dev/stdout``, a
-    named pipe) is written to all the same, without it.
+    What is promised at which robustness, rotation and compression: see `FileSink`. Half a line that the file
+    ends with before the first run is ended, so that it spoils no other.
     """
-
-    max_replicas = 1
 
     def __init__(
         self, name: str, path: str | os.PathLike[str], format: Callable[[Any], str] = str, **kwargs: Any
     ) -> None:
-        super().__init__(name, **kwargs)
-        self.path = Path(path)
+        super().__init__(name, path, **kwargs)
         self.format = format
-        self._fd = -1
-        self._is_file = False
 
-    def open(self) -> None:
-        folder = self.path.absolute().parent
-        if not folder.is_dir():
-            raise UsageError(f"{self}: the folder {folder} does not exist; make it, or choose another path")
-        self._is_file = not self.path.exists() or self.path.is_file()
-        access = os.O_RDWR if self._is_file else os.O_WRONLY
-        self._fd = os.open(self.path, access | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        if self._is_file:
-            self._end_half_line()
-            self._sync_folder(folder)
+    def encode(self, items: list[Any]) -> bytes:
+        return ("\n".join(map(self.format, items)) + "\n").encode("utf-8", "surrogateescape")
 
-    def _end_half_line(self) -> None:
-        size_bytes = os.fstat(self._fd).st_size
-        if size_bytes and os.pread(self._fd, 1, size_bytes - 1) != b"\n":
+    def found(self, size_bytes: int) -> None:
+        if self._compress is None and os.pread(self._fd, 1, size_bytes - 1) != b"\n":
             os.write(self._fd, b"\n")
-
-    def _sync_folder(self, folder: Path) -> None:
-        """A new file's name must survive a power cut too."""
-        if self.sync == "power":
-            folder_fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder_fd)
-            finally:
-                os.close(folder_fd)
-
-    def write(self, batch_id: BatchId | None, items: list[Any]) -> None:
-        if not items:
-            return
-        content = ("\n".join(map(self.format, items)) + "\n").encode("utf-8", "surrogateescape")
-        size_before = os.fstat(self._fd).st_size
-        try:
-            _write_all(self._fd, content)
-            if self.sync == "power" and self._is_file:
-                os.fsync(self._fd)
-        except OSError:
-            if self._is_file:
-                os.ftruncate(self._fd, size_before)
-            raise
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 class JsonLines(TextLines):
     """Appends each item as a line of JSON. An item that JSON cannot hold, NaN included, fails at this node.
 
     Named tuples and tuples become arrays, keys that are no text become text, as `json.dumps` has it.
+    The rest as in `TextLines` and `FileSink`.
     """
 
     def __init__(self, name: str, path: str | os.PathLike[str], **kwargs: Any) -> None:
         super().__init__(name, path, format=_to_json, **kwargs)
 
+    def encode(self, items: list[Any]) -> bytes:
+        if _chunks_of is None or self.format is not _to_json:
+            return super().encode(items)
+        lines = map("".join, map(_chunks_of, items, itertools.repeat(0)))
+        return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
-_to_json: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
 
 
-def _write_all(fd: int, content: bytes) -> None:
-    """One call of the system, unless it takes only a part."""
-    written = os.write(fd, content)
-    while written < len(content):
-        written += os.write(fd, content[written:])
+def _to_json(item: Any) -> str:
+    return _ENCODER.encode(item)
+
+
+def _make_chunker() -> Any:
+    """The compiled encoder that `json` makes anew for every call of ``encode``, kept; None where there is none."""
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return None
+    return make(
+        None,  # no check for circles: they raise RecursionError
+        _ENCODER.default,
+        json.encoder.encode_basestring,
+        None,
+        _ENCODER.key_separator,
+        _ENCODER.item_separator,
+        False,
+        False,
+        False,
+    )
+
+
+_chunks_of = _make_chunker()

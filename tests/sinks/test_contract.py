@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
+import gzip
 import json
+import lzma
 import sqlite3
 import subprocess
 import sys
@@ -12,10 +16,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from consecution import JsonLines, Pipeline, SqlSink, TextLines
+from consecution import Csv, JsonLines, Parquet, Pipeline, SqlSink, TextLines
 from consecution.errors import UsageError
 from consecution.protocol.values import BatchId
-from consecution.sink import Sink
+from consecution.sink import AppendSink, Sink
 
 ROOT = Path(__file__).parents[2]
 BATCH = BatchId("source.0@epoch", 7, 1, (0,))
@@ -31,6 +35,44 @@ def _read_table(folder: Path) -> list[Any]:
         return [number for (number,) in connection.execute("SELECT number FROM rows ORDER BY rowid")]
     finally:
         connection.close()
+
+
+def _csv(folder: Path) -> list[Any]:
+    header, *found = csv.reader((folder / "out.csv").read_text().splitlines())
+    assert header == ["number"]
+    return [int(number) for (number,) in found]
+
+
+def _json_numbers(content: bytes) -> list[Any]:
+    return [json.loads(line)[0] for line in content.splitlines()]
+
+
+def _rotated(folder: Path) -> list[Any]:
+    files = sorted(folder.glob("out-*"))
+    return [number for file in files for number in _json_numbers(file.read_bytes())]
+
+
+def _zst(content: bytes) -> bytes:
+    return pytest.importorskip("zstandard").ZstdDecompressor().stream_reader(content, read_across_frames=True).read()
+
+
+def _parquet(folder: Path) -> list[Any]:
+    """Complete files, and what waits to become one."""
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    found = []
+    for file in sorted(folder.glob("out-*")):
+        if file.suffix == ".part":
+            with arrow.ipc.open_stream(file) as stream:
+                found += stream.read_all().to_pylist()
+        else:
+            found += parquet.read_table(file).to_pylist()
+    return [row["number"] for row in found]
+
+
+def _make_parquet(folder: Path) -> Sink:
+    pytest.importorskip("pyarrow")
+    return Parquet("sink", folder / "out-{number:06}.parquet", rotate_items=1000)
 
 
 class Kind(NamedTuple):
@@ -52,6 +94,30 @@ KINDS = {
         lambda folder: [json.loads(line)[0] for line in (folder / "out.jsonl").read_text().splitlines()],
         Row(float("nan")),
     ),
+    "csv": Kind(
+        lambda folder: Csv("sink", folder / "out.csv"),
+        _csv,
+        (1, 2),
+    ),
+    **{
+        f"json{suffix}": Kind(
+            lambda folder, suffix=suffix: JsonLines("sink", folder / f"out.jsonl{suffix}"),
+            lambda folder, suffix=suffix, unpack=unpack: _json_numbers(
+                unpack((folder / f"out.jsonl{suffix}").read_bytes())
+            ),
+            Row(object()),
+        )
+        for suffix, unpack in {
+            ".gz": gzip.decompress,
+            ".bz2": bz2.decompress,
+            ".xz": lzma.decompress,
+            ".zst": _zst,
+        }.items()
+    },
+    "rotated": Kind(
+        lambda folder: JsonLines("sink", folder / "out-{number:06}.jsonl", rotate_items=1000), _rotated, Row({1, 2})
+    ),
+    "parquet": Kind(_make_parquet, _parquet, Row("no number")),
     "sql": Kind(
         lambda folder: SqlSink("sink", f"sqlite:///{folder / 'out.db'}", table="rows"),
         _read_table,
@@ -77,9 +143,17 @@ def rows(*numbers: Any) -> list[Row]:
     return [Row(number) for number in numbers]
 
 
-def test_what_write_returned_from_can_be_read_by_others_at_once(sink: Sink, kind: Kind, tmp_path: Path) -> None:
-    sink.write(BATCH, rows(3, 1))
-    sink.write(BATCH, rows(2))
+def put(sink: Sink, items: list[Any]) -> None:
+    """Write the items and make them safe, as engines do."""
+    sink.write(BATCH, items)
+    if isinstance(sink, AppendSink):
+        sink.flush()
+        sink.committed()
+
+
+def test_what_was_made_safe_can_be_read_by_others_at_once(sink: Sink, kind: Kind, tmp_path: Path) -> None:
+    put(sink, rows(3, 1))
+    put(sink, rows(2))
 
     assert kind.read(tmp_path) == [3, 1, 2]
 
@@ -88,7 +162,7 @@ def test_opened_again_it_goes_on_behind_what_is_there(kind: Kind, tmp_path: Path
     for numbers in ((1, 2), (3,)):
         sink = kind.make(tmp_path)
         sink.open()
-        sink.write(BATCH, rows(*numbers))
+        put(sink, rows(*numbers))
         sink.close()
 
     assert kind.read(tmp_path) == [1, 2, 3]
@@ -98,7 +172,7 @@ def test_one_object_may_be_used_in_several_runs(kind: Kind, tmp_path: Path) -> N
     sink = kind.make(tmp_path)
     for number in (1, 2):
         sink.open()
-        sink.write(BATCH, rows(number))
+        put(sink, rows(number))
         sink.close()
         sink.close()
 
@@ -106,21 +180,21 @@ def test_one_object_may_be_used_in_several_runs(kind: Kind, tmp_path: Path) -> N
 
 
 def test_no_items_write_nothing(sink: Sink, kind: Kind, tmp_path: Path) -> None:
-    sink.write(BATCH, [])
-    sink.write(BATCH, rows(1))
-    sink.write(BATCH, [])
+    put(sink, [])
+    put(sink, rows(1))
+    put(sink, [])
 
     assert kind.read(tmp_path) == [1]
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_write_that_raises_has_written_nothing(sink: Sink, kind: Kind, tmp_path: Path, at: int) -> None:
-    sink.write(BATCH, rows(0))
+    put(sink, rows(0))
     items: list[Any] = list(rows(1, 2))
     items.insert(at, kind.wrong)
 
     with pytest.raises(Exception):
-        sink.write(BATCH, items)
+        put(sink, items)
 
     assert kind.read(tmp_path) == [0]
 
@@ -158,14 +232,14 @@ def test_item_by_item_it_writes_the_same(kind: Kind, tmp_path: Path) -> None:
 WRITES_FOR_EVER = """
 import sys
 from pathlib import Path
-from tests.sinks.test_contract import KINDS, rows
+from tests.sinks.test_contract import KINDS, put, rows
 
 sink = KINDS[sys.argv[1]].make(Path(sys.argv[2]))
 sink.sync = sys.argv[3]
 sink.open()
 number = 0
 while True:
-    sink.write(None, rows(*range(number, number + 50)))
+    put(sink, rows(*range(number, number + 50)))
     number += 50
     sys.stdout.write(f"{number}\\n")
     sys.stdout.flush()
@@ -174,7 +248,7 @@ while True:
 
 @pytest.mark.parametrize("sync", ["power", "process"])
 @pytest.mark.parametrize("name", KINDS)
-def test_a_kill_9_loses_nothing_that_write_returned_from(tmp_path: Path, name: str, sync: str) -> None:
+def test_a_kill_9_loses_nothing_that_was_made_safe(tmp_path: Path, name: str, sync: str) -> None:
     arguments = [sys.executable, "-c", WRITES_FOR_EVER, name, str(tmp_path), sync]
     writer = subprocess.Popen(arguments, stdout=subprocess.PIPE, cwd=ROOT)
     assert writer.stdout is not None
@@ -188,7 +262,7 @@ def test_a_kill_9_loses_nothing_that_write_returned_from(tmp_path: Path, name: s
     told = max(int(line) for line in lines if line.endswith(b"\n"))
     sink = KINDS[name].make(tmp_path)
     sink.open()
-    sink.write(None, rows(-1))
+    put(sink, rows(-1))
     sink.close()
     found = KINDS[name].read(tmp_path)
     assert found[: told + 1] in ([*range(told), -1], [*range(told), told])

@@ -1,0 +1,155 @@
+"""Rows in Parquet files."""
+
+from __future__ import annotations
+
+import filecmp
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from consecution.errors import MissingExtraError, UsageError
+from consecution.sinks.file import FileSink
+from consecution.sinks.rows import Shape, check_names, shape_of
+
+ROW_GROUP_ROWS = 128 * 1024
+MAKING = ".making"
+
+
+class Parquet(FileSink):
+    """Makes Parquet files of the items: dicts, dataclasses, named tuples, or tuples with ``columns``. Needs pyarrow.
+
+    A Parquet file cannot grow: its rows gather in ``NAME.part`` (an Arrow stream, which pyarrow can read), where in
+    ``robust`` each row is once; a file that is complete is made from that and then gets its name. So with
+    ``{number}`` in the path and ``rotate_items`` or ``rotate_s`` there are files while the stream runs; what is in
+    no file yet is safe, but not to be seen as Parquet. One path without a number becomes one file, at the end of the stream; it
+    must not be there before, and cannot be added to afterwards.
+
+    The types are those of the first rows to come, or of ``schema``, a pyarrow.Schema, which is surer: what does not
+    fit fails alone. ``compression`` and ``row_group_rows`` are those of the Parquet file. The space that the
+    rows of one file need is needed twice while it is made.
+
+    What is promised at which robustness, and rotation: see `FileSink`; here without ``rotate_bytes``.
+    """
+
+    in_parts = True
+
+    def __init__(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        columns: Sequence[str] | None = None,
+        schema: Any = None,
+        compression: str = "snappy",
+        row_group_rows: int = ROW_GROUP_ROWS,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("rotate_bytes") is not None:
+            raise UsageError(
+                f"Parquet {name!r}: rotate_bytes does not go with Parquet files; use rotate_items or rotate_s"
+            )
+        super().__init__(name, path, **kwargs)
+        self.columns = check_names("columns", columns)
+        self.schema = schema
+        self.compression = compression
+        self.row_group_rows = row_group_rows
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._shape: Shape | None = None
+        self._types: Any = None
+        self._arrow: Any = None
+
+    def open(self) -> None:
+        arrow = _pyarrow(str(self))
+        super().open()
+        self._arrow = arrow
+        self._compress = None  # A suffix would speak of the Parquet file; its parts are not compressed.
+
+    def encode(self, items: list[Any]) -> bytes:
+        shape = self._shape or shape_of(items[0], self._names_given(), str(self))
+        types = self._types or self._types_known()
+        columns = list(zip(*shape.rows_of(items), strict=True))
+        if types is None:
+            types = self._types_of(shape, columns)
+        arrays = [self._arrow.array(column, type=kind) for column, kind in zip(columns, types.types, strict=True)]
+        batch = self._arrow.RecordBatch.from_arrays(arrays, schema=types)
+        content = bytes(batch.serialize())
+        if self._types is None:
+            self._types, self.learned = types, bytes(types.serialize())
+        self._shape = shape
+        return content
+
+    def _names_given(self) -> tuple[str, ...] | None:
+        known = self._types_known()
+        return self.columns if known is None else tuple(known.names)
+
+    def _types_known(self) -> Any:
+        """The schema that was given, or that of the files before; None: not yet."""
+        if self.learned is not None:
+            return self._arrow.ipc.read_schema(self._arrow.py_buffer(self.learned))
+        return self.schema
+
+    def _types_of(self, shape: Shape, columns: list[Any]) -> Any:
+        arrays = [self._arrow.array(column) for column in columns]
+        for name, array in zip(shape.columns, arrays, strict=True):
+            if self._arrow.types.is_null(array.type):
+                raise UsageError(
+                    f"{self}: the first rows have only None in column {name!r}: give schema=pyarrow.schema(...)"
+                )
+        return self._arrow.schema([(name, array.type) for name, array in zip(shape.columns, arrays, strict=True)])
+
+    def beginning(self) -> bytes:
+        return bytes(self.learned)
+
+    # -- making the file ---------------------------------------------------------------------------
+
+    def publish(self, part: Path, final: Path) -> None:
+        making = final.with_name(final.name + MAKING)
+        self._make(part, making)
+        if not final.exists():
+            os.rename(making, final)
+            self._sync_folder()  # Before the rows go: one of the two must survive.
+        elif filecmp.cmp(making, final, shallow=False):
+            making.unlink()  # A crash came before the part was removed.
+        else:
+            making.unlink()
+            raise self._in_the_way(part, final)
+        part.unlink()
+
+    def _make(self, part: Path, making: Path) -> None:
+        """Row groups of the same size whatever the commits were: the same rows make the same bytes."""
+        parquet = importlib.import_module("pyarrow.parquet")
+        with open(part, "rb") as source, open(making, "wb") as target:
+            reader = self._arrow.ipc.open_stream(source)
+            with parquet.ParquetWriter(target, reader.schema, compression=self.compression) as writer:
+                for table in self._groups(reader):
+                    writer.write_table(table, row_group_size=self.row_group_rows)
+            target.flush()
+            if self.sync == "power":
+                os.fsync(target.fileno())
+
+    def _groups(self, reader: Any) -> Any:
+        waiting: list[Any] = []
+        rows = 0
+        for batch in reader:
+            waiting.append(batch)
+            rows += batch.num_rows
+            while rows >= self.row_group_rows:
+                table = self._arrow.Table.from_batches(waiting).combine_chunks()
+                yield table.slice(0, self.row_group_rows)
+                rows -= self.row_group_rows
+                waiting = table.slice(self.row_group_rows).to_batches()
+        if rows:
+            yield self._arrow.Table.from_batches(waiting).combine_chunks()
+
+
+def _pyarrow(owner: str) -> Any:
+    try:
+        return importlib.import_module("pyarrow")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{owner}: Parquet files need the package pyarrow: pip install 'consecution[parquet]'", extra="parquet"
+        ) from error
