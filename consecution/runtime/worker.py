@@ -380,7 +380,7 @@ class Worker:
         return control.Beat(
             self.task,
             host.progress(),
-            host.occupied_with,
+            "" if getattr(host.node, "_waits", False) else host.occupied_with,
             counted.items_in,
             counted.items_out,
             counted.failed,
