@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from consecution import graph
 from consecution.clock import Clock
+from consecution.error_policy import Decide, ErrorPolicy
 from consecution.errors import GraphError, MissingExtraError
 from consecution.routing import RouteChooser
 
@@ -51,6 +52,7 @@ class Node:
     timer_s: float | None = None
     """How often `on_timer` is called, in seconds; None: never."""
     key_function: Callable[[Any], Any] | None = None
+    error_policy: ErrorPolicy | None = None
     pipeline: Pipeline
     push: Callable[[Any], Any]
     global_state: Any
@@ -153,6 +155,21 @@ class Node:
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
             raise GraphError(f"{self}.every({seconds!r}): expected a number of seconds greater than 0")
         self.timer_s = float(seconds)
+        return self
+
+    def on_error(
+        self, action: str | Decide | None = None, *, retries: int | None = None, delay_s: float | None = None
+    ) -> Node:
+        """Say what becomes of an item that raises here: ``Parse("parse").on_error("retry", retries=5)``.
+
+        ``action`` is "retry" (then, after ``retries`` more tries, it is given up), "park" (given up at once), "stop"
+        (given up, and the run stops as after a request to drain, with an error), or a function of (error, item)
+        that returns one of these, called where the exception was raised. The item is what this node was given,
+        or, where a router or key function behind it raises, what it pushed. What is not said is as the run's
+        options have it: ``on_error``, ``retries``, ``retry_delay_s``. Only ``robust`` can retry; elsewhere
+        "retry" means "park".
+        """
+        self.error_policy = ErrorPolicy.of(str(self), action, retries, delay_s)
         return self
 
     def add_downstream(self, other: Node) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from consecution.error_policy import ErrorPolicy
 from consecution.errors import GraphError, UsageError
 from consecution.graph import check_names, sort_topologically
 from consecution.nodes import Node, RouterNode
@@ -84,6 +85,8 @@ class NodePlan:
     timer_s: float | None
     durable: bool
     """It stages what arrives and applies it after the decision (robust only)."""
+    error_policy: ErrorPolicy
+    """What becomes of an item that raises here; the run's default is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,7 @@ def _check_node(node: Node, options: Options) -> None:
         raise GraphError(f"{node}: a producer begins a pipeline; nothing may flow into it")
     if isinstance(node, Producer) and (node.replicas > 1 or node.key_function is not None):
         raise GraphError(f"{node}: a producer has one replica and no key; give replicas to the node after it")
+    _check_error_policy(node)
     if isinstance(node, RouterNode):
         _check_router(node)
         return
@@ -150,6 +154,15 @@ def _check_node(node: Node, options: Options) -> None:
             f"{node} * {node.replicas}: {type(node).__name__} can have {node.max_replicas} replica only"
             + ("; a KeyedNode shares its keys between replicas" if isinstance(node, StatefulNode) else "")
         )
+
+
+def _check_error_policy(node: Node) -> None:
+    """``Parse("parse", on_error="park")`` makes an attribute, as any keyword does, and would do nothing."""
+    if "on_error" in vars(node):
+        given = vars(node)["on_error"]
+        raise GraphError(f"{node}: on_error={given!r} is only an attribute; write ....on_error({given!r})")
+    if isinstance(node, RouterNode) and node.error_policy is not None:
+        raise GraphError(f"{node}: a router is part of the node before it; say on_error(...) there")
 
 
 def _check_router(node: RouterNode) -> None:
@@ -240,6 +253,7 @@ class _Planner:
             wants_end=node is not None and not is_source and node._wants_end(),
             timer_s=None if node is None else node.timer_s,
             durable=self._options.robust and node is not None and not is_source and node._is_durable(),
+            error_policy=((node and node.error_policy) or ErrorPolicy()).with_default(self._options.on_error),
         )
 
 

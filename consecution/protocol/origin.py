@@ -27,7 +27,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from consecution.protocol.values import Ack, Entry, FailedItem, Go, TaskIndex
+from consecution.protocol.values import Ack, Action, Entry, FailedItem, Go, TaskIndex
 
 SLOW_S = 1.0
 """A batch that took longer than this from birth to completion halves the size of the next ones."""
@@ -97,7 +97,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class FailureEntry:
-    """A failed item in the failure store. ``due_s`` is wall-clock seconds; None: given up, for a person."""
+    """A failed item in the failure store. ``due_s`` is wall-clock seconds; None: given up, for a person.
+
+    ``failed_s`` says when it last failed, on the same clock.
+    """
 
     key: int
     failed: FailedItem
@@ -105,11 +108,15 @@ class FailureEntry:
     root: int
     held: int
     due_s: float | None
+    failed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """An origin's counters and its place in the source; one small record, rewritten with every commit."""
+    """An origin's counters and its place in the source; one small record, rewritten with every commit.
+
+    ``failed`` counts the entries of the failure store that are given up.
+    """
 
     next_seq: int = 0
     next_key: int = 0
@@ -180,12 +187,17 @@ class Settled:
 
 @dataclass(slots=True)
 class Turn:
-    """What one turn of the loop has to do, in this order: commit, then launch, send ``gos``, and tell."""
+    """What one turn of the loop has to do, in this order: commit, then launch, send ``gos``, and tell.
+
+    ``stops`` are failed items for whose sake the run is to take nothing new. They are told before the commit:
+    after it a crash could make the run go on as if nothing had been asked.
+    """
 
     changes: list[Change] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
     gos: list[tuple[TaskIndex, Go]] = field(default_factory=list)
     settled: list[Settled] = field(default_factory=list)
+    stops: list[FailureEntry] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.changes or self.launches or self.gos or self.settled)
@@ -584,8 +596,8 @@ class Origin:
     def _keep(self, failed: FailedItem, retry: RetryMark | None, root: int, held: int, now_s: float) -> None:
         again = retry is not None and retry.entry == (failed.task, failed.stage)
         attempts = retry.attempts + 1 if retry is not None and again else 1
-        due_s = now_s + self._delay_s(attempts) if self._may_retry(failed, attempts) else None
-        entry = FailureEntry(self._next_key, failed, attempts, root, held, due_s)
+        due_s = now_s + self._delay_s(failed, attempts) if self._may_retry(failed, attempts) else None
+        entry = FailureEntry(self._next_key, failed, attempts, root, held, due_s, now_s)
         self._next_key += 1
         self._head_moved = True
         self._turn.changes.append(FailureKept(entry))
@@ -596,6 +608,8 @@ class Origin:
         self._failed += 1
         if root in self._roots:
             self._roots[root].failed += 1
+        if failed.treatment.action is Action.STOP:
+            self._turn.stops.append(entry)
 
     def _wait(self, entry: FailureEntry) -> None:
         assert entry.due_s is not None
@@ -603,10 +617,15 @@ class Origin:
         heapq.heappush(self._due, (entry.due_s, entry.key))
 
     def _may_retry(self, failed: FailedItem, attempts: int) -> bool:
-        return failed.retryable and attempts <= self.limits.retries
+        if not self.limits.replays or not failed.retryable or failed.treatment.action is not Action.RETRY:
+            return False
+        retries = failed.treatment.retries
+        return attempts <= (self.limits.retries if retries is None else retries)
 
-    def _delay_s(self, attempts: int) -> float:
-        return min(LONGEST_RETRY_DELAY_S, self.limits.retry_delay_s * 2.0 ** min(attempts - 1, 40))
+    def _delay_s(self, failed: FailedItem, attempts: int) -> float:
+        """Doubles each time, up to a bound; a first delay above that was asked for, and stays."""
+        first_s = self.limits.retry_delay_s if failed.treatment.delay_s is None else failed.treatment.delay_s
+        return min(max(LONGEST_RETRY_DELAY_S, first_s), first_s * 2.0 ** min(attempts - 1, 40))
 
     # -- what descends from one batch of the stream ----------------------------------------------
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from consecution.protocol.dispatch import Dispatch, Sent
-from consecution.protocol.values import USER_ERRORS, Ack, BatchId, FailedItem, Frame, Stage, TaskIndex
+from consecution.protocol.values import USER_ERRORS, Ack, BatchId, FailedItem, Frame, Stage, TaskIndex, Treatment
 
 SHOWN_LENGTH = 200
 
@@ -36,6 +36,15 @@ class Codec(Protocol):
 
     def encode_failed(self, item: Any) -> Any:
         """The payload of one failed item as it goes into the failure store; raises if it cannot."""
+
+
+Judge = Callable[[BaseException, Any], Treatment]
+"""What is to become of an item that raised; asked while the exception is alive. Never raises."""
+
+
+def always_retry(error: BaseException, item: Any) -> Treatment:
+    """The judge where nobody has said anything."""
+    return Treatment()
 
 
 class FrameNode(Protocol):
@@ -94,6 +103,7 @@ class Step:
         origin_names: Callable[[TaskIndex], str] = str,
         lets_through: tuple[type[BaseException], ...] = (),
         skips_decided: bool = False,
+        judge: Judge = always_retry,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.task = task
@@ -106,6 +116,7 @@ class Step:
         self._lets_through = lets_through
         self._clock = clock
         self._skips_decided = skips_decided
+        self._judge = judge
         self._known: dict[TaskIndex, _Known] = {}
         self._cursor: Iterator[Any] = iter(())
         self._out: list[Any] = []
@@ -127,7 +138,7 @@ class Step:
         items = self._codec.decode(frame.payload)
         out = items if frame.stage is Stage.ROUTE else self._process(frame, items, failed)
         sent, unsent = self._dispatch.send(out, frame)
-        failed.extend(describe_failure(self.task, Stage.ROUTE, u.item, u.error, self._codec) for u in unsent)
+        failed.extend(self._describe(Stage.ROUTE, u.item, u.error) for u in unsent)
         self._count(len(items), len(out), len(failed), self._clock() - started_s)
         xor: int = frame.frame_id
         produced_bytes = 0
@@ -172,7 +183,7 @@ class Step:
                 if left == before:
                     raise  # No item is at fault, and trying again would go on for ever.
                 item = items[len(items) - left - 1]
-                failed.append(describe_failure(self.task, Stage.PROCESS, item, error, self._codec))
+                failed.append(self._describe(Stage.PROCESS, item, error))
             else:
                 left = operator.length_hint(cursor)
                 if left == before and left:
@@ -196,7 +207,7 @@ class Step:
             raise
         except USER_ERRORS as error:
             if len(items) == 1:
-                failed.append(describe_failure(self.task, Stage.PROCESS, items[0], error, self._codec))
+                failed.append(self._describe(Stage.PROCESS, items[0], error))
                 return
         self._cursor = cursor = iter(items)
         for item in cursor:
@@ -205,7 +216,10 @@ class Step:
             except self._lets_through:
                 raise
             except USER_ERRORS as error:
-                failed.append(describe_failure(self.task, Stage.PROCESS, item, error, self._codec))
+                failed.append(self._describe(Stage.PROCESS, item, error))
+
+    def _describe(self, stage: Stage, item: Any, error: BaseException) -> FailedItem:
+        return describe_failure(self.task, stage, item, error, self._codec, self._judge)
 
     def _count(self, items_in: int, items_out: int, failed: int, busy_s: float) -> None:
         counts = self.counts
@@ -216,15 +230,19 @@ class Step:
         counts.busy_s += busy_s
 
 
-def describe_failure(task: TaskIndex, stage: Stage, item: Any, error: BaseException, codec: Codec) -> FailedItem:
+def describe_failure(
+    task: TaskIndex, stage: Stage, item: Any, error: BaseException, codec: Codec, judge: Judge = always_retry
+) -> FailedItem:
     """A failed item as it travels to its origin. Never raises, whatever the item's own methods do."""
     retryable = True
+    treatment = judge(error, item)
     try:
         payload = codec.encode_failed(item)
     except USER_ERRORS as problem:
         payload, retryable = None, False
         error.add_note(f"the item cannot be kept for another try: {type(problem).__name__}: {problem}")
-    return FailedItem(task, stage, payload, _text_of(error), _traceback_of(error), retryable, shorten_repr(item))
+    shown = shorten_repr(item)
+    return FailedItem(task, stage, payload, _text_of(error), _traceback_of(error), retryable, shown, treatment)
 
 
 def _text_of(error: BaseException) -> str:

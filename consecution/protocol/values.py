@@ -46,6 +46,25 @@ class Entry(NamedTuple):
     stage: Stage
 
 
+class Action(enum.IntEnum):
+    """What is to become of an item that raised."""
+
+    RETRY = 0
+    """Another try, as long as there are tries left; then it is given up."""
+    PARK = 1
+    """Given up at once."""
+    STOP = 2
+    """Given up, and the run takes nothing new."""
+
+
+class Treatment(NamedTuple):
+    """What a node's error policy said of one failed item; None: as the origin's limits say."""
+
+    action: Action = Action.RETRY
+    retries: int | None = None
+    delay_s: float | None = None
+
+
 @dataclass(slots=True)
 class Frame:
     """A part of one execution of a batch on its way to one task.
@@ -81,6 +100,8 @@ class FailedItem(NamedTuple):
     retryable: bool
     shown: str
     """``repr`` of the item, shortened; for people."""
+    treatment: Treatment = Treatment()
+    """Given where the exception was still alive."""
 
 
 @dataclass(slots=True)

@@ -205,7 +205,16 @@ class StateApplier(_NodeApplier):
         return self._merge_if_due(self._states.take_changes())
 
 
-NOT_STATE = {*vars(Node("any")), "pipeline", "push", "global_state", "_process", "replicas", "key_function"}
+NOT_STATE = {
+    *vars(Node("any")),
+    "pipeline",
+    "push",
+    "global_state",
+    "_process",
+    "replicas",
+    "key_function",
+    "error_policy",
+}
 """Attributes of a node that the graph or the runtime gives it."""
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from consecution.errors import StoppedByItemError
 from consecution.nodes import Node
 from consecution.options import Options
 from consecution.plan import Plan
@@ -20,6 +22,7 @@ from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.journal import Journal
 from consecution.runtime.origin_host import (
     MemoryStore,
+    OnStop,
     OriginHost,
     Outbox,
     SourceHost,
@@ -66,6 +69,7 @@ def make_source_host(
     journal_path: Path | None,
     epoch: str,
     now: Callable[[], float],
+    on_stop: OnStop | None = None,
 ) -> SourceHost:
     """The source's task, its journal restored and its source not yet open."""
     codec, stored = codecs
@@ -79,6 +83,8 @@ def make_source_host(
         outbox,
         stored=stored,
         now=now,
+        on_stop=on_stop,
+        judge=plan.node(plan.source_name).error_policy.judge,
     )
     return SourceHost(host, source, linger_s=plan.options.linger_ms / 1000)
 
@@ -97,15 +103,20 @@ def make_host(
     path: Path | None,
     epoch: str,
     lets_through: tuple[type[BaseException], ...] = (),
+    on_stop: OnStop | None = None,
 ) -> Host:
     """The host of a task; that of a durable one has its store at ``path``, and what that holds."""
     namer = origin_namer(plan, epoch)
     if not plan.node(plan.task(task).node).durable:
-        return TaskHost(plan, task, node, codecs[0], outbox, origin_name=namer, lets_through=lets_through)
+        return TaskHost(
+            plan, task, node, codecs[0], outbox, origin_name=namer, lets_through=lets_through, on_stop=on_stop
+        )
     assert path is not None
     codec, stored = codecs
     assert stored is not None
-    return DurableHost(plan, task, node, (codec, stored), outbox, origin_name=namer, path=path, epoch=epoch)
+    return DurableHost(
+        plan, task, node, (codec, stored), outbox, origin_name=namer, path=path, epoch=epoch, on_stop=on_stop
+    )
 
 
 def end_stages(plan: Plan) -> list[list[TaskIndex]]:
@@ -137,6 +148,23 @@ def to_failure(plan: Plan, entry: FailureEntry) -> Failure:
         except Exception:
             item = failed.shown
     return Failure(plan.task(failed.task).node, item, failed.error, failed.traceback, entry.attempts)
+
+
+def stop_error(plan: Plan, origin: TaskIndex, entry: FailureEntry, report: Report) -> StoppedByItemError:
+    """What a run ends with that stopped for the sake of an item of this origin."""
+    failed = entry.failed
+    node = plan.task(failed.task).node
+    after = "mend the node or the item, and run again"
+    if report.state_dir is not None:
+        name = plan.source_name if origin == SOURCE_TASK else plan.task(origin).name
+        show = f"consecution failed show {shlex.quote(report.state_dir)} --id {shlex.quote(f'{name}:{entry.key}')}"
+        after = f"the item is kept as failed (`{show}`); another run with this state_dir goes on without it"
+    return StoppedByItemError(
+        f"node {node!r} stopped the run at the item {failed.shown}: {failed.error}; what was open is finished; {after}",
+        node=node,
+        shown=failed.shown,
+        report=report,
+    )
 
 
 def node_counts(plan: Plan, counts: dict[TaskIndex, Counts], emitted: int) -> tuple[NodeCounts, ...]:

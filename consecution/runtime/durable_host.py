@@ -33,7 +33,7 @@ from consecution.protocol.values import (
 from consecution.runtime import failpoints
 from consecution.runtime.appliers import Applier, FailedInput, Work, make_applier
 from consecution.runtime.durable_store import DurableStore, EndRecorded
-from consecution.runtime.origin_host import OriginHost, Outbox, origin_limits
+from consecution.runtime.origin_host import OnStop, OriginHost, Outbox, origin_limits
 from consecution.runtime.timer import Timer
 from consecution.runtime.wiring import make_dispatch
 
@@ -59,6 +59,7 @@ class DurableHost:
         path: Path,
         epoch: str,
         now: Callable[[], float] = time.time,
+        on_stop: OnStop | None = None,
     ) -> None:
         self.task = task
         self.name = plan.task(task).name
@@ -69,6 +70,8 @@ class DurableHost:
         self._codec, self._stored = codecs
         self._outbox = outbox
         self._now = now
+        self._on_stop = on_stop
+        self._judge = plan.node(plan.task(task).node).error_policy.judge
         self._credits: dict[TaskIndex, int] = {}
         self._answers = DurableTurn()
         self._applied = False
@@ -127,6 +130,8 @@ class DurableHost:
             self._outbox,
             stored=self._stored,
             now=self._now,
+            on_stop=self._on_stop,
+            judge=self._judge,
         )
 
     # -- what it is asked ------------------------------------------------------------------------
@@ -178,7 +183,7 @@ class DurableHost:
             try:
                 self._stored.encode([item])
             except USER_ERRORS as error:
-                failed.append(describe_failure(self.task, Stage.PROCESS, item, error, self._stored))
+                failed.append(describe_failure(self.task, Stage.PROCESS, item, error, self._stored, self._judge))
             else:
                 good.append(item)
         frame.payload = self._stored.encode(good)
@@ -254,7 +259,7 @@ class DurableHost:
 
     def _fail(self, failure: FailedInput) -> None:
         app = failure.application
-        described = describe_failure(self.task, Stage.PROCESS, failure.item, failure.error, self._stored)
+        described = describe_failure(self.task, Stage.PROCESS, failure.item, failure.error, self._stored, self._judge)
         retry = self.origin.retry_of(app.seq) if app.origin == self.task else None
         self.origin.fail_here(described, retry, self._now())
 

@@ -7,7 +7,7 @@ key and body, 4 bytes big-endian, followed by the body in msgpack::
               "head"      [next_seq, next_key, generation, position, emitted, failed, exhausted]
     batches   seq  (8 bytes big-endian)   [count, payload, retry or nil, [failed...]]
     decided   seq  (8 bytes big-endian)   [generation, count, [[task, xor]...], retry or nil, held]
-    failures  key  (8 bytes big-endian)   [failed, attempts, root, held, due_s or nil]
+    failures  key  (8 bytes big-endian)   [failed, attempts, root, held, due_s or nil, failed_s]
 
     retry     [root, held, attempts, task, stage]
     failed    as in the wire format
@@ -289,8 +289,8 @@ class Journal:
         return Decision(_KEY.unpack(key)[0], generation, count, by_task, _mark_of(retry), held)
 
     def _read_entry(self, key: Any, value: Any) -> FailureEntry:
-        failed, attempts, root, held, due_s = self._unseal("failures", key, value)
-        return FailureEntry(_KEY.unpack(key)[0], decode_failed(failed), attempts, root, held, due_s)
+        failed, *fields = self._unseal("failures", key, value)
+        return FailureEntry(_KEY.unpack(key)[0], decode_failed(failed), *fields)
 
     def _unseal(self, db: str, key: bytes, value: bytes) -> list[Any]:
         fields: list[Any] = msgpack.unpackb(self._body(db, key, value), unicode_errors="surrogatepass")
@@ -373,7 +373,7 @@ def _mark_of(fields: list[Any] | None) -> RetryMark | None:
 
 
 def _entry_fields(entry: FailureEntry) -> list[Any]:
-    return [entry.failed, entry.attempts, entry.root, entry.held, entry.due_s]
+    return [entry.failed, entry.attempts, entry.root, entry.held, entry.due_s, entry.failed_s]
 
 
 def sync_folder(path: Path) -> None:

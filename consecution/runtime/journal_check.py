@@ -196,7 +196,20 @@ def _is_counts(value: Any) -> bool:
     return type(value) is list and all(map(_is_count, value))
 
 
-_is_failed = _is_list(_is_count, _is_stage, _is_payload_or_nil, _is_text, _is_text, _is_flag, _is_text)
+def _is_action(value: Any) -> bool:
+    return value in (0, 1, 2)
+
+
+def _is_count_or_nil(value: Any) -> bool:
+    return value is None or _is_count(value)
+
+
+def _is_seconds(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+_is_treatment = _is_list(_is_action, _is_count_or_nil, _is_due)
+_is_failed = _is_list(_is_count, _is_stage, _is_payload_or_nil, _is_text, _is_text, _is_flag, _is_text, _is_treatment)
 _is_retry = _is_list(_is_root, _is_count, _is_count, _is_count, _is_stage)
 _is_participant = _is_list(_is_count, _is_count)
 
@@ -220,7 +233,7 @@ _RECORDS: dict[str, Callable[[Any], bool]] = {
     "meta/outside": _is_list(_is_count),
     "batches": _is_list(_is_count, _is_payload, _is_retry_or_nil, _is_failed_list),
     "decided": _is_list(_is_count, _is_count, _is_participants, _is_retry_or_nil, _is_count),
-    "failures": _is_list(_is_failed, _is_count, _is_root, _is_count, _is_due),
+    "failures": _is_list(_is_failed, _is_count, _is_root, _is_count, _is_due, _is_seconds),
     "inbox": _is_list(_is_counts, _is_count, _is_count, _is_stage, _is_payload),
     "ledger": _is_list(_is_count),
 }
@@ -371,7 +384,7 @@ class _OriginChecker:
 
     def _check_failures(self, head: list[Any], failures: dict[int, Any]) -> None:
         next_seq, next_key = head[0], head[1]
-        for key, (_, _, root, _, _) in failures.items():
+        for key, (_, _, root, *_) in failures.items():
             if key >= next_key:
                 self._complain(f"failures/{key}: the head says that the next key is {next_key}")
             if root >= next_seq:

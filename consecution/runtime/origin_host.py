@@ -18,7 +18,7 @@ from consecution.protocol.origin import (
     OriginLimits,
     Settled,
 )
-from consecution.protocol.step import Codec, describe_failure
+from consecution.protocol.step import Codec, Judge, always_retry, describe_failure
 from consecution.protocol.values import (
     USER_ERRORS,
     Acks,
@@ -55,6 +55,10 @@ class Store(Protocol):
     def failures(self, limit: int) -> list[FailureEntry]: ...
 
     def close(self) -> None: ...
+
+
+OnStop = Callable[[TaskIndex, FailureEntry], None]
+"""Told of an item for whose sake the run is to stop, and of its origin, before the entry is committed."""
 
 
 class Companion(Protocol):
@@ -107,6 +111,8 @@ class OriginHost:
         stored: Codec | None = None,
         now: Callable[[], float] = time.time,
         on_settled: Callable[[Settled], None] | None = None,
+        on_stop: OnStop | None = None,
+        judge: Judge = always_retry,
     ) -> None:
         self.task = task
         self.origin = origin
@@ -117,6 +123,8 @@ class OriginHost:
         self._stored = stored
         self.now = now
         self._on_settled = on_settled
+        self._on_stop = on_stop
+        self._judge = judge
         self._live: dict[int, list[Any]] = {}
         self.confirmed = True
         self.companion: Companion | None = None
@@ -161,7 +169,7 @@ class OriginHost:
             try:
                 codec.encode([item])
             except USER_ERRORS as error:
-                failed.append(describe_failure(self.task, Stage.ROUTE, item, error, codec))
+                failed.append(describe_failure(self.task, Stage.ROUTE, item, error, codec, self._judge))
             else:
                 good.append(item)
         return codec.encode(good), good, tuple(failed)
@@ -185,6 +193,9 @@ class OriginHost:
     def _turn_once(self) -> bool:
         """One commit, and everything that may be said after it."""
         turn = self.origin.take_turn()
+        if self._on_stop is not None:
+            for entry in turn.stops:
+                self._on_stop(self.task, entry)
         beside = self.companion.take_changes() if self.companion is not None else []
         if turn.changes or beside:
             changes = [*beside, *turn.changes]
@@ -237,7 +248,7 @@ class OriginHost:
         if items is None:
             items = self._decode(launch)
         sent, unsent = self._dispatch.send(items, cause)
-        failed = [describe_failure(self.task, Stage.ROUTE, u.item, u.error, self._codec) for u in unsent]
+        failed = [describe_failure(self.task, Stage.ROUTE, u.item, u.error, self._codec, self._judge) for u in unsent]
         xor = produced_bytes = 0
         for target, frame in sent:
             self._outbox.send(target, frame)

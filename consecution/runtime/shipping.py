@@ -17,6 +17,7 @@ from typing import Any
 
 import dill
 
+from consecution.error_policy import ErrorPolicy
 from consecution.errors import ReadOnlyError, ShippingError
 from consecution.nodes import Node
 from consecution.plan import EdgePlan, NodePlan, Outlet, Plan
@@ -275,7 +276,7 @@ def _plan_for(plan: Plan, planned: NodePlan) -> Plan:
     nodes = tuple(
         dataclasses.replace(n, node=None)
         if n is planned
-        else dataclasses.replace(n, node=None, outlets=(), key_function=None)
+        else dataclasses.replace(n, node=None, outlets=(), key_function=None, error_policy=ErrorPolicy())
         for n in plan.nodes
     )
     own = {edge.index for outlet in planned.outlets for edge in _edges_of(outlet)}

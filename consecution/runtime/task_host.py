@@ -14,7 +14,7 @@ from consecution.protocol.origin import Origin, OriginLimits
 from consecution.protocol.step import Codec, Counts, Step
 from consecution.protocol.values import Ack, Acks, CreditReturn, Frame, Message, TaskIndex
 from consecution.runtime import failpoints
-from consecution.runtime.origin_host import MemoryStore, OriginHost, Outbox, failures_kept, origin_limits
+from consecution.runtime.origin_host import MemoryStore, OnStop, OriginHost, Outbox, failures_kept, origin_limits
 from consecution.runtime.timer import Timer
 from consecution.runtime.wiring import make_dispatch
 from consecution.sink import Sink
@@ -38,6 +38,7 @@ class TaskHost:
         *,
         origin_name: Callable[[TaskIndex], str],
         lets_through: tuple[type[BaseException], ...] = (),
+        on_stop: OnStop | None = None,
     ) -> None:
         self.task = task
         self.name = plan.task(task).name
@@ -52,6 +53,7 @@ class TaskHost:
         self._pushed: Iterator[Any] = iter(())
         self._end_asked = False
         self._timer = Timer(None)
+        self._on_stop = on_stop
         self.origin_host: OriginHost | None = None
         self.occupied_with = ""
         self.step = Step(
@@ -63,6 +65,7 @@ class TaskHost:
             origin_names=origin_name,
             lets_through=lets_through,
             skips_decided=plan.options.robust,
+            judge=self._node_plan.error_policy.judge,
         )
 
     @property
@@ -149,6 +152,8 @@ class TaskHost:
             self._dispatch,
             self._codec,
             self._outbox,
+            on_stop=self._on_stop,
+            judge=self._node_plan.error_policy.judge,
         )
 
     def _call(self, what: str, method: Callable[[], object]) -> None:

@@ -9,7 +9,8 @@ is the kind; a frame's payload is a second part of its own, so that it is never 
     gos      [3, origin, [[seq, generation, after, low, xor], ...]]
     confirms [4, sender, [seq, ...]]
 
-    failed   [task, stage, payload, error, traceback, retryable, shown]
+    failed   [task, stage, payload, error, traceback, retryable, shown, treatment]
+    treatment  [action, retries or nil, delay_s or nil]
 
 Integers are msgpack integers (64 bit ids and XORs unsigned), texts UTF-8 with surrogates passed
 through. `decode_message` raises `FrameError` and nothing else, whatever bytes it gets.
@@ -26,6 +27,7 @@ from consecution.errors import FrameError
 from consecution.protocol.values import (
     Ack,
     Acks,
+    Action,
     Confirms,
     CreditReturn,
     FailedItem,
@@ -36,6 +38,7 @@ from consecution.protocol.values import (
     Message,
     Stage,
     TaskIndex,
+    Treatment,
 )
 
 FRAME, ACKS, CREDITS, GOS, CONFIRMS = range(5)
@@ -113,9 +116,18 @@ def _decode_acks(fields: list[Any], parts: Sequence[Any]) -> Acks:
 
 def decode_failed(fields: Sequence[Any]) -> FailedItem:
     """A failed item from its msgpack array; ValueError or TypeError if it is none."""
-    task, stage, payload, error, traceback, retryable, shown = fields
-    _check_numbers(task)
-    return FailedItem(TaskIndex(task), Stage(stage), payload, str(error), str(traceback), bool(retryable), str(shown))
+    task, stage, payload, error, traceback, retryable, shown, (action, retries, delay_s) = fields
+    _check_numbers(task, *(() if retries is None else (retries,)))
+    return FailedItem(
+        TaskIndex(task),
+        Stage(stage),
+        payload,
+        str(error),
+        str(traceback),
+        bool(retryable),
+        str(shown),
+        Treatment(Action(action), retries, None if delay_s is None else float(delay_s)),
+    )
 
 
 def _decode_credits(fields: list[Any], parts: Sequence[Any]) -> CreditReturn:

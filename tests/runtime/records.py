@@ -14,7 +14,7 @@ from consecution import Map
 from consecution.options import Options
 from consecution.plan import Plan, make_plan
 from consecution.protocol.origin import BatchRecord, FailureEntry, RetryMark
-from consecution.protocol.values import Entry, FailedItem, Stage, TaskIndex
+from consecution.protocol.values import Action, Entry, FailedItem, Stage, TaskIndex, Treatment
 from consecution.runtime.journal import Journal
 from consecution.runtime.state import StateDir, open_state_dir
 
@@ -40,6 +40,7 @@ failed_items = st.builds(
     texts,
     st.booleans(),
     texts,
+    st.builds(Treatment, st.sampled_from(Action), st.none() | numbers, st.none() | st.floats(0, 1e9)),
 )
 
 

@@ -158,7 +158,7 @@ def test_every_flipped_byte_of_a_record_is_found(state_dir: Path, raw: RawJourna
     assert check_state_dir(state_dir).problems == ()
 
 
-ITEM = [1, 0, b"item", "error", "traceback", True, "shown"]
+ITEM = [1, 0, b"item", "error", "traceback", True, "shown", [0, None, None]]
 IDENTITY = [1, "source", "uuid", "epoch"]
 
 
@@ -192,9 +192,11 @@ IDENTITY = [1, "source", "uuid", "epoch"]
         ("batches", number(5), [1, b"", None, [ITEM, ITEM]], "has 1 items, of which 2 failed at birth"),
         ("batches", number(5), [1, b"", None, [ITEM[:6]]], "batches/5: not of the form"),
         ("failures", number(0), None, "the head counts 1 items given up, the failure store holds 0"),
-        ("failures", number(0), [ITEM, 1, 6, 1, None], "failures/0: belongs to batch 6, the next batch is 6"),
-        ("failures", number(0), [ITEM, 1, 0, 1, "soon"], "failures/0: not of the form"),
-        ("failures", number(0), [[1, 2, *ITEM[2:]], 1, 0, 1, None], "failures/0: not of the form"),
+        ("failures", number(0), [ITEM, 1, 6, 1, None, 9.5], "failures/0: belongs to batch 6, the next batch is 6"),
+        ("failures", number(0), [ITEM, 1, 0, 1, "soon", 9.5], "failures/0: not of the form"),
+        ("failures", number(0), [[1, 2, *ITEM[2:]], 1, 0, 1, None, 9.5], "failures/0: not of the form"),
+        ("failures", number(0), [ITEM, 1, 0, 1, None, "today"], "failures/0: not of the form"),
+        ("failures", number(0), [[*ITEM[:-1], [3, None, None]], 1, 0, 1, None, 9.5], "failures/0: not of the form"),
     ],
 )
 def test_every_inconsistency_is_found_though_its_checksum_is_right(

@@ -8,7 +8,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from consecution.errors import FrameError
-from consecution.protocol.values import Ack, Acks, CreditReturn, FailedItem, Frame, FrameId, Message, Stage, TaskIndex
+from consecution.protocol.values import (
+    Ack,
+    Acks,
+    Action,
+    CreditReturn,
+    FailedItem,
+    Frame,
+    FrameId,
+    Message,
+    Stage,
+    TaskIndex,
+    Treatment,
+)
 from consecution.transport.frames import decode_failed, decode_message, encode_message
 
 numbers = st.integers(0, 2**64 - 1)
@@ -29,8 +41,11 @@ frames = st.builds(
     st.booleans(),
     st.binary(max_size=50),
 )
+treatments = st.builds(
+    Treatment, st.sampled_from(Action), st.none() | st.integers(0, 99), st.none() | st.floats(0, allow_nan=False)
+)
 failed_items = st.builds(
-    FailedItem, tasks, st.sampled_from(Stage), st.none() | st.binary(), texts, texts, st.booleans(), texts
+    FailedItem, tasks, st.sampled_from(Stage), st.none() | st.binary(), texts, texts, st.booleans(), texts, treatments
 )
 acks = st.builds(Ack, numbers, numbers, numbers, numbers, st.lists(failed_items, max_size=2).map(tuple))
 messages: st.SearchStrategy[Message] = st.one_of(
