@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,9 @@ from consecution.protocol.values import Frame
 from consecution.runtime import durable_store, journal, journal_check, state, state_table
 from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import Journal
+from consecution.sinks.database import MARKS
+from consecution.sinks.sqlite import Sqlite
+from consecution.sinks.text import TextLines
 from consecution.transport import frames
 from tests.docs.pages import ROOT, blocks_of
 
@@ -107,3 +112,22 @@ def test_every_field_of_the_manifest_is_described(field: str) -> None:
 def test_the_formats_have_the_number_that_the_page_says() -> None:
     assert {journal.FORMAT, journal_check.FORMAT, state.FORMAT} == {1}
     assert "format number is 1" in PAGE.read_text()
+
+
+def test_the_table_of_marks_and_the_end_of_a_file_are_described() -> None:
+    statement = inspect.getsource(Sqlite.read_mark)
+    columns = re.findall(r"(\w+) \w+ NOT NULL", statement)
+    shown = table_block("marks").splitlines()
+
+    assert [shown[0], *(line.split()[0] for line in shown[1:])] == [MARKS, *columns]
+
+
+def test_every_field_of_the_end_of_a_file_is_described(tmp_path: Path) -> None:
+    sink = TextLines("file", tmp_path / "file.txt")
+    sink.open()
+    sink.cut_to(None)
+    fields = sink.flush()
+    sink.close()
+
+    section = PAGE.read_text().partition("## Files")[2]
+    assert [field for field in fields if f"`{field}`" not in section] == []
