@@ -94,6 +94,7 @@ class Durable:
         self._origins = {origin: _Incoming(seq) for origin, seq in (ledger or {}).items()}
         for frame in staged:
             self._incoming(frame.origin).staged.setdefault(frame.seq, {})[frame.frame_id] = frame
+        self._only: TaskIndex | None = None
         self._turn = DurableTurn()
 
     def _incoming(self, origin: TaskIndex) -> _Incoming:
@@ -116,6 +117,8 @@ class Durable:
 
         False for a repeat, and for a thrown-away execution: no answer is due.
         """
+        if self._only is not None and frame.origin != self._only:
+            return False
         incoming = self._incoming(frame.origin)
         self._raise_low(incoming, frame.low)
         if frame.seq <= incoming.applied or (frame.seq < incoming.low and frame.seq not in incoming.gos):
@@ -177,12 +180,25 @@ class Durable:
         changes.append(LedgerMoved(application.origin, application.seq))
         self._turn.confirms.append((application.origin, application.seq))
 
+    def finish(self, only: TaskIndex) -> None:
+        """The stream has ended, and everything above is applied; ``only`` one origin, this task's own, goes on.
+
+        What is still staged of the others, or comes in later, is left of executions that were thrown away.
+        """
+        self._only = only
+        for origin, incoming in self._origins.items():
+            if origin != only:
+                self._drop(incoming, list(incoming.staged))
+
     def _raise_low(self, incoming: _Incoming, low: int) -> None:
         if low <= incoming.low:
             return
         incoming.low = low
         stale = [seq for seq in incoming.staged if seq < low and seq not in incoming.gos]
-        for seq in stale:
+        self._drop(incoming, stale)
+
+    def _drop(self, incoming: _Incoming, seqs: list[int]) -> None:
+        for seq in seqs:
             self._turn.changes.append(FramesDropped(tuple(incoming.staged.pop(seq).values())))
 
     def take_turn(self) -> DurableTurn:

@@ -18,6 +18,7 @@ class Ending:
     def __init__(self, stages: Sequence[Sequence[TaskIndex]]) -> None:
         self._stages = [set(stage) for stage in stages if stage]
         self._started = False
+        self._over: list[TaskIndex] = []
 
     @property
     def started(self) -> bool:
@@ -32,6 +33,11 @@ class Ending:
         """The tasks that run ``end`` now and have not said that they are done."""
         return sorted(self._stages[0]) if self._started and self._stages else []
 
+    @property
+    def told(self) -> list[TaskIndex]:
+        """All tasks that were to run ``end`` so far: a new incarnation of one of them was not told yet."""
+        return sorted({*self._over, *self.due})
+
     def source_finished(self) -> list[TaskIndex]:
         """The stream is over. Returns the tasks that now run ``end``; harmless when repeated."""
         if self._started:
@@ -44,6 +50,7 @@ class Ending:
         if not self._started or not self._stages or task not in self._stages[0]:
             return []
         self._stages[0].discard(task)
+        self._over.append(task)
         if self._stages[0]:
             return []
         self._stages.pop(0)

@@ -339,6 +339,11 @@ class Origin:
         return len(self._batches) + len(self._decided)
 
     @property
+    def has_own_retries(self) -> bool:
+        """Whether failed inputs of this origin's own durable task wait for, or are in, another try."""
+        return self._count_own_retries() > 0
+
+    @property
     def settled(self) -> bool:
         """Nothing is open, nothing waits for a retry and no commit is owed."""
         return not (self._batches or self._decided or self._waiting or self._turn or self._head_moved)

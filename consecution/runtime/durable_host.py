@@ -77,6 +77,7 @@ class DurableHost:
         self._applied = False
         self._ending = False
         self._end_done = False
+        self._end_due = False
         self._end_asked = False
         self._stream_ended = False
         self._completed = False
@@ -191,7 +192,7 @@ class DurableHost:
 
     def turn(self) -> bool:
         """Apply what is decided, commit, answer. Returns whether there was work."""
-        worked = self._tick() or self._apply_ready()
+        worked = self._tick() or self._apply_ready() or self._run_end()
         self._applied = self._applied or self._applier.commit_due_s() == 0.0
         worked = self._own.turn() or worked
         return self._complete() or worked
@@ -310,12 +311,20 @@ class DurableHost:
         """Run the node's ``end``, unless it is part of the state already; then `turn` until `ended`."""
         self._timer.stop()
         self._end_asked = self._stream_ended = True
-        if self._end_done or not self.node._wants_end():
-            return
+        self._durable.finish(self.task)
+        self._end_due = self.node._wants_end() and not (self._end_done or self._ending)
+        self._run_end()
+
+    def _run_end(self) -> bool:
+        """Items that failed here and wait for another try come first: the state would lack them."""
+        if not self._end_due or self.origin.has_own_retries:
+            return False
+        self._end_due = False
         with self._occupied("end"):
             pushed = self._applier.end()
         self._take(pushed)
         self._ending = True
+        return True
 
     def drain(self) -> None:
         """The run stops: `ended` once everything this task has pushed is processed."""
@@ -324,7 +333,7 @@ class DurableHost:
 
     def _complete(self) -> bool:
         """Nothing more comes in this run: what was written gets its final form, in a commit of its own."""
-        if self._completed or not self._end_asked or self._ending or not self.settled:
+        if self._completed or not self._end_asked or self._ending or self._end_due or not self.settled:
             return False
         self._completed = True
         if self._applier.complete(ended=self._stream_ended):

@@ -290,7 +290,7 @@ class Supervisor:
     def _remember_ends(self) -> None:
         """A new incarnation of a durable task was not told; for one that was, the repeat changes nothing."""
         if self.plan.options.robust:
-            self._to_end.update(self._drain.due or self._ending.due)
+            self._to_end.update((self._drain if self._drain.started else self._ending).told)
 
     def _tell_ends(self) -> None:
         """What ``end`` pushes must reach somebody, and who is to run it must be there: all live and are wired."""
