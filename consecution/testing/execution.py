@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Container, Sequence
 
-from consecution.protocol.values import BatchId, FailedItem, Frame
+from consecution.protocol.values import BatchId, FailedItem, Frame, TaskIndex
 from consecution.testing.violation import Violation
 from consecution.testing.world import Item
 
@@ -22,11 +24,25 @@ class Execution:
         self.writes: list[tuple[int, Item]] = []
         self._declared: dict[int, Frame] = {}
         self._done: set[int] = set()
+        self._bound: dict[TaskIndex, list[Frame]] = {}
         self._paths: dict[tuple[int, tuple[int, ...]], Frame] = {}
 
-    def declare(self, frame: Frame) -> None:
+    def declare(self, frame: Frame, target: TaskIndex) -> None:
         """A frame of this execution came into being: somebody will send it."""
         self._declared[id(frame)] = frame
+        self._bound.setdefault(target, []).append(frame)
+
+    def bound_for(self, task: TaskIndex) -> list[Frame]:
+        """All frames of this execution that were sent to a task, by path."""
+        return sorted(self._bound.get(task, ()), key=lambda frame: frame.path)
+
+    def participants(self, durable: Container[TaskIndex]) -> dict[TaskIndex, int]:
+        """The durable tasks that frames were sent to, each with the folded ids of these."""
+        folded: dict[TaskIndex, int] = {}
+        for task, frames in self._bound.items():
+            if task in durable:
+                folded[task] = functools.reduce(operator.xor, (frame.frame_id for frame in frames))
+        return folded
 
     def finish(self, frame: Frame, failed: Sequence[FailedItem]) -> None:
         """A task has run the frame. Run once more (a repeat nobody counts), it adds nothing."""

@@ -16,7 +16,7 @@ GivenUp = tuple[int, Stage, Item]
 
 
 class Expected:
-    """``written`` counts (sink, item), ``given_up`` (node, stage, item)."""
+    """``written`` counts (sink or durable node, item), ``given_up`` (node, stage, item)."""
 
     def __init__(self, world: World, items: Iterable[Item], *, unencodable: bool) -> None:
         self._world = world
@@ -30,10 +30,14 @@ class Expected:
     def _reach(self, node: NodeShape, item: Item) -> None:
         if self._world.trouble(node, item) is Trouble.ALWAYS:
             self.given_up[node.index, Stage.PROCESS, item] += 1
-        elif node.kind is Kind.SINK:
+            return
+        if node.kind is Kind.SINK or node.durable:
             self.written[node.index, item] += 1
-        else:
+        if node.kind is not Kind.SINK:
             for made in self._world.outputs(node, item):
+                self._dispatch(node, made)
+        if node.wants_end and node.durable:
+            for made in self._world.end_outputs(node, item):
                 self._dispatch(node, made)
 
     def _dispatch(self, node: NodeShape, item: Item) -> None:

@@ -15,36 +15,52 @@ and word, and raises `Violation` at the first one that breaks a promise. The pro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from consecution.protocol.durable import Application
 from consecution.protocol.origin import (
+    NO_ROOT,
     BatchBorn,
     BatchDecided,
+    BatchForgotten,
     BatchRecord,
-    Change,
+    Decision,
     FailureEntry,
     FailureKept,
     FailureTaken,
+    Head,
     HeadMoved,
     OriginCounts,
     OriginLimits,
     Settled,
 )
-from consecution.protocol.values import BatchId, Entry, FailedItem, Frame, Stage
+from consecution.protocol.values import BatchId, Entry, FailedItem, Frame, Go, Stage, TaskIndex
 from consecution.testing.disk import Disk
+from consecution.testing.durable_store import DurableDisk
 from consecution.testing.execution import Execution
 from consecution.testing.violation import Violation
-from consecution.testing.world import Item
+from consecution.testing.world import SOURCE_TASK, Item
 
 FailureKey = tuple[int, Stage, str, int, bool]
 """What identifies a kept failure: task, stage, item, attempts, whether it is to be tried again."""
 
 
 class Oracle:
-    """Watches one origin. ``now`` is the simulated clock."""
+    """Watches one origin. ``now`` is the simulated clock, ``durable`` has the disk of each durable task."""
 
-    def __init__(self, disk: Disk, limits: OriginLimits, items: Sequence[Item], now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        limits: OriginLimits,
+        items: list[Item],
+        now: Callable[[], float],
+        durable: Mapping[TaskIndex, DurableDisk],
+        task: TaskIndex = SOURCE_TASK,
+    ) -> None:
+        self.task = task
         self._disk = disk
+        self._durable = durable
         self._limits = limits
         self._items = items
         self._now = now
@@ -55,17 +71,20 @@ class Oracle:
         self._abandoned: set[int] = set()
         self._held: dict[int, int] = {}
         self._told: set[int] = set()
+        self._applied: dict[TaskIndex, set[int]] = {}
         self._read = 0
 
     # -- commits ---------------------------------------------------------------------------------
 
-    def committing(self, changes: Sequence[Change]) -> None:
+    def committing(self, changes: Sequence[Any]) -> None:
         """Judge a transaction before it takes effect."""
         store = self._disk.failures | {c.entry.key: c.entry for c in changes if isinstance(c, FailureKept)}
         taken = [self._entry_taken(store.get(c.key), c.key) for c in changes if isinstance(c, FailureTaken)]
         for change in changes:
             if isinstance(change, BatchBorn):
                 self._judge_birth(change.record, taken)
+            elif isinstance(change, BatchForgotten):
+                self._judge_forgetting(self._disk.decided.get(change.seq), change.seq)
         if taken:
             raise Violation(f"{taken[0]} left the failure store, and no batch was born for it in that commit")
         self._judge_decisions(changes)
@@ -78,10 +97,13 @@ class Oracle:
             raise Violation(f"the head says next seq {head.next_seq}, but batch {max(self._born)} was born")
         if disk.failures and head.next_key <= max(disk.failures):
             raise Violation(f"the head says next key {head.next_key}, but entry {max(disk.failures)} was kept")
-        if (head.position or 0, head.emitted) != (self._read, self._read):
+        if not self._position_is_right(head):
             raise Violation(f"{self._read} items were born; the head says {head}")
         if head.failed != len(disk.given_up):
             raise Violation(f"the head counts {head.failed} given up, the store holds {len(disk.given_up)}")
+
+    def _position_is_right(self, head: Head) -> bool:
+        return (head.position or 0, head.emitted) == (self._read, self._read)
 
     def _entry_taken(self, entry: FailureEntry | None, key: int) -> FailureEntry:
         if entry is None:
@@ -97,11 +119,14 @@ class Oracle:
         if record.retry is not None:
             self._judge_retry(record, taken)
             return
+        self._judge_given(record)
+        self._read += record.count
+
+    def _judge_given(self, record: BatchRecord) -> None:
         given = [*(record.payload or ()), *(int(failed.shown) for failed in record.born_failed)]
         expected = self._items[self._read : self._read + record.count]
         if self._limits.replays and Counter(given) != Counter(expected):
             raise Violation(f"batch {record.seq} holds {given}; next in the source were {list(expected)}")
-        self._read += record.count
 
     def _judge_retry(self, record: BatchRecord, taken: list[FailureEntry]) -> None:
         mark = record.retry
@@ -119,7 +144,7 @@ class Oracle:
 
     # -- decisions -------------------------------------------------------------------------------
 
-    def _judge_decisions(self, changes: Sequence[Change]) -> None:
+    def _judge_decisions(self, changes: Sequence[Any]) -> None:
         """Decisions come in order, each followed by the failures of its execution."""
         expected: Counter[FailureKey] = Counter()
         kept: Counter[FailureKey] = Counter()
@@ -129,15 +154,27 @@ class Oracle:
                 if not open_seqs or change.seq != open_seqs[0]:
                     raise Violation(f"batch {change.seq} was decided while the lowest open was {open_seqs[:1]}")
                 open_seqs.pop(0)
-                expected += self._judge_decision(change.seq)
+                expected += self._judge_decision(change.seq, change.decision)
             elif isinstance(change, FailureKept):
                 kept[_key_of(change.entry)] += 1
             elif isinstance(change, HeadMoved) and change.head.generation < self._disk.head.generation:
                 raise Violation(f"the generation fell from {self._disk.head.generation} to {change.head.generation}")
+        expected += self._failures_beside()
         if kept != expected:
             raise Violation(f"failures kept {dict(kept - expected)}, and not kept {dict(expected - kept)}")
 
-    def _judge_decision(self, seq: int) -> Counter[FailureKey]:
+    def _failures_beside(self) -> Counter[FailureKey]:
+        """Failures that a commit keeps which are no decided execution's."""
+        return Counter()
+
+    def _judge_forgetting(self, decision: Decision | None, seq: int) -> None:
+        if decision is None:
+            raise Violation(f"batch {seq} was forgotten, and no decision waited for confirms")
+        for task, _ in decision.participants:
+            if self._durable[task].ledger.get(self.task, -1) < seq:
+                raise Violation(f"batch {seq} was forgotten, and task {task} has not applied it")
+
+    def _judge_decision(self, seq: int, decision: Decision | None) -> Counter[FailureKey]:
         """Check the execution that was decided; returns the failures it must leave."""
         if seq in self._decided:
             raise Violation(f"batch {seq} was decided a second time")
@@ -151,6 +188,10 @@ class Oracle:
         failures = self._failures_of(record, execution)
         if record.retry is None:
             self._held[seq] = min(record.count, sum(n for key, n in failures.items() if key[4]))
+        participants = execution.participants(self._durable)
+        told = None if decision is None else (decision.generation, dict(decision.participants))
+        if told != ((generation, participants) if participants else None):
+            raise Violation(f"batch {seq} was decided as {told}; its execution was {generation, participants}")
         return failures
 
     def _failures_of(self, record: BatchRecord, execution: Execution) -> Counter[FailureKey]:
@@ -181,12 +222,16 @@ class Oracle:
         """The origin itself could not send some items of an execution."""
         self._executions[seq, generation].failed += failed
 
-    def sent(self, frame: Frame) -> None:
+    def sent(self, frame: Frame, target: TaskIndex) -> None:
         """A frame came into being."""
         execution = self._executions.get((frame.seq, frame.generation))
         if execution is None:
             raise Violation(f"{frame} belongs to an execution that was never launched")
-        execution.declare(frame)
+        execution.declare(frame, target)
+
+    def staged(self, frame: Frame) -> None:
+        """A durable task has committed a frame to its inbox."""
+        self._executions[frame.seq, frame.generation].finish(frame, ())
 
     def stepped(self, frame: Frame, failed: Sequence[FailedItem]) -> None:
         """A task has run a frame."""
@@ -203,6 +248,38 @@ class Oracle:
         if decided is None and execution.has_done(frame):
             raise Violation(f"sink {sink} got the same frame twice, as {batch_id}")
         execution.write(sink, frame, batch_id, items)
+
+    # -- application -----------------------------------------------------------------------------
+
+    def judge_application(self, task: TaskIndex, application: Application) -> None:
+        """A durable task is about to commit a batch of this origin."""
+        seq, generation = application.seq, self._decided.get(application.seq)
+        if seq not in self._disk.decided or generation is None:
+            raise Violation(f"task {task} applies batch {seq}, and no decision of it is on disk")
+        if generation != application.generation:
+            raise Violation(f"task {task} applies generation {application.generation} of batch {seq}, not {generation}")
+        bound = self._executions[seq, generation].bound_for(task)
+        if list(map(id, bound)) != list(map(id, application.frames)):
+            raise Violation(f"task {task} applies {application.frames} of batch {seq}; bound for it were {bound}")
+        applied = self._applied.setdefault(task, set())
+        if seq in applied:
+            raise Violation(f"task {task} applies batch {seq} a second time")
+        early = [other for other in self._bound_for(task) if other < seq and other not in applied]
+        if early:
+            raise Violation(f"task {task} applies batch {seq} before batches {early}")
+        applied.add(seq)
+
+    def _bound_for(self, task: TaskIndex) -> list[int]:
+        """Decided batches of which something is bound for a durable task."""
+        decided = [(seq, generation) for seq, generation in self._decided.items() if generation is not None]
+        return [seq for seq, generation in decided if self._executions[seq, generation].bound_for(task)]
+
+    def judge_go(self, task: TaskIndex, go: Go) -> None:
+        """The origin tells a participant to apply."""
+        generation = self._decided.get(go.seq)
+        execution = self._executions.get((go.seq, go.generation))
+        if execution is None or generation != go.generation or go.xor != execution.participants((task,)).get(task):
+            raise Violation(f"{go} was sent to task {task}; on disk is generation {generation}")
 
     # -- what the origin says --------------------------------------------------------------------
 
@@ -233,10 +310,12 @@ class Oracle:
 
     def _open_roots(self) -> dict[int, int]:
         """Batches of the source stream that are not over, and how many of their items are pending."""
-        found = {record.seq: record.count for record in self._disk.batches.values() if record.retry is None}
-        marks = [record.retry.root for record in self._disk.batches.values() if record.retry is not None]
+        unapplied: list[BatchRecord | Decision] = [*self._disk.batches.values(), *self._disk.decided.values()]
+        found = {record.seq: record.count for record in unapplied if record.retry is None}
+        marks = [record.retry.root for record in unapplied if record.retry is not None]
         for root in (*marks, *(entry.root for entry in self._disk.waiting)):
-            found[root] = self._held[root]
+            if root != NO_ROOT:
+                found.setdefault(root, self._held[root])
         return found
 
     # -- the end ---------------------------------------------------------------------------------
@@ -244,8 +323,9 @@ class Oracle:
     def check_over(self, *, exhausted: bool) -> None:
         """Nothing may be left: the origin says that it is drained, or that the stream is finished."""
         disk = self._disk
-        if disk.batches or disk.waiting:
-            raise Violation(f"said to be over, but open are {sorted(disk.batches)}, and waiting {disk.waiting}")
+        if disk.batches or disk.waiting or disk.decided:
+            still_open = sorted({*disk.batches, *disk.decided})
+            raise Violation(f"said to be over, but open are {still_open}, and waiting {disk.waiting}")
         if exhausted and self._read != len(self._items):
             raise Violation(f"the stream is said to be finished after {self._read} of {len(self._items)} items")
         undecided = self._born.keys() - self._decided.keys() - self._abandoned
@@ -259,6 +339,11 @@ class Oracle:
             if generation is not None:
                 found += self._executions[seq, generation].writes
         return found
+
+    @property
+    def next_seq(self) -> int:
+        """The number of the next batch; every lower one is over where nothing is open."""
+        return self._disk.head.next_seq
 
     @property
     def decided_count(self) -> int:

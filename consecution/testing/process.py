@@ -11,13 +11,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from consecution.protocol.dispatch import Dispatch, Sent, Unsent
-from consecution.protocol.origin import Settled
+from consecution.protocol.origin import OriginCounts, Settled
 from consecution.protocol.step import Codec, describe_failure
-from consecution.protocol.values import Ack, Acks, BatchId, CreditReturn, Frame, Message, Stage, TaskIndex
+from consecution.protocol.values import (
+    Ack,
+    Acks,
+    BatchId,
+    Confirms,
+    CreditReturn,
+    Frame,
+    Gos,
+    Message,
+    Stage,
+    TaskIndex,
+)
 from consecution.runtime import control
 from consecution.runtime.origin_host import SourceHost
 from consecution.testing.conservation import check_sent, check_targets
 from consecution.testing.disk import Writer
+from consecution.testing.durable_task import make_durable_host
 from consecution.testing.scene import Scene
 from consecution.testing.task import NumberedSource, TrialNode, TupleCodec, make_outlets
 from consecution.testing.violation import Violation
@@ -102,6 +114,17 @@ class Process:
         self._scene.passed("worker.switched")
         self.words.append(control.Switched(self.task, order.version))
 
+    def wake(self) -> float | None:
+        """Nothing else moves: when is something due here? None: not before a message."""
+        return None
+
+    def counts(self) -> OriginCounts | None:
+        """The books of the origin that this task is."""
+        return None
+
+    def died(self, *, power_cut: bool) -> None:
+        """The process is gone, and what it held beside its store with it."""
+
     def receive_now(self, message: Message) -> None:
         """A message from a task of the same process: nothing lies between."""
         self._receive(message)
@@ -120,6 +143,7 @@ class WatchedDispatch(Dispatch):
         self.credits = inner.credits
         self.make_id = inner.make_id
         self._inner = inner
+        self._outlets = inner._outlets
         self._scene = scene
         self._origin = task
         self._failing_codec = codec
@@ -132,14 +156,48 @@ class WatchedDispatch(Dispatch):
         failed = [describe_failure(self._origin, Stage.ROUTE, u.item, u.error, self._failing_codec) for u in unsent]
         shape = scene.world.node_of[self._origin]
         check_sent(scene.world, shape, items, sent, [f.shown for f in failed])
+        check_targets(scene.world, sent)
         oracle.launch_failed(cause.seq, cause.generation, failed)
         for message in sent:
-            oracle.sent(message.frame)
+            oracle.sent(message.frame, message.target)
         return sent, unsent
 
 
-class SourceProcess(Process):
+class OriginProcess(Process):
+    """A task that starts trees and answers for them."""
+
+    sent_place: str
+    restless = True
+    """Another turn may do something, though no message has come."""
+
+    def has_work(self) -> bool:
+        return self.alive and (self.restless or super().has_work())
+
+    def send(self, target: TaskIndex, message: Message) -> None:
+        scene, oracle = self._scene, self._scene.oracles[self.task]
+        if isinstance(message, Frame) and not message.path:
+            oracle.launched(message.seq, message.generation)
+            oracle.sent(message, target)
+        elif isinstance(message, Gos):
+            for go in message.gos:
+                oracle.judge_go(target, go)
+        scene.trace("{} sends {} to {}", self.endpoint, message, target)
+        super().send(target, message)
+        scene.passed(self.sent_place)
+
+    def receive_now(self, message: Message) -> None:
+        super().receive_now(message)
+        self.restless = True
+
+    def _obey(self, order: Any) -> None:
+        super()._obey(order)
+        self.restless = True
+
+
+class SourceProcess(OriginProcess):
     """The source and its origin, in the shell that ships."""
+
+    sent_place = "origin.sent"
 
     def __init__(self, scene: Scene, task: TaskIndex, incarnation: int) -> None:
         super().__init__(scene, task, incarnation)
@@ -160,19 +218,9 @@ class SourceProcess(Process):
         self._source = SourceHost(self._host, NumberedSource(scene.items, scene.rng.random, self._settled))
         self._source.open()
         self._said = SourceBeat(False, False)
-        self.restless = True
-        """Another turn may do something, though no message has come."""
 
-    def has_work(self) -> bool:
-        return self.alive and (self.restless or super().has_work())
-
-    def send(self, target: TaskIndex, message: Message) -> None:
-        if isinstance(message, Frame) and not message.path:
-            self._oracle.launched(message.seq, message.generation)
-            self._oracle.sent(message)
-        self._scene.trace("{} sends {} to {}", self.endpoint, message, target)
-        super().send(target, message)
-        self._scene.passed("origin.sent")
+    def counts(self) -> OriginCounts:
+        return self.origin.counts()
 
     def _receive(self, message: Message) -> None:
         self._scene.trace("{} gets {}", self.endpoint, message)
@@ -189,7 +237,6 @@ class SourceProcess(Process):
 
     def _obey(self, order: Any) -> None:
         super()._obey(order)
-        self.restless = True
         if isinstance(order, control.StopReading):
             self._source.stop_reading()
         elif isinstance(order, control.Replay):
@@ -203,7 +250,7 @@ class SourceProcess(Process):
         self._oracle.settled(Settled(seq, failed, confirmed))
 
     def wake(self) -> float | None:
-        """Nothing else moves: read again if that is possible; when is something due?"""
+        """Read again if that is possible; else when a retry or a timeout is due."""
         if self._source.wants_to_read:
             self.restless = True
             return self._scene.now_s
@@ -273,7 +320,7 @@ class TaskProcess(Process):
         check_targets(world, sent)
         oracle = self._scene.oracles[frame.origin]
         for message in sent:
-            oracle.sent(message.frame)
+            oracle.sent(message.frame, message.target)
         oracle.stepped(frame, ack.failed)
 
     def _write(self, batch_id: BatchId, items: list[Any]) -> None:
@@ -308,10 +355,76 @@ class TaskProcess(Process):
         self.words.append(control.Ended(self.task, True))
 
 
+class DurableProcess(OriginProcess):
+    """A durable task, in the shell that ships."""
+
+    sent_place = "durable.sent"
+
+    def __init__(self, scene: Scene, task: TaskIndex, incarnation: int) -> None:
+        super().__init__(scene, task, incarnation)
+        self._oracle = scene.durable_oracles[task]
+        dispatch = WatchedDispatch(self._dispatch, scene, task, self._codec)
+        self._host = make_durable_host(scene, task, dispatch, self._codec, self)
+        self._ending = False
+        self._oracle.begun()
+        self._host.begin()
+        self._oracle.check_kept()
+        scene.passed("durable.begun")
+
+    def counts(self) -> OriginCounts:
+        return self._host.origin.counts()
+
+    def send(self, target: TaskIndex, message: Message) -> None:
+        if isinstance(message, Acks):
+            for ack in message.acks:
+                self._oracle.judge_staged(target, ack.seq, ack.generation, ack.xor)
+        elif isinstance(message, Confirms):
+            for seq in message.seqs:
+                self._oracle.judge_confirm(target, seq)
+        super().send(target, message)
+
+    def _receive(self, message: Message) -> None:
+        self._scene.trace("{} gets {}", self.endpoint, message)
+        self._host.receive(message)
+
+    def _work(self) -> None:
+        self.restless = self._host.turn()
+        self._host.flush()
+        self._oracle.count(self._host.origin.counts())
+        if self._ending and self._host.ended:
+            self._ending = False
+            self.words.append(control.Ended(self.task, True))
+
+    def _obey(self, order: Any) -> None:
+        super()._obey(order)
+        if isinstance(order, control.Replay):
+            self._host.replay()
+        elif isinstance(order, control.RunEnd):
+            self._ending = True
+            self._host.end()
+        elif isinstance(order, control.Drain):
+            self._ending = True
+            self._host.drain()
+
+    def wake(self) -> float | None:
+        wait_s = self._host.next_wake_s()
+        self.restless = wait_s is not None
+        return None if wait_s is None else self._scene.now_s + wait_s
+
+    def died(self, *, power_cut: bool) -> None:
+        outside = self._scene.outside[self.task]
+        if outside is not None:
+            outside.died(self._scene.rng, power_cut=power_cut)
+        if power_cut:
+            self._host.store.power_lost()  # type: ignore[attr-defined]
+
+
 def _no_time() -> float:
     return 0.0
 
 
 def start_process(scene: Scene, task: TaskIndex, incarnation: int) -> Process:
     """A new incarnation of a task."""
-    return (SourceProcess if task == SOURCE_TASK else TaskProcess)(scene, task, incarnation)
+    if task == SOURCE_TASK:
+        return SourceProcess(scene, task, incarnation)
+    return (DurableProcess if task in scene.world.durable_tasks else TaskProcess)(scene, task, incarnation)

@@ -7,17 +7,23 @@ from random import Random
 from typing import Protocol
 
 from consecution.protocol.dispatch import Dispatch
+from consecution.protocol.durable import Durable
 from consecution.protocol.ending import Ending
 from consecution.protocol.origin import Origin
 from consecution.protocol.recovery import Recovery
 from consecution.protocol.step import Step
 from consecution.protocol.values import FrameId, Message, TaskIndex
+from consecution.runtime.appliers import TransactionApplier
+from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.origin_host import OriginHost
 from consecution.testing.disk import Disk
+from consecution.testing.durable_oracle import DurableOracle
+from consecution.testing.durable_store import DurableDisk, DurableWriter
 from consecution.testing.network import Network
 from consecution.testing.oracle import Oracle
-from consecution.testing.schedule import Kill, Schedule
-from consecution.testing.world import VALUE_BITS, World
+from consecution.testing.outside import Database, File, Log, Outside
+from consecution.testing.schedule import Crash, Schedule
+from consecution.testing.world import SOURCE_TASK, VALUE_BITS, Keeping, NodeShape, World
 
 STEP_S = 0.003
 """How far the clock moves at every step."""
@@ -33,14 +39,10 @@ class Parts:
     dispatch: type[Dispatch] = Dispatch
     recovery: type[Recovery] = Recovery
     ending: type[Ending] = Ending
-
-
-class Crash(BaseException):
-    """The running process is killed here. Not an Exception: no code under test may catch it."""
-
-    def __init__(self, kill: Kill) -> None:
-        super().__init__(kill)
-        self.kill = kill
+    durable: type[Durable] = Durable
+    durable_host: type[DurableHost] = DurableHost
+    store: type[DurableWriter] = DurableWriter
+    transaction_applier: type[TransactionApplier] = TransactionApplier
 
 
 class Receiver(Protocol):
@@ -62,6 +64,9 @@ class Scene:
         self.items = [number << VALUE_BITS | rng.getrandbits(8) for number in range(schedule.items)]
         self.disks: dict[TaskIndex, Disk] = {}
         self.oracles: dict[TaskIndex, Oracle] = {}
+        self.durable_disks: dict[TaskIndex, DurableDisk] = {}
+        self.durable_oracles: dict[TaskIndex, DurableOracle] = {}
+        self.outside: dict[TaskIndex, Outside | None] = {}
         self.together: dict[TaskIndex, Receiver] = {}
         self.ended: set[TaskIndex] = set()
         self.events: list[str] = []
@@ -73,10 +78,29 @@ class Scene:
     def now(self) -> float:
         return self.now_s
 
-    def add_origin(self, task: TaskIndex) -> None:
-        """Give an origin its disk, and an oracle that watches it."""
-        disk = self.disks[task] = Disk()
-        self.oracles[task] = Oracle(disk, self.schedule.limits, self.items, self.now)
+    def add_origins(self) -> None:
+        """Give the source and each durable task their disks, and oracles that watch them."""
+        world, limits = self.world, self.schedule.limits
+        disk = self.disks[SOURCE_TASK] = Disk()
+        self.oracles[SOURCE_TASK] = Oracle(disk, limits, self.items, self.now, self.durable_disks)
+        for task in sorted(world.durable_tasks):
+            self._add_durable(task, world.node_of[task])
+
+    def _add_durable(self, task: TaskIndex, shape: NodeShape) -> None:
+        disk = DurableDisk()
+        outside: Outside | None = None
+        if shape.keeping is Keeping.WRITES:
+            outside = Log()
+        elif shape.keeping is Keeping.APPENDS:
+            outside = File()
+        elif shape.keeping is Keeping.TRANSACTS:
+            outside = Database()
+        self.disks[task] = self.durable_disks[task] = disk
+        self.outside[task] = outside
+        oracle = DurableOracle(
+            self.world, task, disk, outside, self.oracles, self.durable_disks, self.schedule.limits, self.now
+        )
+        self.oracles[task] = self.durable_oracles[task] = oracle
 
     def make_id(self) -> FrameId:
         return FrameId(self.rng.getrandbits(64) or 1)

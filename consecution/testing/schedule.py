@@ -21,6 +21,28 @@ PLACES = (
 )
 """Gaps at which a kill may be aimed: between commit and send, between sends, between send and ack."""
 
+IN_COMMIT = "disk.in_commit"
+DURABLE_PLACES = (
+    "origin.before_commit",
+    "origin.committed",
+    "origin.launched",
+    "origin.told",
+    "durable.applied",
+    "durable.acked",
+    "durable.confirmed",
+    "durable.sent",
+    "durable.begun",
+    "outside.before_commit",
+    "outside.committed",
+    "origin.sent",
+    "task.stepped",
+    "task.acked",
+    "worker.switched",
+    "supervisor.replayed",
+    IN_COMMIT,
+)
+"""The same where tasks are durable."""
+
 TIMEOUT_OFF_S = 1e12
 LONGEST_KILL_STEP = 100
 
@@ -30,7 +52,8 @@ class Kill:
     """A crash, at a step of the schedule or when ``place`` is passed for the ``passes``-th time.
 
     A kill at a place takes the task that passes it; one at a step takes ``victims``. Either takes
-    everything, supervisor included, where ``everything`` is True.
+    everything, supervisor included, where ``everything`` is True; a ``power_cut`` takes with it what was
+    written and is not safe yet.
     """
 
     step: int = 0
@@ -38,6 +61,15 @@ class Kill:
     passes: int = 0
     victims: tuple[TaskIndex, ...] = ()
     everything: bool = False
+    power_cut: bool = False
+
+
+class Crash(BaseException):
+    """The running process is killed here. Not an Exception: no code under test may catch it."""
+
+    def __init__(self, kill: Kill) -> None:
+        super().__init__(kill)
+        self.kill = kill
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +96,13 @@ class Schedule:
     lose: float
 
 
-def make_schedule(seed: int, rng: Random, tasks: int, *, robust: bool, fickle: bool, retries: int) -> Schedule:
+def make_schedule(
+    seed: int, rng: Random, tasks: int, *, robust: bool, fickle: bool, retries: int, durable: bool = False
+) -> Schedule:
     """Draw a schedule for a pipeline of ``tasks`` tasks."""
     together = robust and rng.random() < 0.08
     timeout_on = robust and not together and rng.random() < 0.3
+    draw_kill = _draw_durable_kill if durable else _draw_kill
     adversarial = robust and not together and rng.random() < 0.3
     return Schedule(
         seed=seed,
@@ -86,7 +121,7 @@ def make_schedule(seed: int, rng: Random, tasks: int, *, robust: bool, fickle: b
             replays=robust,
         ),
         max_frame_items=rng.choice((2, 100)),
-        kills=tuple(_draw_kill(rng, tasks, robust, together) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 5, 8)))),
+        kills=tuple(draw_kill(rng, tasks, robust, together) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 5, 8)))),
         stop_at_step=rng.randrange(1, 150) if robust and rng.random() < 0.25 else None,
         reorder=0.3 if adversarial else 0.0,
         repeat=0.1 if adversarial else 0.0,
@@ -103,3 +138,16 @@ def _draw_kill(rng: Random, tasks: int, robust: bool, together: bool) -> Kill:
     several = rng.choice((1, 1, 1, 2, 3))
     victims = tuple(TaskIndex(rng.randrange(first, tasks)) for _ in range(several))
     return Kill(step=1 + int(rng.random() ** 1.5 * LONGEST_KILL_STEP), victims=victims, everything=everything)
+
+
+def _draw_durable_kill(rng: Random, tasks: int, robust: bool, together: bool) -> Kill:
+    """Most are aimed at the gaps: the rarest bugs live there."""
+    everything = together or rng.random() < 0.25
+    power_cut = everything and rng.random() < 0.6
+    if rng.random() < 0.75:
+        place = rng.choice(DURABLE_PLACES)
+        passes = 1 + int(rng.random() ** 2 * 25)
+        return Kill(place=place, passes=passes, everything=everything, power_cut=power_cut)
+    victims = tuple(TaskIndex(rng.randrange(tasks)) for _ in range(rng.choice((1, 1, 1, 2, 3))))
+    step = 1 + int(rng.random() ** 1.5 * 3 * LONGEST_KILL_STEP)
+    return Kill(step=step, victims=victims, everything=everything, power_cut=power_cut)

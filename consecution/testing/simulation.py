@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from random import Random
 
 from consecution.protocol.values import TaskIndex
+from consecution.runtime import failpoints
 from consecution.testing.model import Expected
-from consecution.testing.process import Process, SourceProcess, start_process
-from consecution.testing.scene import Crash, Parts, Scene
-from consecution.testing.schedule import Kill, make_schedule
+from consecution.testing.process import Process, start_process
+from consecution.testing.scene import Parts, Scene
+from consecution.testing.schedule import Crash, Kill, make_schedule
 from consecution.testing.supervisor import Supervisor
 from consecution.testing.violation import Violation
-from consecution.testing.world import SOURCE_TASK, make_world
+from consecution.testing.world import make_durable_world, make_world
 
 MOST_STEPS = 5_000
 LONGEST_WAIT_S = 1e6
@@ -69,12 +70,15 @@ class Simulation:
 
     def __init__(self, seed: int, parts: Parts = Parts(), *, tracing: bool = False) -> None:
         rng = Random(seed)
-        robust, fickle = rng.random() < 0.9, rng.random() < 0.4
+        durable = is_durable(seed)
+        robust, fickle = rng.random() < 0.9 or durable, rng.random() < 0.4
         retries = rng.choice((0, 1, 2, 3)) if robust else 0
-        world = make_world(rng, fickle=fickle, retries=retries)
-        self.schedule = make_schedule(seed, rng, len(world.tasks), robust=robust, fickle=fickle, retries=retries)
+        world = (make_durable_world if durable else make_world)(rng, fickle=fickle, retries=retries)
+        self.schedule = make_schedule(
+            seed, rng, len(world.tasks), robust=robust, fickle=fickle, retries=retries, durable=durable
+        )
         self.scene = Scene(self.schedule, world, rng, parts, tracing=tracing)
-        self.scene.add_origin(SOURCE_TASK)
+        self.scene.add_origins()
         self.deaths = 0
         self._incarnations = 0
         self._kills = {kill.step: kill for kill in self.schedule.kills if not kill.place}
@@ -85,21 +89,22 @@ class Simulation:
         """Run to the end. Never raises for what the code under test does."""
         problem: str | None = None
         try:
-            while not self._supervisor.finished:
-                self._step()
+            with failpoints.watched(self.scene.passed):
+                while not self._supervisor.finished:
+                    self._step()
             self._check_end()
         except Violation as violation:
             problem = str(violation)
         except Exception as error:
             problem = "".join(traceback.format_exception(error))
-        oracle, scene = self.scene.oracles[SOURCE_TASK], self.scene
+        scene, oracles = self.scene, self.scene.oracles.values()
         return Outcome(
             self.schedule.seed,
             problem,
             scene.network.step,
             self.deaths,
-            oracle.decided_count,
-            oracle.execution_count,
+            sum(oracle.decided_count for oracle in oracles),
+            sum(oracle.execution_count for oracle in oracles),
             tuple(scene.events),
         )
 
@@ -118,15 +123,16 @@ class Simulation:
         self.scene.together[task] = process
         return process
 
-    def _end_life(self) -> None:
+    def _end_life(self, *, power_cut: bool = False) -> None:
         """Every process is gone, supervisor included."""
         for process in self._supervisor.processes.values():
-            self._end_process(process)
+            self._end_process(process, power_cut=power_cut)
         self._supervisor = self._new_life()
 
-    def _end_process(self, process: Process) -> None:
+    def _end_process(self, process: Process, *, power_cut: bool = False) -> None:
         if process.alive:
             process.alive = False
+            process.died(power_cut=power_cut)
             self.scene.network.died(process.endpoint)
 
     # -- deaths ----------------------------------------------------------------------------------
@@ -136,7 +142,7 @@ class Simulation:
         victims = kill.victims if at is None else (at,)
         self.scene.trace("KILL {} (victims {})", kill, victims)
         if kill.everything or not victims or self.schedule.together:
-            self._end_life()
+            self._end_life(power_cut=kill.power_cut)
             return
         for task in victims:
             process = self._supervisor.processes.get(task)
@@ -185,28 +191,38 @@ class Simulation:
         scene = self.scene
         if scene.network.release():
             return
-        source = self._supervisor.processes[SOURCE_TASK]
-        assert isinstance(source, SourceProcess)
-        due_s = source.wake()
+        processes = self._supervisor.processes.values()
+        wakes = [wake_s for process in processes if (wake_s := process.wake()) is not None]
+        due_s = min(wakes, default=None)
         if due_s is None or due_s > scene.now_s + LONGEST_WAIT_S:
-            raise Violation(f"stuck: nothing moves and nothing is due; the origin says {source.origin.counts()}")
+            counts = {process.task: process.counts() for process in processes}
+            raise Violation(f"stuck: nothing moves and nothing is due; the origins say {counts}")
         if due_s > scene.now_s:
             scene.now_s = due_s
 
     def _restart_after_drain(self) -> None:
         self.scene.trace("drained")
-        self.scene.oracles[SOURCE_TASK].check_over(exhausted=False)
+        for oracle in self.scene.oracles.values():
+            oracle.check_over(exhausted=False)
+        self._check_durable(ended=False)
         self._end_life()
+
+    def _check_durable(self, *, ended: bool) -> None:
+        for oracle in self.scene.durable_oracles.values():
+            oracle.check_kept()
+            oracle.check_inbox(ended=ended)
 
     # -- the end ---------------------------------------------------------------------------------
 
     def _check_end(self) -> None:
         scene = self.scene
-        oracle = scene.oracles[SOURCE_TASK]
-        oracle.check_over(exhausted=True)
-        wanting = {task for stage in scene.world.end_stages for task in stage}
-        if not scene.ended >= wanting:
-            raise Violation(f"the run is over, but only {sorted(scene.ended)} of {sorted(wanting)} have ended")
+        for oracle in scene.oracles.values():
+            oracle.check_over(exhausted=True)
+        self._check_durable(ended=True)
+        wanting = {task for node in scene.world.nodes if node.wants_end for task in node.tasks}
+        ended = scene.ended | {task for task, disk in scene.durable_disks.items() if disk.ended}
+        if not ended >= wanting:
+            raise Violation(f"the run is over, but only {sorted(ended)} of {sorted(wanting)} have ended")
         if self.schedule.robust and not scene.world.fickle:
             self._check_results()
 
@@ -214,16 +230,22 @@ class Simulation:
         """Exactly what the shape of the pipeline says has reached the sinks, or was given up."""
         scene = self.scene
         expected = Expected(scene.world, scene.items, unencodable=self.schedule.unencodable)
-        written = Counter(scene.oracles[SOURCE_TASK].writes())
+        written = Counter(write for oracle in scene.oracles.values() for write in oracle.writes())
         if written != expected.written:
             missing, extra = expected.written - written, written - expected.written
             raise Violation(f"the sinks miss {dict(missing)}, and hold {dict(extra)} too much")
         given_up = Counter(
             (scene.world.node_of[entry.failed.task].index, entry.failed.stage, int(entry.failed.shown))
-            for entry in scene.disks[SOURCE_TASK].given_up
+            for disk in scene.disks.values()
+            for entry in disk.given_up
         )
         if given_up != expected.given_up:
             raise Violation(f"given up are {dict(given_up)}; expected were {dict(expected.given_up)}")
+
+
+def is_durable(seed: int) -> bool:
+    """Whether the world of this seed has durable tasks: every second one has."""
+    return seed % 2 == 0
 
 
 def run_schedule(seed: int, parts: Parts = Parts(), *, tracing: bool = False) -> Outcome:

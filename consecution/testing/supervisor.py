@@ -34,6 +34,7 @@ class Supervisor:
         self._to_end: set[TaskIndex] = set()
         self._recovery = scene.parts.recovery(scene.world.tasks)
         self._ending = scene.parts.ending(scene.world.end_stages)
+        self._drain = scene.parts.ending(scene.world.drain_stages)
 
     def begin(self) -> None:
         self._carry_out(self._recovery.begin())
@@ -46,7 +47,7 @@ class Supervisor:
     @property
     def drained(self) -> bool:
         """Stopped as asked, with nothing open."""
-        return self.stop_asked and self._beat.drained
+        return self._drain.finished
 
     def died(self, process: Process) -> None:
         """The system knows at once; the supervisor hears of it some time later."""
@@ -87,7 +88,7 @@ class Supervisor:
         elif isinstance(word, control.Switched):
             self._carry_out(self._recovery.switched(process.task, word.version))
         elif isinstance(word, control.Ended):
-            self._to_end.update(self._ending.task_ended(process.task))
+            self._to_end.update((self._drain if self._drain.started else self._ending).task_ended(process.task))
         elif isinstance(word, SourceBeat):
             self._beat = word
 
@@ -101,7 +102,7 @@ class Supervisor:
         task = process.task
         if not self._scene.schedule.robust:
             self._lose(task)
-        elif task in self._ending.due:
+        elif task in self._ending.due and task not in self._scene.world.durable_tasks:
             self._to_end.add(task)
         self._carry_out(self._recovery.died(task))
 
@@ -116,17 +117,22 @@ class Supervisor:
         """What has to wait until all tasks live and are wired."""
         if not self._recovery.settled:
             return
-        source = self.processes[SOURCE_TASK]
-        if self.stop_asked:
-            if self._stop_told is not source:
-                self._stop_told = source
-                source.orders.append(control.StopReading())
-            return
-        if self._beat.finished:
+        if self.stop_asked and not self._ending.started:
+            self._stop()
+        elif self._beat.finished:
             self._to_end.update(self._ending.source_finished())
+        order = control.Drain() if self._drain.started else control.RunEnd()
         for task in sorted(self._to_end):
-            self.processes[task].orders.append(control.RunEnd())
+            self.processes[task].orders.append(order)
         self._to_end.clear()
+
+    def _stop(self) -> None:
+        source = self.processes[SOURCE_TASK]
+        if self._stop_told is not source:
+            self._stop_told = source
+            source.orders.append(control.StopReading())
+        if self._beat.drained:
+            self._to_end.update(self._drain.source_finished())
 
     # -- what it orders --------------------------------------------------------------------------
 
@@ -149,6 +155,8 @@ class Supervisor:
                 for task in list(self.processes):
                     self._tell(task, control.Replay(after_death=self._restarts > 0))
                 self._restarts = 1
+                if self._scene.world.durable_tasks:
+                    self._to_end.update((self._drain if self._drain.started else self._ending).told)
                 self._scene.passed("supervisor.replayed")
 
     def _tell(self, task: TaskIndex, order: Any) -> None:

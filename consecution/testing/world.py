@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from consecution.protocol.values import TaskIndex
@@ -62,6 +62,19 @@ class Grouping(enum.Enum):
     KEYED = "keyed"
 
 
+class Keeping(enum.Enum):
+    """What makes a node durable: where that goes which it makes of decided batches."""
+
+    STATE = "state"
+    """A state per key, in its own store."""
+    WRITES = "writes"
+    """A sink that can neither be cut back nor commit: it may be given a frame again."""
+    APPENDS = "appends"
+    """A file, which is cut back to what was committed."""
+    TRANSACTS = "transacts"
+    """A database, which commits before the task's own store."""
+
+
 @dataclass(frozen=True, slots=True)
 class Edge:
     """An edge to node ``target``."""
@@ -93,6 +106,12 @@ class NodeShape:
     troubled: bool
     wants_end: bool
     ways: tuple[Way, ...] = ()
+    keeping: Keeping | None = None
+    """None: the node is stateless."""
+
+    @property
+    def durable(self) -> bool:
+        return self.keeping is not None
 
     def edges(self) -> Iterator[Edge]:
         for way in self.ways:
@@ -116,6 +135,7 @@ class World:
         self.edge_count = sum(1 for node in nodes for _ in node.edges())
         self.node_of = {task: node for node in nodes for task in node.tasks}
         self.tasks = tuple(self.node_of)
+        self.durable_tasks = frozenset(task for task, node in self.node_of.items() if node.durable)
         self._rng = rng
         self._retries = retries
         self._raised: dict[tuple[int, Item], int] = {}
@@ -132,6 +152,10 @@ class World:
         if node.kind is Kind.FLAT_MAP:
             return [change(item, salt + 7 * copy) for copy in range(mix(item, salt) % 4)]
         return [item] if node.kind is Kind.FILTER and mix(item, salt) % 3 else []
+
+    def end_outputs(self, node: NodeShape, item: Item) -> list[Item]:
+        """What a durable node pushes at its end for an item of its state."""
+        return [change(item, node.index + 500)] if mix(item, node.index + 70) % 2 else []
 
     def trouble(self, node: NodeShape, item: Item) -> Trouble | None:
         """Whether, and how, the node raises at an item."""
@@ -176,7 +200,11 @@ class World:
 
     @property
     def end_stages(self) -> list[list[TaskIndex]]:
-        return [list(node.tasks) for node in self.nodes if node.wants_end]
+        return [list(node.tasks) for node in self.nodes if node.wants_end or node.durable]
+
+    @property
+    def drain_stages(self) -> list[list[TaskIndex]]:
+        return [list(node.tasks) for node in self.nodes if node.durable]
 
 
 def make_world(rng: Random, *, fickle: bool, retries: int) -> World:
@@ -196,6 +224,24 @@ def make_world(rng: Random, *, fickle: bool, retries: int) -> World:
         troubled, wants_end = bool(index) and rng.random() < 0.4, bool(index) and rng.random() < 0.2
         nodes.append(NodeShape(index, kind, grouping, tasks, troubled, wants_end, _draw_ways(rng, edges, fickle)))
     return World(tuple(nodes), rng, fickle=fickle, retries=retries)
+
+
+def make_durable_world(rng: Random, *, fickle: bool, retries: int) -> World:
+    """Like `make_world`, with at least one durable node; stateless nodes have no end, as in a plan that is robust."""
+    plain = make_world(rng, fickle=fickle, retries=retries)
+    chosen = {node.index for node in plain.nodes[1:] if rng.random() < 0.6} or {rng.randrange(1, len(plain.nodes))}
+    nodes = tuple(
+        _make_durable(rng, node) if node.index in chosen else replace(node, wants_end=False) for node in plain.nodes
+    )
+    return World(nodes, rng, fickle=fickle, retries=retries)
+
+
+def _make_durable(rng: Random, node: NodeShape) -> NodeShape:
+    keeping = rng.choice(list(Keeping)) if node.kind is Kind.SINK else Keeping.STATE
+    state = keeping is Keeping.STATE
+    grouping = Grouping.KEYED if state and len(node.tasks) > 1 else node.grouping
+    wants_end = state and node.kind is not Kind.SINK and rng.random() < 0.5
+    return replace(node, grouping=grouping, wants_end=wants_end, keeping=keeping)
 
 
 def _join(rng: Random, inner: int, sinks: int) -> list[list[int]]:

@@ -1,0 +1,289 @@
+"""The pieces of a simulated durable task: the host that ships, with a simulated store and nodes that can be foretold.
+
+Appliers, state and its table are those that ship, but merge and evict after every few keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+from consecution.error_policy import ErrorPolicy
+from consecution.nodes import Node
+from consecution.options import Options
+from consecution.protocol.dispatch import Dispatch
+from consecution.protocol.durable import Durable
+from consecution.protocol.step import Codec
+from consecution.protocol.values import BatchId, TaskIndex
+from consecution.runtime.appliers import (
+    AppendApplier,
+    Applier,
+    Outcome,
+    SinkApplier,
+    StateApplier,
+    Work,
+)
+from consecution.runtime.durable_host import DurableHost
+from consecution.runtime.origin_host import OriginHost, Outbox
+from consecution.runtime.state_table import StateTable
+from consecution.sink import AppendSink, Sink, TransactionSink
+from consecution.stateful import KeyedNode
+from consecution.testing.durable_oracle import KEYS, DurableOracle
+from consecution.testing.outside import Database, File, Log
+from consecution.testing.scene import Scene
+from consecution.testing.world import Item, ItemError, Keeping, NodeShape, World
+
+Taken = list[tuple[Item, list[Item]]]
+MERGE_AT_KEYS = 3
+CACHE_BYTES = 1000
+
+
+class TrialState(KeyedNode):
+    """A durable node of the simulated world: its state remembers every item. ``taken`` is for the onlooker."""
+
+    def __init__(self, world: World, shape: NodeShape) -> None:
+        super().__init__(f"node {shape.index}")
+        self._world = world
+        self._shape = shape
+        self.taken: Taken = []
+
+    def key(self, item: Item) -> int:
+        return item % KEYS
+
+    def process(self, item: Item) -> None:
+        """Change the state and push, and then perhaps raise: both must be taken back."""
+        outputs = self._world.outputs(self._shape, item)
+        self.state.setdefault("items", []).append(item)
+        try:
+            self._world.check(self._shape, item)
+        except ItemError:
+            for made in outputs[:1]:
+                self.push(made)
+            raise
+        self.taken.append((item, outputs))
+        for made in outputs:
+            self.push(made)
+
+    def end(self) -> None:
+        for _, state in self.states():
+            for item in state.get("items", ()):
+                for made in self._world.end_outputs(self._shape, item):
+                    self.push(made)
+
+    def _wants_end(self) -> bool:
+        return self._shape.wants_end
+
+
+class TrialSink(Sink):
+    """A durable sink of the simulated world."""
+
+    def __init__(self, world: World, shape: NodeShape, log: Log) -> None:
+        super().__init__(f"node {shape.index}")
+        self._trial = _Trial(world, shape)
+        self._log = log
+        self.taken = self._trial.taken
+
+    def write(self, batch_id: BatchId | None, items: list[Item]) -> None:
+        assert batch_id is not None
+        self._log.write(batch_id, list(items))
+        self._trial.take(items)
+
+
+class TrialAppendSink(AppendSink):
+    """A sink that writes to a file: before it raises it has written something, which must not stay."""
+
+    def __init__(self, world: World, shape: NodeShape, file: File) -> None:
+        super().__init__(f"node {shape.index}")
+        self._trial = _Trial(world, shape)
+        self._file = file
+        self.taken = self._trial.taken
+
+    def write(self, batch_id: BatchId | None, items: list[Item]) -> None:
+        self._trial.take(items)
+        self._file.content += items
+
+    def flush(self) -> int:
+        return self._file.flush()
+
+    def cut_to(self, end: int | None) -> None:
+        self._file.cut_to(end)
+
+
+class TrialTransactionSink(TransactionSink):
+    """A sink that writes to a database."""
+
+    def __init__(self, world: World, shape: NodeShape, database: Database, oracle: DurableOracle) -> None:
+        super().__init__(f"node {shape.index}")
+        self._trial = _Trial(world, shape)
+        self._database = database
+        self._oracle = oracle
+        self.taken = self._trial.taken
+
+    def begin_transaction(self) -> None:
+        self._database.begin()
+
+    def write(self, batch_id: BatchId | None, items: list[Item]) -> None:
+        self._trial.take(items)
+        self._database.write(items)
+
+    def commit(self, owner: str, number: int, redo: Any) -> None:
+        self._database.commit(number, redo)
+        self._oracle.committed_outside(number)
+
+    def roll_back(self) -> None:
+        self._database.roll_back()
+
+    def last_mark(self, owner: str) -> tuple[int, Any]:
+        return self._database.mark
+
+
+class _Trial:
+    """What a sink does with the items of one call: takes them all, or raises and takes none."""
+
+    def __init__(self, world: World, shape: NodeShape) -> None:
+        self._world = world
+        self._shape = shape
+        self.taken: Taken = []
+
+    def take(self, items: list[Item]) -> None:
+        for item in items:
+            self._world.check(self._shape, item)
+        self.taken += [(item, []) for item in items]
+
+
+class _EagerTable(StateTable):
+    @property
+    def merge_is_due(self) -> bool:
+        return len(self._unmerged) >= MERGE_AT_KEYS
+
+
+class _TrialStateApplier(StateApplier):
+    """Merges and evicts all the time, and tells the node to forget what it took when a group is run again."""
+
+    def __init__(self, node: TrialState, store: Any) -> None:
+        super().__init__(node, store, CACHE_BYTES)
+        self._table = _EagerTable(store, self._codec.encode, self._codec.decode, CACHE_BYTES)
+        self._taken = node.taken
+
+    def _roll_back(self) -> None:
+        super()._roll_back()
+        self._taken.clear()
+
+
+class WatchedApplier:
+    """An applier whose every group the oracle hears of."""
+
+    def __init__(self, inner: Applier, taken: Taken, oracle: DurableOracle) -> None:
+        self._inner = inner
+        self._taken = taken
+        self._oracle = oracle
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def apply(self, group: list[Work]) -> Outcome:
+        self._taken.clear()
+        outcome = self._inner.apply(group)
+        self._oracle.applied(group, list(self._taken), outcome)
+        return outcome
+
+    def end(self) -> list[Any]:
+        pushed = self._inner.end()
+        self._oracle.ran_end(pushed)
+        return pushed
+
+
+class _SimulatedParts:
+    """Mixed into a durable host: its store is simulated, and its core and applier are watched."""
+
+    scene: Scene
+    dispatch: Dispatch
+    codec: Codec
+    outbox: Outbox
+    store: Any = None
+    task: TaskIndex
+    node: Any
+
+    def _open_store(self) -> Any:
+        scene, task = self.scene, self.task
+        self.store = scene.parts.store(scene.durable_disks[task], scene.durable_oracles[task], scene.passed)
+        return self.store
+
+    def _make_applier(self, store: Any) -> Any:
+        oracle = self.scene.durable_oracles[self.task]
+        return WatchedApplier(self._inner_applier(store), self.node.taken, oracle)
+
+    def _inner_applier(self, store: Any) -> Applier:
+        node, parts = self.node, self.scene.parts
+        if isinstance(node, TrialTransactionSink):
+            return parts.transaction_applier(node, "power", str, store, node.name)
+        if isinstance(node, TrialAppendSink):
+            return AppendApplier(node, "power", str, store)
+        if isinstance(node, TrialSink):
+            return SinkApplier(node, "power", str)
+        return _TrialStateApplier(node, store)
+
+    def _make_durable(self, store: Any) -> Durable:
+        return self.scene.parts.durable(*store.restore_inbox())
+
+    def _make_origin_host(self, store: Any) -> OriginHost:
+        scene, parts = self.scene, self.scene.parts
+        return parts.host(
+            self.task,
+            parts.origin(scene.schedule.limits, store.restore(), scene.now_s),
+            store,
+            self.dispatch,
+            self.codec,
+            self.outbox,
+            stored=self.codec,
+            now=scene.now,
+        )
+
+
+class _TrialPlan:
+    """As much of a plan as a durable host asks for: it is plan, task and node in one."""
+
+    name = "task"
+    timer_s = None
+    error_policy = ErrorPolicy()
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def task(self, task: TaskIndex) -> _TrialPlan:
+        return self
+
+    def node(self, task: object) -> _TrialPlan:
+        return self
+
+
+def make_durable_host(scene: Scene, task: TaskIndex, dispatch: Dispatch, codec: Codec, outbox: Outbox) -> DurableHost:
+    """The shell that ships, in the simulated world."""
+    kind: Any = type("SimulatedDurableHost", (_SimulatedParts, scene.parts.durable_host), {})
+    kind.scene, kind.dispatch, kind.codec, kind.outbox = scene, dispatch, codec, outbox
+    options = replace(Options(), batch_size=scene.schedule.limits.batch_size)
+    host = kind(
+        _TrialPlan(options),
+        task,
+        _make_node(scene, task),
+        (codec, codec),
+        outbox,
+        origin_name=str,
+        path=None,
+        epoch="",
+        now=scene.now,
+    )
+    return cast(DurableHost, host)
+
+
+def _make_node(scene: Scene, task: TaskIndex) -> Node:
+    world, outside = scene.world, scene.outside[task]
+    shape = world.node_of[task]
+    if isinstance(outside, Log):
+        return TrialSink(world, shape, outside)
+    if isinstance(outside, File):
+        return TrialAppendSink(world, shape, outside)
+    if isinstance(outside, Database):
+        return TrialTransactionSink(world, shape, outside, scene.durable_oracles[task])
+    assert shape.keeping is Keeping.STATE
+    return TrialState(world, shape)
