@@ -23,8 +23,8 @@ class Parquet(FileSink):
     A Parquet file cannot grow: its rows gather in ``NAME.part`` (an Arrow stream, which pyarrow can read), where in
     ``robust`` each row is once; a file that is complete is made from that and then gets its name. So with
     ``{number}`` in the path and ``rotate_items`` or ``rotate_s`` there are files while the stream runs; what is in
-    no file yet is safe, but not to be seen as Parquet. One path without a number becomes one file, at the end of the stream; it
-    must not be there before, and cannot be added to afterwards.
+    no file yet is safe, but not to be seen as Parquet. One path without a number becomes one file, at the end of the
+    stream; it must not be there before, and cannot be added to afterwards.
 
     The types are those of the first rows to come, or of ``schema``, a pyarrow.Schema, which is surer: what does not
     fit fails alone. ``compression`` and ``row_group_rows`` are those of the Parquet file. The space that the
