@@ -6,13 +6,11 @@ run as root, so root lets another user run them.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pwd
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any
 OTHER_USERS = ("postgres", "nobody")
 START_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.02
-PR_SET_PDEATHSIG = 1
 LOCKED_ROLE = "locked"
 """A role that needs a password; all others are trusted."""
 SETTINGS = ("listen_addresses=", "fsync=off", "max_connections=40", "shared_buffers=16MB")
@@ -72,10 +69,17 @@ class Cluster:
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
         with open(self.folder / "log", "ab") as log:
             self._server = subprocess.Popen(
-                [self.programs / "postgres", "-D", self.folder / "data", "-k", self.folder, *settings],
+                [
+                    *_dying_with_parent(),
+                    self.programs / "postgres",
+                    "-D",
+                    self.folder / "data",
+                    "-k",
+                    self.folder,
+                    *settings,
+                ],
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent,
                 **self._as_user(),
             )
         deadline_s = time.monotonic() + START_WITHIN_S
@@ -120,7 +124,6 @@ def _other_user() -> str:
     raise Unavailable(f"PostgreSQL does not run as root, and there is none of the users {', '.join(OTHER_USERS)}")
 
 
-def _die_with_parent() -> None:
-    """A test run that is killed leaves no server behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+def _dying_with_parent() -> list[str]:
+    """A test run that is killed leaves no server behind, where there is a program for that."""
+    return ["setpriv", "--pdeathsig", "INT"] if shutil.which("setpriv") else []

@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import re
+import sys
+import threading
+import uuid
+from typing import Any, NamedTuple
+
+import pytest
+
+from consecution import Pipeline, SqlSink
+from consecution.errors import MissingExtraError, OutageError, UsageError, WorldError
+from consecution.sinks import sql
+from consecution.sinks.database import MARKS
+from tests.sinks.cluster import LOCKED_ROLE
+from tests.sinks.conftest import PostgresDatabase
+from tests.sinks.test_sql import NASTY
+
+UTC = datetime.UTC
+
+
+@dataclasses.dataclass
+class Distance:
+    name: str
+    km: Any
+
+
+class Place(NamedTuple):
+    name: str
+    km: Any
+
+
+def sink(postgres: PostgresDatabase, **options: Any) -> SqlSink:
+    return SqlSink("sink", postgres.url, **{"table": "t", **options})
+
+
+def write(postgres: PostgresDatabase, *frames: list[Any], **options: Any) -> None:
+    made = sink(postgres, **options)
+    made.open()
+    try:
+        for frame in frames:
+            made.write(None, frame)
+    finally:
+        made.close()
+
+
+def types_of(postgres: PostgresDatabase, table: str = "t") -> dict[str, str]:
+    return dict(
+        postgres.query(
+            "SELECT column_name::text, data_type::text FROM information_schema.columns WHERE table_name = %s", table
+        )
+    )
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [None, "name"])
+@pytest.mark.parametrize(
+    ("items", "options"),
+    [
+        ([{"name": "a", "km": 1.5}, {"km": 2.5, "name": "b"}], {}),
+        ([Distance("a", 1.5), Distance("b", 2.5)], {}),
+        ([Place("a", 1.5), Place("b", 2.5)], {}),
+        ([("a", 1.5), ["b", 2.5]], {"columns": ["name", "km"]}),
+    ],
+)
+def test_every_kind_of_row_is_taken(
+    postgres: PostgresDatabase, items: list[Any], options: dict[str, Any], key: str | None
+) -> None:
+    write(postgres, items, key=key, **options)
+
+    assert postgres.query("SELECT * FROM t ORDER BY 1") == [("a", 1.5), ("b", 2.5)]
+    assert types_of(postgres) == {"name": "text", "km": "double precision"}
+
+
+@pytest.mark.parametrize("key", [None, "n"])
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1, None, -5], "bigint"),
+        ([1, 2**70], "numeric"),
+        ([1, 2.5], "double precision"),
+        ([decimal.Decimal("1.10"), 2], "numeric"),
+        ([True, None], "boolean"),
+        (["é", "tab\tnewline\n\\N", ""], "text"),
+        ([b"\x00\xff", b""], "bytea"),
+        ([{"a": [1, None]}, {}], "jsonb"),
+        ([[1, "x"], []], "jsonb"),
+        ([datetime.datetime(2024, 1, 2, 3, 4, 5, 6, UTC)], "timestamp with time zone"),
+        ([datetime.datetime(2024, 1, 2, 3, 4)], "timestamp without time zone"),
+        ([datetime.date(2024, 1, 2)], "date"),
+        ([datetime.timedelta(days=1, seconds=2)], "interval"),
+        ([uuid.UUID(int=5)], "uuid"),
+        ([None], "text"),
+    ],
+)
+def test_types_are_those_of_the_first_frame_and_values_stay_as_they_are(
+    postgres: PostgresDatabase, values: list[Any], kind: str, key: str | None
+) -> None:
+    write(postgres, [{"n": n, "x": value} for n, value in enumerate(values)], key=key)
+
+    assert types_of(postgres)["x"] == kind
+    assert [x for (x,) in postgres.query("SELECT x FROM t ORDER BY n")] == values
+
+
+@pytest.mark.parametrize("key", [None, "n"])
+def test_columns_of_a_table_that_is_there_take_what_can_be_converted(
+    postgres: PostgresDatabase, key: str | None
+) -> None:
+    postgres.query("CREATE TABLE t (n int PRIMARY KEY, a text, b smallint, c json, d varchar(3), e text DEFAULT 'e')")
+
+    write(postgres, [{"n": 1, "a": 5, "b": "7", "c": {"x": 1}, "d": "abc"}], key=key)
+
+    assert postgres.query("SELECT * FROM t") == [(1, "5", 7, {"x": 1}, "abc", "e")]
+
+
+@pytest.mark.parametrize("key", [None, "n"])
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"n": 2, "x": "text"}, "invalid input syntax"),
+        ({"n": 2, "x": 2**70}, "out of range"),
+        ({"n": 2, "x": object()}, "cannot adapt|invalid input syntax"),
+        ({"n": 2, "z": 1}, "the row has a column 'z'; the columns are n, x"),
+        ({"n": None, "x": 1}, "null value in column"),
+        ({"n": 9, "x": 9}, "duplicate key value"),
+        ((1, 2), "expected a dict as the rows before, found tuple"),
+    ],
+)
+@pytest.mark.parametrize("robustness", ["track", "robust"])
+def test_a_wrong_row_fails_alone_and_says_why(
+    postgres: PostgresDatabase, wrong: Any, reason: str, key: str | None, robustness: str
+) -> None:
+    if reason == "duplicate key value" and key:
+        pytest.skip("with a key it replaces the other")
+    postgres.query("CREATE TABLE t (n bigint PRIMARY KEY, x bigint)")
+    rows = [*({"n": n, "x": n} for n in (1, 9)), wrong, *({"n": n, "x": n} for n in range(20, 30))]
+
+    report = Pipeline(sink(postgres, key=key)).run(rows, mode="inline", robustness=robustness, retries=0)
+
+    assert re.search(reason, report.failures[0].error)
+    assert report.failed == 1
+    assert postgres.query("SELECT n FROM t ORDER BY n") == [(n,) for n in (1, 9, *range(20, 30))]
+
+
+def test_a_constraint_that_is_deferred_fails_its_row_too(postgres: PostgresDatabase) -> None:
+    postgres.query("CREATE TABLE t (n int, UNIQUE (n) DEFERRABLE INITIALLY DEFERRED)")
+
+    report = Pipeline(sink(postgres)).run([{"n": n} for n in (1, 2, 1, 3)], mode="inline", retries=0)
+
+    assert [failure.item for failure in report.failures] == [{"n": 1}]
+    assert postgres.query("SELECT n FROM t ORDER BY n") == [(1,), (2,), (3,)]
+
+
+@pytest.mark.parametrize("name", [*NASTY, "100%s", "%"])
+@pytest.mark.parametrize("keyed", [False, True])
+def test_any_name_will_do(postgres: PostgresDatabase, name: str, keyed: bool) -> None:
+    rows = [{name: 1, "other": 1}, {name: 2, "other": 2}]
+
+    write(postgres, rows, table=name, key=name if keyed else None)
+
+    quoted = '"' + name.replace('"', '""') + '"'
+    assert postgres.query(f"SELECT {quoted}, other FROM {quoted} ORDER BY 1") == [(1, 1), (2, 2)]
+
+
+# -- keys and tables -------------------------------------------------------------------------------
+
+
+def test_a_row_replaces_the_one_with_the_same_key(postgres: PostgresDatabase) -> None:
+    rows = [{"a": 1, "b": 1, "c": "old"}, {"a": 1, "b": 2, "c": "kept"}, {"a": 1, "b": 1, "c": "new"}]
+
+    write(postgres, rows, [{"a": 1, "b": 2, "c": "later"}], key=["a", "b"])
+    write(postgres, rows[:1], key=["b", "a"])
+
+    assert sorted(postgres.query("SELECT * FROM t")) == [(1, 1, "old"), (1, 2, "later")]
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "reason"),
+    [
+        ("CREATE TABLE other (a int)", {"create": False}, "there is no table 't'"),
+        ("CREATE TABLE t (z int)", {}, "it has no column 'a', but z"),
+        ("CREATE TABLE t (a int)", {"key": "a"}, "there is no unique or exclusion constraint"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused_with_the_remedy(
+    postgres: PostgresDatabase, made: str, options: dict[str, Any], reason: str
+) -> None:
+    postgres.query(made)
+
+    with pytest.raises(UsageError, match=rf"the rows do not fit the table 't' of postgresql.*{reason}.*change the"):
+        write(postgres, [{"a": 1}], **options)
+
+
+def test_a_table_made_in_a_frame_that_failed_is_made_again(postgres: PostgresDatabase) -> None:
+    made = sink(postgres)
+    made.open()
+    with pytest.raises(Exception):
+        made.write(None, [{"a": 1}, {"a": object()}])
+
+    made.write(None, [{"b": 2}])
+
+    made.close()
+    assert postgres.query("SELECT * FROM t") == [(2,)]
+
+
+def test_replicas_make_the_table_once(postgres: PostgresDatabase) -> None:
+    together = threading.Barrier(4)
+    problems: list[BaseException] = []
+
+    def replica(number: int) -> None:
+        try:
+            made = sink(postgres)
+            made.open()
+            together.wait(30)
+            made.write(None, [{"a": number}])
+            made.close()
+        except BaseException as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=replica, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert problems == []
+    assert postgres.query("SELECT a FROM t ORDER BY a") == [(0,), (1,), (2,), (3,)]
+
+
+# -- the start -------------------------------------------------------------------------------------
+
+
+def test_an_unknown_database_or_role_is_said_at_the_start(postgres: PostgresDatabase) -> None:
+    for url in (postgres.cluster.url("nowhere"), postgres.cluster.url(postgres.name, user="nobody_here")):
+        with pytest.raises(UsageError, match=r"sink.*does not let us in.*does not exist; mend the url"):
+            Pipeline(SqlSink("sink", url, "t")).run([{"a": 1}], mode="inline", robustness="robust")
+
+
+def test_a_wrong_password_is_said_at_the_start_and_not_shown(postgres: PostgresDatabase) -> None:
+    if not postgres.query("SELECT FROM pg_roles WHERE rolname = %s", LOCKED_ROLE):
+        postgres.query(f"CREATE ROLE {LOCKED_ROLE} LOGIN PASSWORD 'right'")
+    url = postgres.cluster.url(postgres.name, user=LOCKED_ROLE, password="s3cret")
+
+    with pytest.raises(UsageError, match="password authentication failed") as caught:
+        SqlSink("sink", url, "t").open()
+
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_is_waited_for_and_then_an_error(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql, "START_PATIENCE_S", 0.1)
+
+    with pytest.raises(OutageError, match=r"postgresql://postgres@/db\?host=/nowhere cannot be reached"):
+        SqlSink("sink", "postgresql://postgres@/db?host=/nowhere", "t").open()
+
+
+def test_a_url_that_is_none_is_refused() -> None:
+    pytest.importorskip("psycopg")
+
+    with pytest.raises(UsageError, match=r"expected postgresql://user@host/database"):
+        SqlSink("sink", "postgresql://host/db?colour=red", "t").open()
+
+
+def test_without_psycopg_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+
+    with pytest.raises(MissingExtraError, match=r"pip install 'consecution\[postgres\]'") as caught:
+        SqlSink("sink", "postgresql://host/db", "t").open()
+
+    assert caught.value.extra == "postgres"
+
+
+# -- marks -----------------------------------------------------------------------------------------
+
+
+def test_rows_and_mark_are_one_transaction(postgres: PostgresDatabase) -> None:
+    made = sink(postgres)
+    made.open()
+    assert made.last_mark("me") == (0, b"")
+
+    made.begin_transaction()
+    made.write(None, [{"a": 1}])
+    made.commit("me", 1, b"\x00redo")
+    made.begin_transaction()
+    made.write(None, [{"a": 2}])
+    made.roll_back()
+
+    assert made.last_mark("me") == (1, b"\x00redo")
+    assert postgres.query("SELECT a FROM t") == [(1,)]
+    made.close()
+
+
+def test_a_late_transaction_of_a_dead_process_keeps_the_next_one_out(postgres: PostgresDatabase) -> None:
+    late, new = sink(postgres), sink(postgres)
+    for made in (late, new):
+        made.open()
+        made.last_mark("me")
+    late.begin_transaction()
+    late.write(None, [{"a": 1}])
+    new.begin_transaction()
+    late.commit("me", 1, b"late")
+
+    new.write(None, [{"a": 1}])
+    with pytest.raises(WorldError, match=rf"mark in {MARKS} was expected at 0"):
+        new.commit("me", 1, b"new")
+
+    assert new.last_mark("me") == (1, b"late")
+    assert postgres.query("SELECT a FROM t") == [(1,)]
+    late.close()
+    new.close()
+
+
+def test_a_deadlock_is_nobodys_fault(postgres: PostgresDatabase) -> None:
+    write(postgres, [{"a": 1, "b": 0}, {"a": 2, "b": 0}], key="a")
+    first, second = sink(postgres, key="a"), sink(postgres, key="a")
+    outcomes: list[str] = []
+
+    def finish(made: SqlSink, row: int) -> None:
+        try:
+            made.write(None, [{"a": row, "b": 1}])
+            outcomes.append("written")
+        except OutageError:
+            outcomes.append("outage")
+        finally:
+            made.roll_back()
+
+    for made, row in ((first, 1), (second, 2)):
+        made.open()
+        made.begin_transaction()
+        made.write(None, [{"a": row, "b": 1}])
+    threads = [threading.Thread(target=finish, args=(first, 2)), threading.Thread(target=finish, args=(second, 1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert sorted(outcomes) == ["outage", "written"]
+    first.close()
+    second.close()
