@@ -86,6 +86,15 @@ SETTINGS = (
         "bytes",
         least=1,
     ),
+    Setting(
+        "memory_limit_bytes",
+        "int",
+        0,
+        "memory one worker may take for data of its own; an item that wants more gets a MemoryError and fails; 0: no "
+        "limit. Kept by worker processes on Linux alone: in thread and inline mode an item that takes all memory, or "
+        "crashes, takes the whole program with it",
+        "bytes",
+    ),
     Setting("max_restarts", "int", 5, "deaths in a row, without progress between, that end the run"),
     Setting("stop_timeout_s", "float", 30.0, "how long a stop waits for open batches", "s"),
 )
@@ -112,6 +121,7 @@ class Options:
     fresh: bool = False
     drop_state: bool = False
     cache_bytes: int = 256 * 1024 * 1024
+    memory_limit_bytes: int = 0
     max_restarts: int = 5
     stop_timeout_s: float = 30.0
 

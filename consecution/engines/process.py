@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from typing import Any
@@ -19,7 +20,9 @@ from consecution.runtime.books import Books, read_books
 from consecution.runtime.launcher import ProcessWorker, ThreadWorker, refuse_in_worker_start
 from consecution.runtime.local_run import finished_before, open_run_state, push_into, status_of
 from consecution.runtime.logs import LogPump
+from consecution.runtime.memory import can_limit_memory
 from consecution.runtime.shipping import Parcel, Shipment, can_ship, ship
+from consecution.runtime.slots import SlotFile
 from consecution.runtime.supervisor import Supervisor
 from consecution.runtime.worker import WorkerSpec
 from consecution.source import Source
@@ -48,6 +51,7 @@ class ProcessRunning(Running):
         self._thread: threading.Thread | None = None
         self._source = assembly.make_source(plan, iterable)
         self._parcels: dict[TaskIndex, Parcel] = {}
+        self._slots: dict[TaskIndex, SlotFile] = {}
         self._supervisor = Supervisor(plan, self._launch, self._say)
         failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
         self._state = open_run_state(plan)
@@ -78,6 +82,8 @@ class ProcessRunning(Running):
         self._ship(None if in_parent else self._source)
         self._folder = SocketFolder()
         self._logs = LogPump()
+        if self._plan.options.memory_limit_bytes and not can_limit_memory():
+            self._say("supervisor", f"memory_limit_bytes is not kept: {sys.platform} cannot limit a process's data")
         self._thread = threading.Thread(target=self._run, name="consecution-supervisor", daemon=True)
         self._thread.start()
 
@@ -89,9 +95,14 @@ class ProcessRunning(Running):
             parcel = Parcel(ship(self._plan, tasks[0], state, source if node.is_source else None))
             self._parcels.update(dict.fromkeys(tasks, parcel))
 
+            if self._plan.options.robust:
+                self._slots.update({task: SlotFile() for task in tasks})
+
     def _close_parcels(self) -> None:
         for parcel in self._parcels.values():
             parcel.close()
+        for slot in self._slots.values():
+            slot.close()
 
     def _journal_path(self, task: TaskIndex) -> str | None:
         """Where the store of a task lies that answers for batches; None for all others."""
@@ -111,11 +122,13 @@ class ProcessRunning(Running):
             socket_folder=self._folder.path,
             failpoints=os.environ.get(failpoints.VARIABLE, ""),
             environment=dict(os.environ),
+            verdicts=self._supervisor.verdicts(task),
+            memory_limit_bytes=self._plan.options.memory_limit_bytes,
         )
         mark = self._plan.task(task).name
         if task == SOURCE_TASK and self._parent_source is not None:
             return ThreadWorker(spec, mark, Shipment(self._plan, None, self._parent_source, None))
-        return ProcessWorker(spec, self._parcels[task], mark, self._logs)
+        return ProcessWorker(spec, self._parcels[task], mark, self._logs, self._slots.get(task))
 
     def _say(self, mark: str, text: str) -> None:
         self._logs.say(mark, text)

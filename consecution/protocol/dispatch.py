@@ -8,6 +8,7 @@ them refuses reaches none of them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -174,6 +175,11 @@ class Dispatch:
         except USER_ERRORS:
             packed = self._pack(self._plan_one_by_one(items, unsent))
         return [self._address(part, element, payload, cause) for part, element, payload in packed], unsent
+
+    def rehearse(self, items: list[Any]) -> None:
+        """Route and encode, and send nothing: if that takes the process down, it does so here."""
+        with contextlib.suppress(*USER_ERRORS):
+            self._pack(self._plan(items))
 
     def _plan(self, items: list[Any]) -> list[Part]:
         parts: list[Part] = []

@@ -58,7 +58,7 @@ class PoisonError(Exception):
         self.stack = stack
 
     def __str__(self) -> str:
-        return f"its worker died at it again and again (the last one: {self.how}); it is left out"
+        return f"its worker died at it again and again ({self.how})"
 
 
 class LostItem:
@@ -109,7 +109,7 @@ class Suspicion:
         self._verdicts: dict[str, list[Verdict]] = {}
 
     def died(self, node: str, in_hand: InHand, how: str, stack: Callable[[], str] = str) -> Verdict | None:
-        """A replica of ``node`` died at this; the verdict it leads to, if any. Only the guilty are asked for a ``stack``."""
+        """A replica of ``node`` died at this; the verdict that follows, if one does. ``stack`` is for guilty items."""
         case = self._cases.setdefault((node, in_hand.frame), _Case())
         case.deaths += 1
         if case.deaths < DEATHS:
@@ -171,6 +171,8 @@ class Guard:
         verdicts: Iterable[Verdict] = (),
         decode: CarefulDecode | None = None,
     ) -> None:
+        self.steps = 0
+        """Frames taken, and items of those that are run item by item; for whoever watches over hanging tasks."""
         self._note = note
         self._decode = decode
         self._cases: dict[FrameKey, dict[bytes, Verdict]] = {}
@@ -185,6 +187,7 @@ class Guard:
 
     def take(self, origin: TaskIndex, seq: int, path: tuple[int, ...]) -> Suspect | None:
         """This frame is in hand until `leave`. If it is suspect: what to run it with, item by item."""
+        self.steps += 1
         if self._note is None:
             return None
         key = FrameKey(origin, seq, path)

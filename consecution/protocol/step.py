@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from consecution.protocol.dispatch import Dispatch, Sent
+from consecution.protocol.poison import Guard, LostItem, PartlyDecodedError, PoisonError, Suspect
 from consecution.protocol.values import USER_ERRORS, Ack, BatchId, FailedItem, Frame, Stage, TaskIndex, Treatment
 
 SHOWN_LENGTH = 200
@@ -90,6 +91,7 @@ class Step:
     errors that are no item's fault (a debugger was quit) and end the run. ``skips_decided``: with a journal
     a frame whose batch is decided is left over from an execution that was thrown away; without one it may
     have been given up while its items are still on their way. ``clock`` gives seconds for the busy time only.
+    ``guard`` knows which frames are suspect of taking the task down; these are run item by item.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Step:
         lets_through: tuple[type[BaseException], ...] = (),
         skips_decided: bool = False,
         judge: Judge = always_retry,
+        guard: Guard | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.task = task
@@ -117,13 +120,14 @@ class Step:
         self._clock = clock
         self._skips_decided = skips_decided
         self._judge = judge
+        self._guard = guard or Guard()
         self._known: dict[TaskIndex, _Known] = {}
         self._cursor: Iterator[Any] = iter(())
         self._out: list[Any] = []
 
-    def progress(self) -> tuple[int, int, int]:
+    def progress(self) -> tuple[int, int, int, int]:
         """Changes whenever the task gets on with its work, inside a frame too. Any thread may ask."""
-        return self.counts.frames, operator.length_hint(self._cursor), len(self._out)
+        return self.counts.frames, self._guard.steps, operator.length_hint(self._cursor), len(self._out)
 
     def run(self, frame: Frame) -> tuple[list[Sent], Ack | None]:
         """Run one frame: the frames to send, and its acknowledgement; None for a frame that is not run.
@@ -135,9 +139,11 @@ class Step:
             return [], None
         started_s = self._clock()
         failed: list[FailedItem] = []
-        items = self._codec.decode(frame.payload)
-        out = items if frame.stage is Stage.ROUTE else self._process(frame, items, failed)
+        suspect = self._guard.take(frame.origin, frame.seq, frame.path)
+        items = self._decode(frame, suspect, failed)
+        out = self._run(frame, items, failed) if suspect is None else self._run_suspect(frame, suspect, items, failed)
         sent, unsent = self._dispatch.send(out, frame)
+        self._guard.leave()
         failed.extend(self._describe(Stage.ROUTE, u.item, u.error) for u in unsent)
         self._count(len(items), len(out), len(failed), self._clock() - started_s)
         xor: int = frame.frame_id
@@ -146,6 +152,34 @@ class Step:
             xor ^= message.frame.frame_id
             produced_bytes += self._codec.size(message.frame.payload)
         return sent, Ack(frame.seq, frame.generation, xor, produced_bytes, tuple(failed))
+
+    def _decode(self, frame: Frame, suspect: Suspect | None, failed: list[FailedItem]) -> list[Any]:
+        """The items of a frame; those that cannot be decoded fail."""
+        try:
+            decode = self._codec.decode
+            return decode(frame.payload) if suspect is None else suspect.decode(frame.payload, decode)
+        except PartlyDecodedError as partly:
+            lost = [item for item in partly.items if isinstance(item, LostItem)]
+            failed.extend(self._describe(frame.stage, item, item.error) for item in lost)
+            return [item for item in partly.items if not isinstance(item, LostItem)]
+
+    def _run(self, frame: Frame, items: list[Any], failed: list[FailedItem]) -> list[Any]:
+        return items if frame.stage is Stage.ROUTE else self._process(frame, items, failed)
+
+    def _run_suspect(self, frame: Frame, suspect: Suspect, items: list[Any], failed: list[FailedItem]) -> list[Any]:
+        """Item by item, up to where its outputs could be sent; the guilty fail without being touched."""
+        made: list[Any] = []
+        for index, item in enumerate(items):
+            self._guard.steps += 1
+            condemned = suspect.meet(index, item, self._codec)
+            if condemned is not None:
+                failed.append(self._describe(frame.stage, condemned.item, condemned.error))
+                continue
+            out = self._run(frame, [item], failed)
+            self._dispatch.rehearse(out)
+            made += out
+        suspect.all_met()
+        return made
 
     def _is_repeat(self, frame: Frame) -> bool:
         known = self._known.get(frame.origin)
@@ -234,7 +268,7 @@ def describe_failure(
     task: TaskIndex, stage: Stage, item: Any, error: BaseException, codec: Codec, judge: Judge = always_retry
 ) -> FailedItem:
     """A failed item as it travels to its origin. Never raises, whatever the item's own methods do."""
-    retryable = True
+    retryable = not isinstance(error, PoisonError)
     treatment = judge(error, item)
     try:
         payload = codec.encode_failed(item)
@@ -253,7 +287,9 @@ def _text_of(error: BaseException) -> str:
 
 
 def _traceback_of(error: BaseException) -> str:
-    """The user's part of the traceback: the step's own frames say nothing."""
+    """The user's part of the traceback: the step's own frames say nothing. Of a crash, the stack it has left."""
+    if isinstance(error, PoisonError):
+        return error.stack or f"{error}\nThere is no stack: the process left by itself, or was killed."
     try:
         tb = error.__traceback__
         own = tb.tb_frame.f_code.co_filename if tb is not None else ""

@@ -8,7 +8,7 @@ to what it was before the failing item, and what that had pushed is dropped. For
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -17,7 +17,8 @@ from consecution.errors import DamagedStoreError, OutageError, WorldError
 from consecution.nodes import Node
 from consecution.plan import Plan
 from consecution.protocol.durable import Application
-from consecution.protocol.values import USER_ERRORS, BatchId, TaskIndex
+from consecution.protocol.poison import Guard, Suspect
+from consecution.protocol.values import USER_ERRORS, BatchId, Frame, TaskIndex
 from consecution.runtime import failpoints
 from consecution.runtime.durable_store import CommittedOutside, DurableStore, TableWrite
 from consecution.runtime.journal import seal
@@ -35,19 +36,23 @@ CAREFUL_GROUPS = 100
 """After a failing item, so many groups are run item by item from the start: the next may not be far."""
 
 
-class Work(NamedTuple):
-    """One application with its items decoded, frame by frame."""
-
-    application: Application
-    frames: list[list[Any]]
-
-
 class FailedInput(NamedTuple):
-    """An item that raised while it was applied."""
+    """An item that raised while it was applied, or could not be decoded, or must not be touched."""
 
     application: Application
     item: Any
     error: BaseException
+
+
+class Work(NamedTuple):
+    """One application with its items decoded, frame by frame; ``lost`` are those that could not be."""
+
+    application: Application
+    frames: list[list[Any]]
+    lost: Sequence[FailedInput] = ()
+
+    def parts(self) -> Iterator[tuple[Frame, list[Any]]]:
+        return zip(self.application.frames, self.frames, strict=True)
 
 
 class Outcome(NamedTuple):
@@ -58,7 +63,9 @@ class Outcome(NamedTuple):
 
 
 class Applier(Protocol):
-    """Applies groups for one task. Called by one thread."""
+    """Applies groups for one task. Called by one thread. The frames it runs pass its ``guard``."""
+
+    guard: Guard
 
     def open(self) -> None:
         """Restore what the store has, and run the node's ``begin``. What a crash has left undone is done here."""
@@ -94,6 +101,7 @@ class _NodeApplier:
 
     def __init__(self, node: Node, store: DurableStore, cache_bytes: int) -> None:
         self.node = node
+        self.guard = Guard()
         self._codec = PickleCodec()
         self._table = StateTable(store, self._codec.encode, self._codec.decode, cache_bytes)
         self._store = store
@@ -102,25 +110,41 @@ class _NodeApplier:
         self._states: States
 
     def apply(self, group: list[Work]) -> Outcome:
-        if not self._careful_groups:
-            pushed: list[Any] = []
-            try:
-                for work in group:
-                    for items in work.frames:
-                        self._run(iter(items), pushed)
-                return Outcome(pushed, [])
-            except USER_ERRORS:
-                self._roll_back()
-                self._careful_groups = CAREFUL_GROUPS
-        self._careful_groups -= 1
-        return self._apply_carefully(group)
+        outcome = None if self._careful_groups else self._apply_quickly(group)
+        if outcome is None:
+            self._careful_groups = max(0, self._careful_groups - 1)
+            outcome = self._apply_carefully(group)
+        self.guard.leave()
+        return outcome
+
+    def _apply_quickly(self, group: list[Work]) -> Outcome | None:
+        """None, and all is as it was before: an item raises, or a frame is suspect of taking the task down."""
+        pushed: list[Any] = []
+        try:
+            for work in group:
+                for frame, items in work.parts():
+                    if self.guard.take(frame.origin, frame.seq, frame.path) is not None:
+                        self._roll_back()
+                        return None
+                    self._run(iter(items), pushed)
+        except USER_ERRORS:
+            self._roll_back()
+            self._careful_groups = CAREFUL_GROUPS
+            return None
+        return Outcome(pushed, [])
 
     def _apply_carefully(self, group: list[Work]) -> Outcome:
         outcome = Outcome([], [])
         for work in group:
-            for items in work.frames:
-                for item in items:
-                    self._apply_item(work.application, item, outcome)
+            for frame, items in work.parts():
+                suspect = self.guard.take(frame.origin, frame.seq, frame.path)
+                for index, item in enumerate(items):
+                    self.guard.steps += 1
+                    condemned = None if suspect is None else suspect.meet(index, item, self._codec)
+                    if condemned is None:
+                        self._apply_item(work.application, item, outcome)
+                    else:
+                        outcome.failed.append(FailedInput(work.application, *condemned))
         return outcome
 
     def _apply_item(self, application: Application, item: Any, outcome: Outcome) -> None:
@@ -286,6 +310,8 @@ class SinkApplier:
         self._sink = sink
         self._sync = sync
         self._origin_names = origin_names
+        self._codec = PickleCodec()
+        self.guard = Guard()
         self.writes = 0
 
     def open(self) -> None:
@@ -296,10 +322,28 @@ class SinkApplier:
         failed: list[FailedInput] = []
         for work in group:
             app = work.application
-            for frame, items in zip(app.frames, work.frames, strict=True):
+            for frame, items in work.parts():
                 batch_id = BatchId(self._origin_names(app.origin), app.seq, app.generation, frame.path)
-                self._write(app, batch_id, items, failed)
+                suspect = self.guard.take(frame.origin, frame.seq, frame.path)
+                if suspect is None:
+                    self._write(app, batch_id, items, failed)
+                else:
+                    self._write_one_by_one(app, batch_id, items, suspect, failed)
+        self.guard.leave()
         return Outcome([], failed)
+
+    def _write_one_by_one(
+        self, app: Application, batch_id: BatchId, items: list[Any], suspect: Suspect, failed: list[FailedInput]
+    ) -> None:
+        """For a frame that is suspect of taking the task down; the guilty are not offered."""
+        for index, item in enumerate(items):
+            self.guard.steps += 1
+            condemned = suspect.meet(index, item, self._codec)
+            if condemned is None:
+                self._write(app, batch_id, [item], failed)
+            else:
+                failed.append(FailedInput(app, *condemned))
+        suspect.all_met()
 
     def _write(self, app: Application, batch_id: BatchId, items: list[Any], failed: list[FailedInput]) -> None:
         """Offer all items; if that raises, half by half, to find the ones at fault."""

@@ -14,6 +14,7 @@ from consecution.options import Options
 from consecution.plan import Plan
 from consecution.producer import Producer
 from consecution.protocol.origin import FailureEntry, Origin, Restored
+from consecution.protocol.poison import Guard
 from consecution.protocol.step import Codec, Counts
 from consecution.protocol.values import TaskIndex
 from consecution.report import Failure, NodeCounts, Report, Status
@@ -70,6 +71,7 @@ def make_source_host(
     epoch: str,
     now: Callable[[], float],
     on_stop: OnStop | None = None,
+    guard: Guard | None = None,
 ) -> SourceHost:
     """The source's task, its journal restored and its source not yet open."""
     codec, stored = codecs
@@ -85,6 +87,7 @@ def make_source_host(
         now=now,
         on_stop=on_stop,
         judge=plan.node(plan.source_name).error_policy.judge,
+        guard=guard,
     )
     return SourceHost(host, source, linger_s=plan.options.linger_ms / 1000)
 
@@ -104,18 +107,36 @@ def make_host(
     epoch: str,
     lets_through: tuple[type[BaseException], ...] = (),
     on_stop: OnStop | None = None,
+    guard: Guard | None = None,
 ) -> Host:
     """The host of a task; that of a durable one has its store at ``path``, and what that holds."""
     namer = origin_namer(plan, epoch)
     if not plan.node(plan.task(task).node).durable:
         return TaskHost(
-            plan, task, node, codecs[0], outbox, origin_name=namer, lets_through=lets_through, on_stop=on_stop
+            plan,
+            task,
+            node,
+            codecs[0],
+            outbox,
+            origin_name=namer,
+            lets_through=lets_through,
+            on_stop=on_stop,
+            guard=guard,
         )
     assert path is not None
     codec, stored = codecs
     assert stored is not None
     return DurableHost(
-        plan, task, node, (codec, stored), outbox, origin_name=namer, path=path, epoch=epoch, on_stop=on_stop
+        plan,
+        task,
+        node,
+        (codec, stored),
+        outbox,
+        origin_name=namer,
+        path=path,
+        epoch=epoch,
+        on_stop=on_stop,
+        guard=guard,
     )
 
 

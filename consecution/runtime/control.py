@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from consecution.protocol.origin import FailureEntry, OriginCounts
+from consecution.protocol.poison import Verdict
 from consecution.protocol.values import TaskIndex
 
 # -- supervisor to worker ------------------------------------------------------------------------
@@ -38,6 +39,13 @@ class Drain:
 @dataclass(frozen=True, slots=True)
 class StopReading:
     """A source takes nothing more, and finishes what is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What was found about frames that kill workers, before any of them comes again."""
+
+    verdicts: tuple[Verdict, ...]
 
 
 @dataclass(frozen=True, slots=True)

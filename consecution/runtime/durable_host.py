@@ -17,6 +17,7 @@ from consecution.options import Options
 from consecution.plan import Plan
 from consecution.protocol.durable import Application, Durable, DurableTurn
 from consecution.protocol.origin import Origin
+from consecution.protocol.poison import Guard, LostItem, PartlyDecodedError
 from consecution.protocol.step import Codec, Counts, describe_failure
 from consecution.protocol.values import (
     USER_ERRORS,
@@ -60,6 +61,7 @@ class DurableHost:
         epoch: str,
         now: Callable[[], float] = time.time,
         on_stop: OnStop | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.task = task
         self.name = plan.task(task).name
@@ -71,6 +73,7 @@ class DurableHost:
         self._outbox = outbox
         self._now = now
         self._on_stop = on_stop
+        self._guard = guard or Guard()
         self._judge = plan.node(plan.task(task).node).error_policy.judge
         self._credits: dict[TaskIndex, int] = {}
         self._answers = DurableTurn()
@@ -116,7 +119,9 @@ class DurableHost:
         return DurableStore(self._path, origin=self.name, epoch=self._epoch, sync=self._options.sync, create=False)
 
     def _make_applier(self, store: DurableStore) -> Applier:
-        return make_applier(self._plan, self.task, self.node, store, self._origin_name)
+        applier = make_applier(self._plan, self.task, self.node, store, self._origin_name)
+        applier.guard = self._guard
+        return applier
 
     def _make_durable(self, store: DurableStore) -> Durable:
         return Durable(*store.restore_inbox())
@@ -133,6 +138,7 @@ class DurableHost:
             now=self._now,
             on_stop=self._on_stop,
             judge=self._judge,
+            guard=self._guard,
         )
 
     # -- what it is asked ------------------------------------------------------------------------
@@ -149,7 +155,7 @@ class DurableHost:
     def progress(self) -> tuple[int, ...]:
         """Changes whenever the task gets on with its work."""
         counts = self.counts
-        return counts.frames, counts.items_in, counts.items_out
+        return counts.frames, counts.items_in, counts.items_out, self._guard.steps
 
     # -- messages --------------------------------------------------------------------------------
 
@@ -207,8 +213,9 @@ class DurableHost:
 
     def _apply_ready(self) -> bool:
         group, items = [], 0
-        while items < GROUP_ITEMS and self.origin.room():
-            application = self._durable.next_application()
+        while items < GROUP_ITEMS:
+            # A full window holds back new work, but not this task's own retries: they are what fills it.
+            application = self._durable.next_application(only=None if self.origin.room() else self.task)
             if application is None:
                 break
             self._durable.apply(application)
@@ -233,12 +240,27 @@ class DurableHost:
         self._give_birth(pushed)
 
     def _decode(self, application: Application) -> Work:
-        return Work(application, [self._codec.decode(frame.payload) for frame in application.frames])
+        lost: list[FailedInput] = []
+        frames = [self._decode_frame(application, frame, lost) for frame in application.frames]
+        return Work(application, frames, lost)
+
+    def _decode_frame(self, application: Application, frame: Frame, lost: list[FailedInput]) -> list[Any]:
+        """The items of a frame; those that cannot be decoded fail when their batch is applied."""
+        suspect = self._guard.take(frame.origin, frame.seq, frame.path)
+        decode = self._codec.decode
+        try:
+            items = decode(frame.payload) if suspect is None else suspect.decode(frame.payload, decode)
+        except PartlyDecodedError as partly:
+            items = [item for item in partly.items if not isinstance(item, LostItem)]
+            lost += [FailedInput(application, item, item.error) for item in partly.items if isinstance(item, LostItem)]
+        self._guard.leave()
+        return items
 
     def _apply(self, group: list[Work], items: int) -> None:
         started_s = time.perf_counter()
         with self._occupied("process"):
             pushed, failed = self._applier.apply(group)
+        failed = [*(lost for work in group for lost in work.lost), *failed]
         counts = self.counts
         counts.items_in += items
         counts.items_out += len(pushed)

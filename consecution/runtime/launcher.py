@@ -17,9 +17,11 @@ import multiprocess.connection
 import multiprocess.process
 
 from consecution.errors import ConsecutionError, UsageError
+from consecution.protocol.poison import InHand
 from consecution.runtime import fork_server
 from consecution.runtime.logs import LogPump
 from consecution.runtime.shipping import Parcel, Shipment, main_travels
+from consecution.runtime.slots import SlotFile
 from consecution.runtime.worker import Worker, WorkerSpec, _report, run_worker
 
 LOOK_EVERY_S = 0.01
@@ -42,6 +44,12 @@ class WorkerProcess(Protocol):
 
     def start_error(self) -> ConsecutionError | None:
         """What it died of, if no restart can mend that."""
+
+    def in_hand(self) -> InHand | None:
+        """What it was at when it died; asked once. None: nothing, or nobody knows."""
+
+    def native_stack(self) -> str:
+        """What the interpreter wrote as it crashed; "" if it wrote nothing."""
 
     def signal(self, number: int) -> None: ...
 
@@ -66,12 +74,18 @@ def _unguarded() -> UsageError:
 
 
 class ProcessWorker:
-    """A worker in a process of its own. OSError or EOFError if it cannot be started just now."""
+    """A worker in a process of its own. OSError or EOFError if it cannot be started just now.
 
-    def __init__(self, spec: WorkerSpec, parcel: Parcel, mark: str, logs: LogPump) -> None:
-        self.pipe, log_read, self._process = fork_server.insist(lambda: _start_process(spec, parcel, mark))
+    ``slot`` outlives it and says what it had in hand; None where nobody asks.
+    """
+
+    def __init__(
+        self, spec: WorkerSpec, parcel: Parcel, mark: str, logs: LogPump, slot: SlotFile | None = None
+    ) -> None:
+        self.pipe, log_read, self._process = fork_server.insist(lambda: _start_process(spec, parcel, mark, slot))
         self.pid: int = self._process.pid
-        logs.add(log_read, f"{mark} {self.pid}")
+        self._slot = slot
+        self._tail = logs.add(log_read, f"{mark} {self.pid}")
 
     @property
     def sentinel(self) -> int:
@@ -87,6 +101,12 @@ class ProcessWorker:
 
     def start_error(self) -> ConsecutionError | None:
         return _unguarded() if self._process.exitcode == EXIT_UNGUARDED else None
+
+    def in_hand(self) -> InHand | None:
+        return None if self._slot is None else self._slot.take()
+
+    def native_stack(self) -> str:
+        return self._tail.native_stack()
 
     def signal(self, number: int) -> None:
         """Only while it is not reaped: its pid may belong to somebody else afterwards."""
@@ -123,14 +143,15 @@ class ProcessWorker:
         return False
 
 
-def _start_process(spec: WorkerSpec, parcel: Parcel, mark: str) -> tuple[Any, int, Any]:
+def _start_process(spec: WorkerSpec, parcel: Parcel, mark: str, slot: SlotFile | None) -> tuple[Any, int, Any]:
     """The supervisor's end of the worker's pipe, where to read what it writes, and its process."""
     made = fork_server.context()
     ours, theirs = made.Pipe()
     log_read, log_write = os.pipe()
     log = multiprocess.connection.Connection(log_write, readable=False)
     sent = multiprocess.connection.Connection(os.dup(parcel.fileno()), writable=False)
-    args = (spec, theirs, log, sent)
+    lent = None if slot is None else multiprocess.connection.Connection(os.dup(slot.fileno()))
+    args = (spec, theirs, log, sent, lent)
     process = made.Process(target=run_worker, args=args, name=PROCESS_NAME + mark, daemon=True)
     try:
         with _main_if_needed():
@@ -140,8 +161,9 @@ def _start_process(spec: WorkerSpec, parcel: Parcel, mark: str) -> tuple[Any, in
         ours.close()
         raise
     finally:
-        for end in (theirs, log, sent):
-            end.close()
+        for end in (theirs, log, sent, lent):
+            if end is not None:
+                end.close()
     return ours, log_read, process
 
 
@@ -175,6 +197,12 @@ class ThreadWorker:
 
     def start_error(self) -> ConsecutionError | None:
         return None
+
+    def in_hand(self) -> InHand | None:
+        return None
+
+    def native_stack(self) -> str:
+        return ""
 
     def signal(self, number: int) -> None:
         """A thread cannot be killed: its pipe's end tells it to stop."""

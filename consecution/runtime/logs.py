@@ -7,9 +7,35 @@ import os
 import selectors
 import sys
 import threading
+from collections import deque
 from typing import Any
 
 LONGEST_LINE_BYTES = 64 * 1024
+TAIL_LINES = 200
+TAIL_WAIT_S = 1.0
+CRASH_MARK = "Fatal Python error"
+THREAD_MARK = "Current thread"
+
+
+class Tail:
+    """The last lines of one worker. ``ended`` is set when no more will come."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=TAIL_LINES)
+        self.ended = threading.Event()
+
+    def native_stack(self, timeout_s: float = TAIL_WAIT_S) -> str:
+        """What the interpreter wrote of the thread that crashed, once all is read; "" if that was nothing."""
+        self.ended.wait(timeout_s)
+        found: list[str] = []
+        for line in list(self.lines):
+            if line.startswith(CRASH_MARK):
+                found = [line]
+            elif line.startswith(THREAD_MARK) and found:
+                found = [found[0], line]
+            elif line.startswith("  ") and len(found) > 1:
+                found.append(line)
+        return "\n".join(found)
 
 
 class LogPump:
@@ -19,16 +45,18 @@ class LogPump:
         self._selector = selectors.DefaultSelector()
         self._readable, self._wake = os.pipe()
         self._selector.register(self._readable, selectors.EVENT_READ, None)
-        self._new: list[tuple[int, str]] = []
+        self._new: list[tuple[int, str, Tail]] = []
         self._closing = False
-        self._open: dict[int, tuple[str, bytes]] = {}
+        self._open: dict[int, tuple[str, bytes, Tail]] = {}
         self._thread = threading.Thread(target=self._run, name="consecution-logs", daemon=True)
         self._thread.start()
 
-    def add(self, fd: int, mark: str) -> None:
+    def add(self, fd: int, mark: str) -> Tail:
         """Pass on what comes out of ``fd``, and close it at its end. Any thread may call."""
-        self._new.append((fd, mark))
+        tail = Tail()
+        self._new.append((fd, mark, tail))
         os.write(self._wake, b".")
+        return tail
 
     def say(self, mark: str, text: str) -> None:
         """Put a line of our own into the stream."""
@@ -50,8 +78,8 @@ class LogPump:
                 else:
                     self._pass_on(key.fd)
             while self._new:
-                fd, mark = self._new.pop(0)
-                self._open[fd] = (mark, b"")
+                fd, mark, tail = self._new.pop(0)
+                self._open[fd] = (mark, b"", tail)
                 self._selector.register(fd, selectors.EVENT_READ, None)
         for fd in list(self._open):
             self._forget(fd)
@@ -60,7 +88,7 @@ class LogPump:
         os.close(self._wake)
 
     def _pass_on(self, fd: int) -> None:
-        mark, rest = self._open[fd]
+        mark, rest, tail = self._open[fd]
         chunk = os.read(fd, 65536)
         if not chunk:
             self._forget(fd)
@@ -69,14 +97,17 @@ class LogPump:
         if len(rest) > LONGEST_LINE_BYTES:
             lines.append(rest)
             rest = b""
-        self._open[fd] = (mark, rest)
+        self._open[fd] = (mark, rest, tail)
         if lines:
-            _write("".join(f"[{mark}] {line.decode(errors='backslashreplace')}\n" for line in lines))
+            texts = [line.decode(errors="backslashreplace") for line in lines]
+            tail.lines.extend(texts)
+            _write("".join(f"[{mark}] {text}\n" for text in texts))
 
     def _forget(self, fd: int) -> None:
-        mark, rest = self._open.pop(fd)
+        mark, rest, tail = self._open.pop(fd)
         self._selector.unregister(fd)
         os.close(fd)
+        tail.ended.set()
         if rest:
             _write(f"[{mark}] {rest.decode(errors='backslashreplace')}\n")
 

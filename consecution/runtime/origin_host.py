@@ -18,6 +18,7 @@ from consecution.protocol.origin import (
     OriginLimits,
     Settled,
 )
+from consecution.protocol.poison import Guard, LostItem, PartlyDecodedError, Suspect
 from consecution.protocol.step import Codec, Judge, always_retry, describe_failure
 from consecution.protocol.values import (
     USER_ERRORS,
@@ -113,6 +114,7 @@ class OriginHost:
         on_settled: Callable[[Settled], None] | None = None,
         on_stop: OnStop | None = None,
         judge: Judge = always_retry,
+        guard: Guard | None = None,
     ) -> None:
         self.task = task
         self.origin = origin
@@ -125,6 +127,7 @@ class OriginHost:
         self._on_settled = on_settled
         self._on_stop = on_stop
         self._judge = judge
+        self._guard = guard or Guard()
         self._live: dict[int, list[Any]] = {}
         self.confirmed = True
         self.companion: Companion | None = None
@@ -244,11 +247,16 @@ class OriginHost:
         if launch.entry is not None and (launch.entry.task, launch.entry.stage) != (self.task, Stage.ROUTE):
             self._launch_retry(cause, launch.entry.task, launch.entry.stage)
             return
+        failed: list[FailedItem] = []
+        suspect = self._guard.take(self.task, launch.seq, ())
         items = self._live.pop(launch.seq, None)
         if items is None:
-            items = self._decode(launch)
+            items = self._decode(launch, suspect, failed)
+        if suspect is not None:
+            items = self._sift(suspect, items, failed)
         sent, unsent = self._dispatch.send(items, cause)
-        failed = [describe_failure(self.task, Stage.ROUTE, u.item, u.error, self._codec, self._judge) for u in unsent]
+        self._guard.leave()
+        failed += [self._describe(unsendable.item, unsendable.error) for unsendable in unsent]
         xor = produced_bytes = 0
         for target, frame in sent:
             self._outbox.send(target, frame)
@@ -258,9 +266,30 @@ class OriginHost:
             produced_bytes = max(0, produced_bytes - self._codec.size(launch.payload))
         self.origin.launched(launch.seq, launch.generation, xor, self.now(), failed, produced_bytes)
 
-    def _decode(self, launch: Launch) -> list[Any]:
+    def _sift(self, suspect: Suspect, items: list[Any], failed: list[FailedItem]) -> list[Any]:
+        """Try the way of each item, for one of them has taken the process down; the guilty are left out."""
+        good: list[Any] = []
+        for index, item in enumerate(items):
+            self._guard.steps += 1
+            condemned = suspect.meet(index, item, self._codec)
+            if condemned is not None:
+                failed.append(self._describe(condemned.item, condemned.error))
+                continue
+            self._dispatch.rehearse([item])
+            good.append(item)
+        suspect.all_met()
+        return good
+
+    def _describe(self, item: Any, error: BaseException) -> FailedItem:
+        return describe_failure(self.task, Stage.ROUTE, item, error, self._codec, self._judge)
+
+    def _decode(self, launch: Launch, suspect: Suspect | None, failed: list[FailedItem]) -> list[Any]:
         try:
-            return self._codec.decode(launch.payload)
+            decode = self._codec.decode
+            return decode(launch.payload) if suspect is None else suspect.decode(launch.payload, decode)
+        except PartlyDecodedError as partly:
+            failed += [self._describe(item, item.error) for item in partly.items if isinstance(item, LostItem)]
+            return [item for item in partly.items if not isinstance(item, LostItem)]
         except Exception as error:
             raise WorldError(
                 f"batch {launch.seq} of the journal cannot be decoded ({type(error).__name__}: {error}): run again "

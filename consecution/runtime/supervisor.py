@@ -22,6 +22,7 @@ from consecution.errors import ConsecutionError, ProtocolError, WorkerError
 from consecution.plan import Plan
 from consecution.protocol.ending import Ending
 from consecution.protocol.origin import FailureEntry, OriginCounts
+from consecution.protocol.poison import Suspicion, Verdict
 from consecution.protocol.recovery import Order, OrderReplay, Recovery, StartTask, WireTasks
 from consecution.protocol.step import Counts
 from consecution.protocol.values import TaskIndex
@@ -41,6 +42,8 @@ STANDSTILL_S = 1.0
 """Turns further apart than this: it was us who stood still (a stopped job, a frozen machine), not the workers."""
 FIRST_BACK_OFF_S = 0.1
 LONGEST_BACK_OFF_S = 5.0
+MOST_GUILTY = 100
+"""So many items of one node found guilty, and nothing completed between: it is the node, not its items."""
 
 Launch = Callable[[TaskIndex, int], WorkerProcess]
 """Start a new incarnation of a task: (task, incarnation) → worker. OSError or EOFError: try again later."""
@@ -89,6 +92,9 @@ class Supervisor:
         self._wait = wait
         self._tasks = {TaskIndex(task.index): _Watched() for task in plan.tasks}
         self._recovery = Recovery(self._tasks)
+        self._suspicion = Suspicion()
+        self._guilty: dict[str, tuple[int, int]] = {}
+        """Node → how much was completed when its last item was found guilty, and how many were since that moved."""
         self._ending = Ending(end_stages(plan))
         self._drain = Ending(drain_stages(plan))
         self._closing = False
@@ -343,13 +349,59 @@ class Supervisor:
             raise error
         if not self.plan.options.robust and self._lose(task, how):
             return
-        self._count_death(task, watched, how)
+        if self._investigate(task, worker, how):
+            watched.start_due_s = self._clock()
+        else:
+            self._count_death(task, watched, how)
         self._carry_out(self._recovery.died(task))
 
     def _forget_worker(self, task: TaskIndex, watched: _Watched) -> None:
         """The counts of an incarnation that is over go into the sums."""
         watched.before = _sum_counts(watched)
         watched.worker, watched.began, watched.aborted_s = None, False, None
+
+    # -- poison ----------------------------------------------------------------------------------
+
+    def verdicts(self, task: TaskIndex) -> tuple[Verdict, ...]:
+        """What a new incarnation of this task must know of poison."""
+        return self._suspicion.verdicts(self.plan.task(task).node)
+
+    def _investigate(self, task: TaskIndex, worker: WorkerProcess, how: str) -> bool:
+        """Ask what it died at. Whether that leads to a verdict, which is progress: such a death does not count."""
+        in_hand = worker.in_hand() if self.plan.options.robust else None
+        if in_hand is None:
+            return False
+        node = self.plan.task(task).node
+        verdict = self._suspicion.died(node, in_hand, how, worker.native_stack)
+        if verdict is None:
+            return False
+        self._proclaim(task, node, verdict)
+        if verdict.item:
+            self._count_guilty(task, node, how)
+        return True
+
+    def _proclaim(self, task: TaskIndex, node: str, verdict: Verdict) -> None:
+        """Tell every replica; who is dead just now learns it at its start."""
+        what = "leaving out the item it was at" if verdict.item else "trying the items of its frame one by one"
+        self._say("supervisor", f"{self._name(task)} died again at the same place ({verdict.how}): {what}")
+        for index in self.plan.node(node).tasks:
+            replica = TaskIndex(index)
+            self._tasks[replica].deaths = 0
+            self._tell(replica, control.Judged((verdict,)))
+
+    def _count_guilty(self, task: TaskIndex, node: str, how: str) -> None:
+        completed = self.origin_counts().completed
+        before, count = self._guilty.get(node, (completed, 0))
+        count = count + 1 if before == completed else 1
+        self._guilty[node] = (completed, count)
+        if count > MOST_GUILTY:
+            raise self._worker_error(
+                task,
+                f"{count} items in a row took their worker down ({how}): it is node {node!r} that is broken, not its "
+                "items; what is open is kept: mend the node and run again with the same state directory",
+            )
+
+    # -- restarts --------------------------------------------------------------------------------
 
     def _count_death(self, task: TaskIndex, watched: _Watched, how: str) -> None:
         completed = self.origin_counts().completed

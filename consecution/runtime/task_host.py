@@ -11,6 +11,7 @@ from typing import Any
 from consecution.nodes import Node
 from consecution.plan import NodePlan, Plan
 from consecution.protocol.origin import Origin, OriginLimits
+from consecution.protocol.poison import Guard
 from consecution.protocol.step import Codec, Counts, Step
 from consecution.protocol.values import Ack, Acks, CreditReturn, Frame, Message, TaskIndex
 from consecution.runtime import failpoints
@@ -39,6 +40,7 @@ class TaskHost:
         origin_name: Callable[[TaskIndex], str],
         lets_through: tuple[type[BaseException], ...] = (),
         on_stop: OnStop | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.task = task
         self.name = plan.task(task).name
@@ -66,6 +68,7 @@ class TaskHost:
             lets_through=lets_through,
             skips_decided=plan.options.robust,
             judge=self._node_plan.error_policy.judge,
+            guard=guard,
         )
 
     @property

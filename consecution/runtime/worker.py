@@ -28,11 +28,15 @@ import zmq
 
 from consecution.errors import ConsecutionError, WorldError
 from consecution.protocol.origin import FailureEntry
+from consecution.protocol.poison import Guard, Verdict
 from consecution.protocol.values import TaskIndex
 from consecution.runtime import assembly, control, failpoints
+from consecution.runtime.memory import limit_memory
 from consecution.runtime.origin_host import SourceHost, process_codec
 from consecution.runtime.shipping import Shipment, read_parcel, unship
+from consecution.runtime.slots import SlotNote
 from consecution.sink import Sink
+from consecution.transport.salvage import salvage
 from consecution.transport.sockets import Inbox, SocketOutbox, remove_if_empty
 
 MESSAGES_PER_TURN = 16
@@ -54,9 +58,11 @@ class WorkerSpec:
     socket_folder: str
     failpoints: str
     environment: dict[str, str]
+    verdicts: tuple[Verdict, ...] = ()
+    memory_limit_bytes: int = 0
 
 
-def run_worker(spec: WorkerSpec, pipe: Any, log: Any, parcel: Any) -> None:
+def run_worker(spec: WorkerSpec, pipe: Any, log: Any, parcel: Any, slot: Any = None) -> None:
     """The main function of a worker process."""
     _take_over_output(log)
     _take_over_environment(spec.environment)
@@ -66,7 +72,9 @@ def run_worker(spec: WorkerSpec, pipe: Any, log: Any, parcel: Any) -> None:
     failpoints.arm(spec.failpoints)
     worker: Worker | None = None
     try:
-        worker = Worker(spec, pipe, unship(read_parcel(parcel)), in_process=True)
+        limit_memory(spec.memory_limit_bytes)
+        guard = Guard(None if slot is None else SlotNote(slot), spec.verdicts, salvage)
+        worker = Worker(spec, pipe, unship(read_parcel(parcel)), in_process=True, guard=guard)
         worker.run()
     except BaseException as error:
         _report(pipe, spec.task, "start" if worker is None else worker.doing, error)
@@ -145,8 +153,11 @@ def _pickled(error: BaseException) -> bytes | None:
 class Worker:
     """The loop of one task."""
 
-    def __init__(self, spec: WorkerSpec, pipe: Any, shipment: Shipment, *, in_process: bool) -> None:
+    def __init__(
+        self, spec: WorkerSpec, pipe: Any, shipment: Shipment, *, in_process: bool, guard: Guard | None = None
+    ) -> None:
         self.task = spec.task
+        self._guard = guard or Guard()
         self.doing = "start"
         self._spec = spec
         self._pipe = pipe
@@ -185,11 +196,12 @@ class Worker:
                 journal_path=path,
                 epoch=spec.epoch,
                 now=time.time,
+                guard=self._guard,
             )
             return
         assert shipment.node is not None
         self._host = assembly.make_host(
-            plan, self.task, shipment.node, codecs, self._outbox, path=path, epoch=spec.epoch
+            plan, self.task, shipment.node, codecs, self._outbox, path=path, epoch=spec.epoch, guard=self._guard
         )
 
     # -- the loop --------------------------------------------------------------------------------
@@ -302,6 +314,8 @@ class Worker:
         elif isinstance(order, control.StopReading):
             assert self._source is not None
             self._source.stop_reading()
+        elif isinstance(order, control.Judged):
+            self._guard.judge(order.verdicts)
         elif isinstance(order, control.Quit):
             self._quit = True
 

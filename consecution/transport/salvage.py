@@ -64,7 +64,7 @@ class _Salvager(_Unpickler):  # type: ignore[misc]
         """A step that makes something of the top ``taken`` objects."""
         parts = self.stack[-taken:]
         depth = len(self.stack) - taken
-        lost = self._call(code, parts, parts[0])
+        lost = self._call(code, parts, parts[-1] if code == pickle.STACK_GLOBAL[0] else parts[0])
         if lost is not None:
             del self.stack[depth:]
             self.append(lost)

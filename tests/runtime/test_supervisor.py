@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from consecution import Node, Pipeline, Producer
 from consecution.errors import BackPressureError, ConsecutionError, SourceError, UsageError, WorkerError
 from consecution.protocol.origin import OriginCounts
+from consecution.protocol.poison import FrameKey, InHand
 from consecution.protocol.values import TaskIndex
 from consecution.runtime import control
-from consecution.runtime.supervisor import LONG_STEP_STRETCH, Supervisor
+from consecution.runtime.supervisor import LONG_STEP_STRETCH, MOST_GUILTY, Supervisor
 
 SOURCE, LEFT, RIGHT, LAST = "producer.0", "a.0", "a.1", "b.0"
 TIMEOUT_S = 5.0
@@ -78,6 +79,7 @@ class FakeWorker:
         self.dead = False
         self.cause = "exit code 0"
         self.refusal: ConsecutionError | None = None
+        self.at: InHand | None = None
         self.signals: list[int] = []
         self.pulse: Callable[[], control.Beat] | None = None
         self.next_beat_s = 0.0
@@ -89,6 +91,12 @@ class FakeWorker:
 
     def start_error(self) -> ConsecutionError | None:
         return self.refusal
+
+    def in_hand(self) -> InHand | None:
+        return self.at
+
+    def native_stack(self) -> str:
+        return "the stack"
 
     def signal(self, number: int) -> None:
         self.signals.append(number)
@@ -189,6 +197,7 @@ ORDINARY: dict[str, Reaction] = {
     "Replay": finish,
     "RunEnd": run_end,
     "StopReading": drain,
+    "Judged": nothing,
     "Quit": close,
 }
 
@@ -577,6 +586,92 @@ def test_a_worker_that_always_dies_is_given_up_with_its_reason_and_longer_and_lo
     assert (caught.value.task, caught.value.cause_text) == (LEFT, "Traceback: no")
     waits = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert waits == pytest.approx([0.0, 0.1, 0.2, 0.4], abs=0.01)
+
+
+def die_at(*items: bytes, frames: int = 1) -> Reaction:
+    """Die at each replay, with a frame in hand: first at no item, then twice at each of these."""
+    script = [(seq, item) for seq in range(frames) for item in (b"", b"", *(i for i in items for _ in range(2)))]
+
+    def die(worker: FakeWorker, order: Any) -> None:
+        if script:
+            seq, item = script.pop(0)
+            worker.at = InHand(FrameKey(TaskIndex(0), seq, (1,)), item)
+            worker.die("killed by SIGSEGV")
+        else:
+            world = worker.world
+            world.newest(SOURCE).beats(worker.world.newest(SOURCE).beat(1, completed=10, finished=True))
+
+    return die
+
+
+QUIET_SOURCE: dict[Any, Reaction] = {(SOURCE, "Replay"): nothing}
+
+
+@pytest.mark.parametrize("max_restarts", [1, 5])
+def test_deaths_that_lead_to_a_verdict_do_not_count(max_restarts: int) -> None:
+    items = [bytes((number,)) for number in range(10)]
+    world = World(script=QUIET_SOURCE | {(LAST, "Replay"): die_at(*items)}, max_restarts=max_restarts)
+
+    supervisor = world.run()
+
+    assert supervisor.restarts == 2 + 2 * len(items)
+    found = supervisor.verdicts(TaskIndex(3))
+    assert [verdict.item for verdict in found] == [b"", *items]
+    assert {(v.how, v.stack) for v in found[1:]} == {("killed by SIGSEGV", "the stack")}
+
+
+def test_every_replica_is_told_the_verdict_before_the_replay() -> None:
+    deaths = iter([LEFT, RIGHT])
+    key = FrameKey(TaskIndex(0), 7, (1,))
+
+    def die_in_turn(worker: FakeWorker, order: Any) -> None:
+        if next(deaths, None) is not None:
+            victim = world.newest(LEFT if worker.incarnation == 1 else RIGHT)
+            victim.at = InHand(key, b"")
+            victim.die()
+        else:
+            finish(world.newest(SOURCE), None)
+
+    world = World(script=QUIET_SOURCE | {(LEFT, "Replay"): die_in_turn})
+
+    supervisor = world.run()
+
+    told = [type(order).__name__ for name, life, order in world.history if (name, life) == (LEFT, 2)]
+    assert told[told.index("Judged") :][:3] == ["Judged", "Wire", "Replay"]
+    assert world.orders(control.Judged) == [(LEFT, 2)], "the dead one is told by its start, other nodes not at all"
+    assert [verdict.frame for verdict in supervisor.verdicts(TaskIndex(2))] == [key]
+    assert supervisor.verdicts(TaskIndex(3)) == ()
+
+
+def test_deaths_in_a_suspect_frame_that_are_no_items_fault_end_the_run() -> None:
+    key = InHand(FrameKey(TaskIndex(0), 7, (1,)), b"")
+
+    def die_between(worker: FakeWorker, order: Any) -> None:
+        worker.at = key
+        worker.die()
+
+    world = World(script=QUIET_SOURCE | {(LAST, "Replay"): die_between}, max_restarts=3)
+
+    with pytest.raises(WorkerError, match="died 4 times without progress"):
+        world.run()
+
+
+def test_a_node_that_dies_at_every_item_is_given_up() -> None:
+    items = [b"%d" % number for number in range(MOST_GUILTY + 1)]
+    world = World(script=QUIET_SOURCE | {(LAST, "Replay"): die_at(*items)})
+
+    with pytest.raises(WorkerError, match="it is node 'b' that is broken"):
+        world.run()
+
+
+def test_without_a_journal_nobody_asks_what_was_in_hand() -> None:
+    def die_once(worker: FakeWorker, order: Any) -> None:
+        worker.at = InHand(FrameKey(TaskIndex(0), 7, (1,)), b"")
+        worker.die() if worker.incarnation < 4 else finish(world.newest(SOURCE), None)
+
+    world = World(robustness="confirm", script=QUIET_SOURCE | {(LAST, "Replay"): die_once})
+
+    assert world.run().verdicts(TaskIndex(3)) == ()
 
 
 def test_progress_between_deaths_forgives_them() -> None:
