@@ -1,0 +1,50 @@
+"""A pipeline into a table, with traps in its sink's worker: a program of its own, so that all of it can be killed.
+
+    python -m tests.sinks.victim URL STATE_DIR [TRAP...]
+
+A trap is a failpoint as `consecution.runtime.failpoints` writes it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from consecution import Node, Pipeline, Producer, SqlSink
+from consecution.runtime import failpoints
+
+COUNT = 300
+WRONG = 137
+"""An item whose row the database does not take."""
+OPTIONS: dict[str, Any] = {"mode": "process", "robustness": "robust", "batch_size": 20, "sync": "process", "retries": 1}
+
+
+class Differs(Node):
+    """Answers differently each time: no two executions of a batch make the same rows."""
+
+    def process(self, item: int) -> None:
+        row = {"n": item, "salt": os.urandom(8).hex()}
+        self.push({**row, "unknown": 1} if item == WRONG else row)
+
+
+class Trapped(SqlSink):
+    """Sets traps in its own worker only."""
+
+    traps = ""
+
+    def open(self) -> None:
+        failpoints.arm(self.traps)
+        super().open()
+
+
+def make_pipeline(url: str, traps: str, replicas: int = 1) -> Pipeline:
+    sink = Trapped("sink", url, "t")
+    sink.traps = traps
+    return Pipeline(Producer(range(COUNT)) | Differs("differs") * 2 | sink * replicas)
+
+
+if __name__ == "__main__":
+    report = make_pipeline(sys.argv[1], ",".join(sys.argv[3:])).run(state_dir=sys.argv[2], **OPTIONS)
+    print([failure.item["n"] for failure in report.failures], report.restarts)
+    sys.exit(report.exit_code)
