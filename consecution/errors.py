@@ -12,6 +12,8 @@ Each message names the object, what was expected, what was found and the next st
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ConsecutionError(Exception):
     """The root of all errors of this package."""
@@ -108,7 +110,7 @@ class StoppedByItemError(WorldError):
     ``node`` names the node, ``shown`` is the item's ``repr``, ``report`` the run's report.
     """
 
-    def __init__(self, message: str, *, node: str = "", shown: str = "", report: object = None) -> None:
+    def __init__(self, message: str, *, node: str = "", shown: str = "", report: Any = None) -> None:
         super().__init__(message)
         self.node = node
         self.shown = shown

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from consecution.cli.target import HELP, load_target
+from consecution.errors import StoppedByItemError
 from consecution.options import SETTINGS, Setting
 from consecution.report import Status
 
@@ -75,11 +76,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the target, show progress, print the report."""
     pipeline = load_target(arguments.target)
     progress = None if arguments.quiet else Progress(live=sys.stderr.isatty())
-    report = pipeline.run(on_status=progress, **options_from(arguments))
+    stopped: StoppedByItemError | None = None
+    try:
+        report = pipeline.run(on_status=progress, **options_from(arguments))
+    except StoppedByItemError as error:
+        stopped, report = error, error.report
     if progress is not None:
         progress.clear()
     print(json.dumps(report.to_dict(), indent=1) if arguments.json else report)
-    return report.exit_code
+    if stopped is not None:
+        print(f"consecution: {stopped}", file=sys.stderr)
+    return int(report.exit_code)
 
 
 class Progress:

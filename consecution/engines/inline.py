@@ -61,7 +61,7 @@ class InlineRunning(Running):
         self._end_problems: dict[TaskIndex, BaseException] = {}
         self._stopping = False
         self._aborted = False
-        self._run = LocalRun(plan, pipeline, iterable, lambda task: self._queue, may_block=True)
+        self._run = LocalRun(plan, pipeline, iterable, lambda task: self._queue, may_block=True, stop=self.request_stop)
         self._ending = Ending(end_stages(plan))
         if isinstance(self._run.source, ManualSource):
             self._run.source.advance = self._advance_until
@@ -146,6 +146,7 @@ class InlineRunning(Running):
             try:
                 self._drain()
                 self._run.finish(stopped=self._aborted or not self._ending.finished)
+                self._error = self._run.stop_error
             except BaseException as error:
                 self._break(error)
                 raise

@@ -173,7 +173,8 @@ class ProcessRunning(Running):
         books, failures = self._final_books()
         status = self._last_status = self._status("stopped" if supervisor.stopped else "finished", books)
         result = None if supervisor.stopped else self._pipeline._call_user_end()
-        keep = state is not None and (not state.temporary or bool(status.open))
+        cause = supervisor.stop_cause
+        keep = state is not None and (not state.temporary or bool(status.open) or cause is not None)
         report = assembly.make_report(
             self._plan,
             status,
@@ -190,6 +191,8 @@ class ProcessRunning(Running):
                 failpoints.passed("supervisor.finished")
             state.close(keep=keep)
         self._report = report
+        if cause is not None:
+            self._error = assembly.stop_error(self._plan, cause.task, cause.entry, report)
 
     def _final_books(self) -> tuple[Books, list[FailureEntry]]:
         """What the journals say, where there are any."""
@@ -213,7 +216,7 @@ class ProcessRunning(Running):
     def push(self, item: Any, timeout_s: float | None = None) -> Receipt:
         if self._over.is_set():
             raise NotRunningError("this run has ended; start another one")
-        if self._stopping:
+        if self._stopping or self._supervisor.stop_cause is not None:
             raise NotRunningError("this run was stopped and takes no more items; start another one")
         return push_into(self._source, item, timeout_s)
 

@@ -154,7 +154,7 @@ class ThreadRunning(Running):
         self._inbox = _Inbox()
         try:
             outbox = _Outbox(self._inbox, self._queues)
-            self._run = LocalRun(plan, pipeline, iterable, lambda task: outbox, may_block=False)
+            self._run = LocalRun(plan, pipeline, iterable, lambda task: outbox, may_block=False, stop=self.request_stop)
         except BaseException:
             self._inbox.close()
             raise
@@ -277,6 +277,7 @@ class ThreadRunning(Running):
             if self._closed_problem is not None:
                 raise self._closed_problem
             self._run.finish(stopped=self._aborted or not self._ending.finished)
+            self._error = self._run.stop_error
         except BaseException as error:
             self._end_with(error)
         finally:

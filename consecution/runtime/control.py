@@ -97,6 +97,14 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
+class StopAsked:
+    """An item failed at a node whose ``on_error`` is "stop"; this task is the origin that keeps it."""
+
+    task: TaskIndex
+    entry: FailureEntry
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     task: TaskIndex
     confirmed: bool

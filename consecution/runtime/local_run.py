@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import ConsecutionError, NotRunningError, UsageError, WorkerError
+from consecution.errors import ConsecutionError, NotRunningError, StoppedByItemError, UsageError, WorkerError
 from consecution.plan import Plan
 from consecution.protocol.origin import FailureEntry
 from consecution.protocol.values import USER_ERRORS, TaskIndex
@@ -65,7 +65,8 @@ def push_into(source: Source, item: Any, timeout_s: float | None) -> Receipt:
 class LocalRun:
     """All hosts of a run that lives in one process.
 
-    ``outbox_of`` gives each task its way to the others. The hosts are driven by an engine; this
+    ``outbox_of`` gives each task its way to the others; ``stop`` is called where an item is to stop the run. The
+    hosts are driven by an engine; this
     class opens and closes them and sums them up. A run ends in `finish`, `leave` or `abandon`, all three of
     which close everything; ``closed`` says so.
     """
@@ -78,6 +79,7 @@ class LocalRun:
         outbox_of: Callable[[TaskIndex], Outbox],
         *,
         may_block: bool,
+        stop: Callable[[], None],
     ) -> None:
         _check_not_running(pipeline)
         self.plan = plan
@@ -85,6 +87,8 @@ class LocalRun:
         self.state = open_run_state(plan)
         self.report: Report | None = None
         self.closed = False
+        self._stop = stop
+        self._stop_cause: tuple[TaskIndex, FailureEntry] | None = None
         self.tasks: dict[TaskIndex, assembly.Host] = {}
         self._opened: list[TaskIndex] = []
         self._started_s = time.monotonic()
@@ -113,6 +117,7 @@ class LocalRun:
                 path=None if self.state is None else self.state.origin_path(plan.task(task).name),
                 epoch=epoch,
                 lets_through=(BdbQuit,),
+                on_stop=self._stop_for,
             )
         self.source_host: SourceHost = assembly.make_source_host(
             plan,
@@ -122,7 +127,21 @@ class LocalRun:
             journal_path=None if self.state is None else self.state.origin_path(plan.source_name),
             epoch=epoch,
             now=time.time,
+            on_stop=self._stop_for,
         )
+
+    def _stop_for(self, origin: TaskIndex, entry: FailureEntry) -> None:
+        """An item is to stop the run; the first one is the reason. Any task's thread may call it."""
+        if self._stop_cause is None:
+            self._stop_cause = origin, entry
+        self._stop()
+
+    @property
+    def stop_error(self) -> StoppedByItemError | None:
+        """What the run, which is over, is to end with if it was stopped by an item."""
+        if self._stop_cause is None or self.report is None:
+            return None
+        return assembly.stop_error(self.plan, *self._stop_cause, self.report)
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -216,7 +235,7 @@ class LocalRun:
             self._last_status = self._status(seen_as, books)
         status = self.status(seen_as)
         result = None if stopped else self.pipeline._call_user_end()
-        keep_state = bool(status.open) or (state is not None and not state.temporary)
+        keep_state = bool(status.open) or self._stop_cause is not None or (state is not None and not state.temporary)
         report = assembly.make_report(
             plan,
             status,

@@ -86,6 +86,7 @@ class Supervisor:
         self.restarts = 0
         self.confirmed = True
         self.stopped = False
+        self.stop_cause: control.StopAsked | None = None
         self._launch = launch
         self._say = say
         self._clock = clock
@@ -265,6 +266,9 @@ class Supervisor:
         elif isinstance(word, control.Ended):
             self.confirmed = self.confirmed and word.confirmed
             self._end((self._drain if self._drain.started else self._ending).task_ended(task))
+        elif isinstance(word, control.StopAsked):
+            self.stop_cause = self.stop_cause or word
+            self._stop_asked = True
         elif isinstance(word, control.Closed):
             watched.closed = word
             self._take_beat(watched, word.beat)

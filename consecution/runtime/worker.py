@@ -196,12 +196,21 @@ class Worker:
                 journal_path=path,
                 epoch=spec.epoch,
                 now=time.time,
+                on_stop=self._ask_stop,
                 guard=self._guard,
             )
             return
         assert shipment.node is not None
         self._host = assembly.make_host(
-            plan, self.task, shipment.node, codecs, self._outbox, path=path, epoch=spec.epoch, guard=self._guard
+            plan,
+            self.task,
+            shipment.node,
+            codecs,
+            self._outbox,
+            path=path,
+            epoch=spec.epoch,
+            guard=self._guard,
+            on_stop=self._ask_stop,
         )
 
     # -- the loop --------------------------------------------------------------------------------
@@ -401,6 +410,9 @@ class Worker:
             counted.busy_s,
             below=below,
         )
+
+    def _ask_stop(self, origin: TaskIndex, entry: FailureEntry) -> None:
+        self._tell(control.StopAsked(origin, entry))
 
     def _tell(self, word: Any) -> None:
         with self._lock:
