@@ -58,8 +58,9 @@ class States:
 
     def find(self, key: Key, default: Any = None) -> Any:
         """The state of a key, ``default`` if there is none; it counts as changed, for the caller may change it."""
-        state = self._touch(key)
-        return default if state is MISSING else state
+        if self._look(key) is MISSING:
+            return default
+        return self._touch(key)
 
     def put(self, key: Key, state: Any) -> None:
         """Give a key another state."""
@@ -70,11 +71,15 @@ class States:
         """Forget a key."""
         self.put(key, MISSING)
 
-    def _touch(self, key: Key) -> Any:
+    def _look(self, key: Key) -> Any:
         state = self.cached.get(key, self)
         if state is self:
             state = MISSING if self._backing is None else self._backing.load(key)
             self.cached[key] = state
+        return state
+
+    def _touch(self, key: Key) -> Any:
+        state = self._look(key)
         self.touched[key] = None
         if self._undo is not None and key not in self._undo:
             self._undo[key] = copy.deepcopy(state) if state is not MISSING else MISSING

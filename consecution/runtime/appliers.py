@@ -182,7 +182,7 @@ class _NodeApplier:
         writes = [TableWrite(lambda txn: self._table.write(txn, changes))] if changes else []
         if self._table.merge_is_due:
             self._merging = True
-            writes.append(TableWrite(lambda txn: self._table.merge(txn, self._states)))
+            writes.append(TableWrite(lambda txn: self._table.merge_oldest(txn, self._states)))
         return writes
 
     def prepare(self, changes: list[Any]) -> None:

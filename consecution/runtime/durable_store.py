@@ -150,6 +150,11 @@ class DurableStore(Journal):
             value = txn.get(key)
         return None if value is None else self._body(table, key, value)
 
+    def count(self, table: str) -> int:
+        """How many records a table has."""
+        with self._explained("read"), self._env.begin() as txn:
+            return int(txn.stat(self._handles[table])["entries"])
+
     def scan(self, table: str, since: bytes = b"", until: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """All (key, body) of a table from ``since`` to before ``until``, as of now, by key."""
         with self._explained("read"), self._env.begin(db=self._handles[table]) as txn:

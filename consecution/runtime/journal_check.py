@@ -89,6 +89,8 @@ _MANIFEST_FIELDS: dict[str, Callable[[Any], bool]] = {
     "source": lambda value: isinstance(value, str),
     "origins": lambda value: isinstance(value, dict),
     "tasks": lambda value: isinstance(value, list),
+    "nodes": lambda value: isinstance(value, dict),
+    "folder": lambda value: isinstance(value, str),
     "finished": lambda value: value is None or isinstance(value, dict),
 }
 
@@ -113,7 +115,7 @@ def _read_manifest(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _origin_folders(path: Path, manifest: dict[str, Any]) -> list[Path]:
     """The folders of journals; none while the manifest lists none: they are just being made."""
-    folder = path / "origins"
+    folder = path / str(manifest.get("folder", "origins"))
     if manifest.get("origins") == {} or not folder.is_dir():
         return []
     return sorted(folder.glob("*"))

@@ -5,10 +5,11 @@
     state   slot (2 bytes) + encoded key (or its hash)   pickle of (key, state)
     log     number (8 bytes big-endian)                  pickle of ([(key, state)...], [removed key...])
 
-A commit appends one record with what changed, whatever the number of keys. When the log has grown to a
-bound, the keys it names are merged into the table, in one commit, and the log begins anew: so a commit's cost
-grows with what changed, and a restart reads at most a bounded log. Keys in the log stay in memory until they are
-merged; all others may leave it.
+A commit appends one record with what changed, whatever the number of keys. Once the log has grown to a
+bound, each commit also merges the oldest records into the table and removes them, about as much as it appends;
+keys that a later record has again are left to that. So a commit's cost grows with what changed, no commit is
+much dearer than the one before, and a restart reads at most a bounded log. Keys in the log stay in memory until
+they are merged; all others may leave it.
 
 Every value is sealed with a checksum of key and body, as in the journal.
 """
@@ -17,9 +18,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import operator
 import struct
+import sys
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from consecution.routing import encode_key, slot_of_encoded
 from consecution.runtime.journal import seal
@@ -30,8 +35,12 @@ LOG_LIMIT_BYTES = 8 * 1024 * 1024
 LOG_LIMIT_KEYS = 100_000
 LONGEST_KEY_BYTES = 400
 """LMDB takes 511; what is longer is stored under its hash."""
+KEPT_FREE = 8
+"""One in so many states leaves memory beyond those that have to, so that not every commit has to look for some."""
 OBJECT_BYTES = 400
 """What a state takes in memory beside its pickled size: its key, its dict, their slots."""
+SLOW_RESTORE_S = 1.0
+"""A restart that reads its log for longer than this says so."""
 _SLOT = struct.Struct(">H")
 _NUMBER = struct.Struct(">Q")
 
@@ -45,6 +54,8 @@ class Tables(Protocol):
 
     def handle(self, table: str) -> Any: ...
 
+    def count(self, table: str) -> int: ...
+
 
 def place_of(key: Key) -> bytes:
     """Where a key lies in the table: its slot first, so that a range of slots is a range of the table."""
@@ -53,6 +64,14 @@ def place_of(key: Key) -> bytes:
     if len(encoded) > LONGEST_KEY_BYTES:
         encoded = b"h" + hashlib.blake2b(encoded, digest_size=32).digest()
     return slot + encoded
+
+
+class _Record(NamedTuple):
+    """A record of the log, without the states."""
+
+    number: bytes
+    keys: list[Key]
+    size_bytes: int
 
 
 class StateTable:
@@ -72,6 +91,7 @@ class StateTable:
         self._dumps = dumps
         self._loads = loads
         self._cache_bytes = cache_bytes
+        self._records: deque[_Record] = deque()
         self._unmerged: dict[Key, bytes] = {}
         """Key → the latest record of the log that has it."""
         self._reread: dict[bytes, dict[Key, Any]] = {}
@@ -84,13 +104,26 @@ class StateTable:
 
     def restore(self, states: States) -> None:
         """Read the log into memory."""
-        self._all_in_memory = next(self._tables.scan("state"), None) is None
+        started_s = time.monotonic()
+        self._all_in_memory = not self._tables.count("state")
         for number, body in self._tables.scan("log"):
             found = self._changes_in(body)
             states.cached.update(found)
-            self._unmerged.update(dict.fromkeys(found, number))
-            self._next_number = _NUMBER.unpack(number)[0] + 1
-            self._log_bytes += len(body)
+            self._note(number, list(found), len(body))
+        took_s = time.monotonic() - started_s
+        if took_s > SLOW_RESTORE_S:
+            self._tell(took_s)
+
+    def _tell(self, took_s: float) -> None:
+        count, mib = self._tables.count("state"), self._log_bytes / 1024**2
+        sys.stderr.write(f"{count:,} states, log of {mib:.0f} MiB read in {took_s:.1f} s\n")
+
+    def _note(self, number: bytes, keys: list[Key], size_bytes: int) -> None:
+        """The log has this record now, and it is the latest of its keys."""
+        self._records.append(_Record(number, keys, size_bytes))
+        self._unmerged.update(dict.fromkeys(keys, number))
+        self._next_number = _NUMBER.unpack(number)[0] + 1
+        self._log_bytes += size_bytes
 
     def _changes_in(self, body: bytes) -> dict[Key, Any]:
         changed, removed = self._loads(body)
@@ -103,17 +136,18 @@ class StateTable:
         if number is not None:
             return self._load_from_log(number, key)
         if self._all_in_memory:
+            encode_key(key)  # Refused now, with its item, and not when it is to be merged.
             return MISSING
         body = self._tables.read("state", place_of(key))
         return MISSING if body is None else self._loads(body)[1]
 
     def _load_from_log(self, number: bytes, key: Key) -> Any:
         """After a roll back: what the latest commit of this key says. Many keys may come from one record."""
-        if number not in self._reread:
+        if key not in self._reread.get(number, ()):
             body = self._tables.read("log", number)
             assert body is not None, "a record of the log that was written is there until it is merged"
             self._reread[number] = self._changes_in(body)
-        return self._reread[number].pop(key)
+        return self._reread[number].pop(key)  # handed out once: whoever gets it may change it
 
     def items(self) -> Iterator[tuple[Key, Any]]:
         for _, body in self._tables.scan("state"):
@@ -137,42 +171,58 @@ class StateTable:
         body = self._dumps([changed, removed])
         number = _NUMBER.pack(self._next_number)
         txn.put(number, seal(number, body), db=self._tables.handle("log"), append=True)
-        self._next_number += 1
-        self._log_bytes += len(body)
-        self._unmerged.update(dict.fromkeys([key for key, _ in changes], number))
+        self._note(number, [key for key, _ in changes], len(body))
         self._reread.clear()
 
     @property
     def merge_is_due(self) -> bool:
-        return self._log_bytes >= LOG_LIMIT_BYTES or len(self._unmerged) >= LOG_LIMIT_KEYS
+        return self._log_bytes >= LOG_LIMIT_BYTES or len(self._unmerged) >= min(LOG_LIMIT_KEYS, self._most_cached)
+
+    def merge_oldest(self, txn: Any, states: States) -> None:
+        """Merge as many of the oldest records as the log is too long, as part of a commit."""
+        while self._records and self.merge_is_due:
+            self._merge_record(txn, states)
 
     def merge(self, txn: Any, states: States) -> None:
-        """Bring what the log holds into the table, as part of a commit whose changes were written before."""
-        table, log = self._tables.handle("state"), self._tables.handle("log")
-        for key in self._unmerged:
-            place = place_of(key)
+        """Bring all that the log holds into the table, as part of a commit."""
+        while self._records:
+            self._merge_record(txn, states)
+
+    def _merge_record(self, txn: Any, states: States) -> None:
+        """The states in memory are those that were written: merging comes after the changes were taken."""
+        number, keys, size_bytes = self._records.popleft()
+        table, unmerged = self._tables.handle("state"), self._unmerged
+        latest = [(place_of(key), key) for key in keys if unmerged.get(key) == number]
+        puts = []
+        for place, key in sorted(latest, key=operator.itemgetter(0)):
             state = states.cached.get(key, self)
             if state is self:
                 state = self.load(key)
+            del unmerged[key]
             if state is MISSING:
                 txn.delete(place, db=table)
-                continue
-            body = self._dumps([key, state])
-            self._merged_bytes += len(body)
-            self._merged_count += 1
-            txn.put(place, seal(place, body), db=table)
-        txn.drop(log, delete=False)
-        self._unmerged.clear()
-        self._reread.clear()
-        self._log_bytes = 0
+            else:
+                body = self._dumps([key, state])
+                self._merged_bytes += len(body)
+                puts.append((place, seal(place, body)))
+        txn.cursor(db=table).putmulti(puts)
+        self._merged_count += len(puts)
+        txn.delete(number, db=self._tables.handle("log"))
+        self._log_bytes -= size_bytes
+        self._reread.pop(number, None)
+
+    @property
+    def _most_cached(self) -> int:
+        """How many states may stay in memory, by their mean size so far."""
+        mean_bytes = OBJECT_BYTES + self._merged_bytes / max(1, self._merged_count)
+        return max(1, int(self._cache_bytes / mean_bytes))
 
     def evict(self, states: States) -> None:
         """After a merge was committed: let go of the oldest states where there are too many."""
-        mean_bytes = OBJECT_BYTES + self._merged_bytes / max(1, self._merged_count)
-        most = max(1, int(self._cache_bytes / mean_bytes))
+        most = self._most_cached
         if len(states.cached) <= most:
             return
         self.left_memory()
-        for key in list(itertools.islice(states.cached, len(states.cached) - most // 2)):
+        for key in list(itertools.islice(states.cached, len(states.cached) - most + most // KEPT_FREE)):
             if key not in self._unmerged and key not in states.touched:
                 del states.cached[key]
