@@ -64,14 +64,14 @@ class FileNames:
 
     def _check_pattern(self, sink: str) -> None:
         try:
-            fields = [field for _, field, _, _ in string.Formatter().parse(self.path.name) if field is not None]
-            names = {self.path.name.format(number=number) for number in (1, 2, 3_000_000)}
-        except (ValueError, KeyError, IndexError, AttributeError) as error:
-            raise self._no_pattern(sink, f"{type(error).__name__}: {error}") from error
-        if fields != ["number"]:
-            raise self._no_pattern(sink, f"found {', '.join(fields)}")
-        if len(names) < 3 or not all(re.search(r"\d", name) for name in names):
-            raise self._no_pattern(sink, "numbers share a name")
+            fields = [part for part in string.Formatter().parse(self.path.name) if part[1] is not None]
+        except ValueError as error:
+            raise self._no_pattern(sink, str(error)) from error
+        if [(name, conversion) for _, name, _, conversion in fields] != [("number", None)]:
+            raise self._no_pattern(sink, f"found {', '.join(str(name) for _, name, _, _ in fields)}")
+        spec = fields[0][2] or ""
+        if not re.fullmatch(r"(0\d+)?d?", spec):
+            raise self._no_pattern(sink, f"found the format {spec!r}")
 
     def _no_pattern(self, sink: str, what: str) -> UsageError:
         return UsageError(
@@ -96,10 +96,7 @@ class FileNames:
         return 1 + max((int(match[1]) for match in found if match), default=0)
 
     def _pattern(self) -> re.Pattern[str]:
-        before, after = "", ""
+        pattern = ""
         for literal, field, _, _ in string.Formatter().parse(self.path.name):
-            if field is None:
-                after += literal
-            else:
-                before = literal
-        return re.compile(rf"{re.escape(before)}0*(\d+){re.escape(after)}({re.escape(PART)})?")
+            pattern += re.escape(literal) + ("" if field is None else r"0*(\d+)")
+        return re.compile(f"{pattern}({re.escape(PART)})?")

@@ -433,10 +433,11 @@ def test_a_wrong_item_fails_alone_in_robust_too(tmp_path: Path) -> None:
         ("{number}", {"rotate_bytes": 1.5}, "rotate_bytes=1.5: expected a number above 0"),
         ("{number}", {"rotate_s": "x"}, "rotate_s='x': expected a number above 0"),
         ("{number}/out", {}, "belongs into the name of the file"),
-        ("{number}-{replica}", {}, r"expected one \{number\}.*KeyError: 'replica'"),
+        ("{number}-{replica}", {}, r"expected one \{number\}.*found number, replica"),
         ("{number", {}, r"expected one \{number\}"),
         ("{number}{number}", {}, r"expected one \{number\}.*found number, number"),
-        ("{number:%}.x{", {}, r"expected one \{number\}"),
+        ("{number:x}", {}, r"expected one \{number\}.*found the format 'x'"),
+        ("{number!r}", {}, r"expected one \{number\}"),
     ],
 )
 def test_what_cannot_be_rotated_is_refused(path: str, options: dict[str, Any], match: str) -> None:

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from consecution import Parquet, Pipeline, Producer
+from consecution.errors import UsageError, WorldError
+
+arrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+@dataclasses.dataclass
+class Person:
+    name: str
+    born: int
+
+
+class Point(NamedTuple):
+    x: int
+    y: float
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "out.parquet"
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("items", "options", "expected"),
+    [
+        ([{"a": 1, "b": "x"}, {"a": None, "b": "y"}], {}, [{"a": 1, "b": "x"}, {"a": None, "b": "y"}]),
+        ([Person("Ada", 1815)], {}, [{"name": "Ada", "born": 1815}]),
+        ([Point(1, 2.5)], {}, [{"x": 1, "y": 2.5}]),
+        ([(1, [2, 3])], {"columns": ["a", "b"]}, [{"a": 1, "b": [2, 3]}]),
+    ],
+)
+def test_rows_of_every_kind_become_a_file_at_the_end(
+    path: Path, items: list[Any], options: dict[str, Any], expected: list[Any]
+) -> None:
+    Pipeline(Parquet("sink", path, **options)).run(items, mode="inline")
+
+    assert rows(path) == expected
+    assert [file.name for file in path.parent.iterdir()] == ["out.parquet"]
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+@pytest.mark.parametrize("robustness", ["track", "robust"])
+def test_row_groups_do_not_depend_on_frames(tmp_path: Path, mode: str, robustness: str) -> None:
+    made = []
+    for batch_size in (7, 1000):
+        folder = tmp_path / str(batch_size)
+        folder.mkdir()
+        sink = Parquet("sink", folder / "{number}.parquet", rotate_items=400, row_group_rows=150)
+        graph = Producer(range(1000)) | (lambda n: {"n": n}) | sink
+        Pipeline(graph).run(mode=mode, robustness=robustness, batch_size=batch_size)
+        made.append({file.name: file.read_bytes() for file in folder.iterdir()})
+
+    assert made[0] == made[1]
+    assert sorted(made[0]) == ["1.parquet", "2.parquet", "3.parquet"]
+    found = parquet.ParquetFile(tmp_path / "7" / "1.parquet").metadata
+    assert [found.row_group(i).num_rows for i in range(found.num_row_groups)] == [150, 150, 100]
+    assert [row["n"] for n in (1, 2, 3) for row in rows(tmp_path / "7" / f"{n}.parquet")] == list(range(1000))
+
+
+def test_what_does_not_fit_the_types_fails_alone(path: Path) -> None:
+    items = [{"a": 1}, {"a": "text"}, {"a": 2}, {"b": 1}]
+
+    report = Pipeline(Parquet("sink", path, schema=arrow.schema([("a", arrow.int64())]))).run(
+        items, mode="inline", retries=0
+    )
+
+    assert [failure.item for failure in report.failures] == [{"a": "text"}, {"b": 1}]
+    assert rows(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_column_of_none_asks_for_a_schema(path: Path) -> None:
+    sink = Parquet("sink", path)
+    sink.open()
+
+    with pytest.raises(UsageError, match=r"sink.*only None in column 'a': give schema=pyarrow\.schema"):
+        sink.write(None, [{"a": None}])
+
+    sink.close()
+
+
+def test_the_types_outlive_the_process(tmp_path: Path) -> None:
+    def opened(end: Any) -> Parquet:
+        sink = Parquet("sink", tmp_path / "{number}.parquet", rotate_items=1)
+        sink.open()
+        sink.cut_to(end)
+        return sink
+
+    first = opened(None)
+    first.write(None, [{"a": 1.5}])
+    end = first.flush()
+    first.close()
+    again = opened(end)
+    again._write_frame(None, [{"a": 2}])
+    again.close()
+
+    assert [parquet.read_table(tmp_path / f"{n}.parquet").schema.field("a").type for n in (1, 2)] == [
+        arrow.float64()
+    ] * 2
+
+
+def test_a_crash_between_the_file_and_the_end_of_its_part_is_made_up_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Parquet("sink", path)
+    first.open()
+    first.cut_to(None)
+    first.write(None, [{"a": 1}])
+    first.complete(ended=True)
+    end = first.flush()
+    part = path.with_name("out.parquet.part").read_bytes()
+    first.committed()
+    first.close()
+    path.with_name("out.parquet.part").write_bytes(part)
+
+    again = Parquet("sink", path)
+    again.open()
+    again.cut_to(end)
+    again.close()
+
+    assert rows(path) == [{"a": 1}]
+    assert os.listdir(path.parent) == ["out.parquet"]
+
+
+def test_a_foreign_file_is_neither_added_to_nor_overwritten(path: Path) -> None:
+    path.write_text("mine")
+
+    with pytest.raises(Exception, match=r"out\.parquet is there already, and a file of this kind cannot be added to"):
+        Pipeline(Parquet("sink", path)).run([{"a": 1}], mode="inline", retries=0)
+
+    assert path.read_text() == "mine"
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(path: Path) -> None:
+    sink = Parquet("sink", path)
+    sink.open()
+    sink.write(None, [{"a": 1}])
+    path.write_text("mine")
+
+    with pytest.raises(WorldError, match=r"there is a file .* that this sink has not made"):
+        sink._close_for_good()
+
+    assert path.read_text() == "mine"
+    assert sorted(os.listdir(path.parent)) == ["out.parquet", "out.parquet.part"]
+
+
+def test_a_run_that_was_stopped_keeps_its_rows_for_the_next(path: Path) -> None:
+    def start() -> Any:
+        graph = Producer("manual") | Parquet("sink", path)
+        return Pipeline(graph).start(mode="inline", state_dir=path.parent / "state")
+
+    with start() as running:
+        running.push({"a": 1})
+        running.stop()
+    assert not path.exists()
+    with start() as running:
+        running.push({"a": 2})
+        running.wait()
+
+    assert rows(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_rotation_by_bytes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Parquet 'sink': rotate_bytes does not go with Parquet files"):
+        Parquet("sink", tmp_path / "{number}", rotate_bytes=1000)
