@@ -29,7 +29,7 @@ class Backing(Protocol):
         """All that are merged, in an order that is the same in every run."""
 
     def unmerged(self) -> Iterable[Key]:
-        """The keys that `items` may not have yet; all of them are in memory."""
+        """The keys that `items` may not have yet, or not as they are now; `load` has them."""
 
     def left_memory(self) -> None:
         """From here on a key that is not in memory may still be in the store."""
@@ -96,12 +96,12 @@ class States:
         if backing is not None:
             fresh = dict.fromkeys([*backing.unmerged(), *self.touched])
             for key, stored in backing.items():
-                fresh.pop(key, None)
-                state = self.cached.get(key, stored)
+                is_fresh = fresh.pop(key, self) is None
+                state = self._look(key) if is_fresh else self.cached.get(key, stored)
                 if state is not MISSING:
                     yield key, state
         for key in list(fresh):
-            state = self.cached.get(key, MISSING)
+            state = self._look(key)
             if state is not MISSING:
                 yield key, state
 

@@ -130,6 +130,17 @@ def test_items_show_changes_over_the_store_each_key_once() -> None:
     assert found == [("a", 1), ("b", 20), ("d", 4), ("e", 5)]
 
 
+def test_items_show_what_only_the_log_has_after_a_roll_back() -> None:
+    shelf = Shelf({"a": 1, "b": 2}, unmerged=["b"])
+    shelf.items = lambda: iter([("a", 1), ("b", "old")])  # type: ignore[method-assign]
+    states = States(dict, shelf)
+    states.put("b", 3)
+
+    states.roll_back()
+
+    assert list(states.items()) == [("a", 1), ("b", 2)]
+
+
 def test_a_removal_is_a_change() -> None:
     shelf = Shelf({"a": 1})
     states = States(dict, shelf)
