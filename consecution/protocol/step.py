@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from consecution.errors import OutageError
 from consecution.protocol.dispatch import Dispatch, Sent
 from consecution.protocol.poison import Guard, LostItem, PartlyDecodedError, PoisonError, Suspect
 from consecution.protocol.values import USER_ERRORS, Ack, BatchId, FailedItem, Frame, Stage, TaskIndex, Treatment
@@ -232,25 +233,22 @@ class Step:
         items: list[Any],
         failed: list[FailedItem],
     ) -> None:
-        """Offer the whole frame; if that raises, item by item, to find the ones at fault."""
+        """Offer the whole frame; if that raises, half by half, to find the items at fault."""
         batch_id = BatchId(self._origin_names(frame.origin), frame.seq, frame.generation, frame.path)
-        try:
-            write(batch_id, items)
-            return
-        except self._lets_through:
-            raise
-        except USER_ERRORS as error:
-            if len(items) == 1:
-                failed.append(self._describe(Stage.PROCESS, items[0], error))
-                return
-        self._cursor = cursor = iter(items)
-        for item in cursor:
+        parts = [items]
+        while parts:
+            part = parts.pop()
             try:
-                write(batch_id, [item])
+                write(batch_id, part)
             except self._lets_through:
                 raise
             except USER_ERRORS as error:
-                failed.append(self._describe(Stage.PROCESS, item, error))
+                if len(part) > 1 and not isinstance(error, OutageError):
+                    middle = len(part) // 2
+                    parts += part[middle:], part[:middle]
+                else:
+                    failed.extend(self._describe(Stage.PROCESS, item, error) for item in part)
+            self._guard.steps += 1
 
     def _describe(self, stage: Stage, item: Any, error: BaseException) -> FailedItem:
         return describe_failure(self.task, stage, item, error, self._codec, self._judge)

@@ -31,7 +31,7 @@ from consecution.transport.codec import PickleCodec
 log = logging.getLogger("consecution")
 
 END = b"\xff\xffend"
-"""Where the end of an append sink stands in the state table: behind all slots."""
+"""Where the end of an append sink stands in the state table: behind all slots. A transaction sink was opened here."""
 CAREFUL_GROUPS = 100
 """After a failing item, so many groups are run item by item from the start: the next may not be far."""
 
@@ -312,7 +312,6 @@ class SinkApplier:
         self._origin_names = origin_names
         self._codec = PickleCodec()
         self.guard = Guard()
-        self.writes = 0
 
     def open(self) -> None:
         self._sink.sync = self._sync
@@ -362,7 +361,7 @@ class SinkApplier:
     def _offer(self, batch_id: BatchId, items: list[Any]) -> None:
         """While the store cannot take anything, the pipeline is held back here."""
         self._sink._ride_out(lambda: self._sink._take_frame(batch_id, items))
-        self.writes += 1
+        self.guard.steps += 1
 
     def end(self) -> list[Any]:
         return []
@@ -436,9 +435,10 @@ class TransactionApplier(SinkApplier):
         self._owner = owner
 
     def open(self) -> None:
-        """At the first start a database that is not there is an error; later it is waited for."""
+        """At the very first start a database that is not there is an error; later it is waited for."""
+        is_first = self._store.read("state", END) is None
+        number, redo = self._open_sink() if is_first else self._sink._ride_out(self._open_sink)
         known = self._store.outside_number
-        number, redo = self._sink._ride_out(self._open_sink) if known else self._open_sink()
         if number == known + 1:
             self._store.carry_out(redo)
         elif number != known:
@@ -449,6 +449,8 @@ class TransactionApplier(SinkApplier):
                 path=str(self._store.path),
                 record="meta/outside",
             )
+        if is_first:
+            self._store.apply([TableWrite(lambda txn: txn.put(END, seal(END, b""), db=self._store.handle("state")))])
 
     def _open_sink(self) -> tuple[int, bytes]:
         try:
@@ -474,7 +476,7 @@ class TransactionApplier(SinkApplier):
 
     def _offer(self, batch_id: BatchId, items: list[Any]) -> None:
         self._sink._take_frame(batch_id, items)
-        self.writes += 1
+        self.guard.steps += 1
 
     def prepare(self, changes: list[Any]) -> None:
         number = self._store.outside_number + 1

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consecution.errors import OutageError
 from consecution.nodes import Filter, FlatMap, Map, Node
 from consecution.protocol.dispatch import Dispatch, RouteOutlet, SingleEdge
 from consecution.protocol.step import Step, describe_failure, shorten_repr
@@ -274,7 +275,7 @@ def test_a_sink_gets_the_whole_frame_with_its_identity() -> None:
     assert (ack.xor, ack.failed) == (1, ())
 
 
-def test_a_sink_that_raises_is_offered_the_items_one_by_one() -> None:
+def test_a_sink_that_raises_is_offered_the_items_half_by_half() -> None:
     write = Collector()
 
     _, ack = make_step(write=write).run(frame(1, -2, 3))
@@ -282,6 +283,35 @@ def test_a_sink_that_raises_is_offered_the_items_one_by_one() -> None:
     assert [items for _, items in write.calls] == [[1], [3]]
     assert ack is not None
     assert [failed.payload for failed in ack.failed] == [[-2]]
+
+
+def test_one_item_at_fault_among_many_is_found_in_few_calls_and_order_is_kept() -> None:
+    write, calls = Collector(), []
+
+    def counting(batch_id: BatchId, items: list[Any]) -> None:
+        calls.append(len(items))
+        write(batch_id, items)
+
+    _, ack = make_step(write=counting).run(frame(*range(1, 500), -7, *range(500, 1024)))
+
+    assert [item for _, items in write.calls for item in items] == list(range(1, 1024))
+    assert ack is not None
+    assert [failed.payload for failed in ack.failed] == [[-7]]
+    assert len(calls) == 1 + 2 * 10
+
+
+def test_an_outage_fails_all_items_of_its_call_which_is_not_repeated() -> None:
+    offered = []
+
+    def write(batch_id: BatchId, items: list[Any]) -> None:
+        offered.append(items)
+        raise OutageError("away")
+
+    _, ack = make_step(write=write).run(frame(1, 2, 3))
+
+    assert offered == [[1, 2, 3]]
+    assert ack is not None
+    assert [failed.payload for failed in ack.failed] == [[1], [2], [3]]
 
 
 def test_one_item_is_not_offered_twice() -> None:

@@ -1,0 +1,199 @@
+"""A database that goes away in the middle: the pipeline is held back, and each row is there once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consecution import Pipeline, Producer, SqlSink
+from consecution.errors import OutageError
+from consecution.protocol.values import BatchId
+from consecution.sink import Sink
+from tests.engines.misbehaving import Gate, wait_for
+from tests.sinks.conftest import PostgresDatabase
+
+COUNT = 200
+ROWS = [{"n": n} for n in range(COUNT)]
+OPTIONS: dict[str, Any] = {"batch_size": 20, "sync": "process", "retries": 0, "robustness": "robust"}
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Outages are logged; what they say is looked at where that matters."""
+    with caplog.at_level(logging.CRITICAL, logger="consecution"):
+        yield
+
+
+def numbers_in(postgres: PostgresDatabase) -> Counter[int]:
+    return Counter(n for (n,) in postgres.query("SELECT n FROM t"))
+
+
+class CutOff(SqlSink):
+    """Its connection is ended once at a certain moment of its second transaction."""
+
+    def __init__(self, postgres: PostgresDatabase, moment: str) -> None:
+        super().__init__("sink", postgres.url, "t")
+        self.postgres, self.moment = postgres, moment
+        self.transactions = 0
+        self.cuts = 0
+
+    def _at(self, moment: str) -> bool:
+        return moment == self.moment and self.transactions == 2 and not self.cuts
+
+    def _cut_at(self, moment: str) -> None:
+        if self._at(moment):
+            self.cuts = self.postgres.end_sessions()
+
+    def begin_transaction(self) -> None:
+        self.transactions += 1
+        self._cut_at("before begin")
+        super().begin_transaction()
+
+    def write(self, batch_id: BatchId | None, items: list[Any]) -> None:
+        self._cut_at("before write")
+        super().write(batch_id, items)
+        self._cut_at("after write")
+
+    def commit(self, owner: str, number: int, redo: bytes) -> None:
+        self._cut_at("before commit")
+        super().commit(owner, number, redo)
+        if self._at("after commit"):
+            self._cut_at("after commit")
+            raise OutageError("the answer to the commit was lost")
+
+
+@pytest.mark.parametrize("moment", ["before begin", "before write", "after write", "before commit", "after commit"])
+def test_a_connection_that_is_ended_costs_no_row_and_doubles_none(postgres: PostgresDatabase, moment: str) -> None:
+    sink = CutOff(postgres, moment)
+    rows = [*ROWS[:130], {"unknown": 1}, *ROWS[130:]]
+
+    report = Pipeline(sink).run(rows, mode="inline", **OPTIONS)
+
+    assert sink.cuts == 1
+    assert numbers_in(postgres) == Counter(range(COUNT))
+    assert [failure.item for failure in report.failures] == [{"unknown": 1}]
+
+
+@pytest.mark.parametrize("robustness", ["none", "track"])
+def test_without_a_journal_a_write_is_repeated_too(postgres: PostgresDatabase, robustness: str) -> None:
+    sink = SqlSink("sink", postgres.url, "t")
+
+    def items() -> Iterator[Any]:
+        for row in ROWS:
+            if row["n"] == COUNT // 2:
+                postgres.end_sessions()
+            yield row
+
+    report = Pipeline(sink).run(items(), mode="inline", **{**OPTIONS, "robustness": robustness})
+
+    assert (report.failed, report.completed) == (0, COUNT)
+    assert numbers_in(postgres) == Counter(range(COUNT))
+
+
+def test_item_by_item_a_write_is_repeated_too(postgres: PostgresDatabase) -> None:
+    pipeline = Pipeline(SqlSink("sink", postgres.url, "t"))
+
+    pipeline.begin()
+    for row in ROWS:
+        pipeline.push(row)
+    postgres.end_sessions()
+    pipeline.end()
+
+    assert numbers_in(postgres) == Counter(range(COUNT))
+
+
+class Patient(SqlSink):
+    """Writes a line for each time it waits."""
+
+    waits: Path
+
+    def waiting(self) -> Any:
+        with open(self.waits, "a") as file:
+            file.write("waits\n")
+        return super().waiting()
+
+
+def test_a_server_that_restarts_is_waited_for_and_the_worker_not_killed(
+    postgres: PostgresDatabase, tmp_path: Path
+) -> None:
+    gate = Gate("gate", {"n": COUNT // 2}, tmp_path)
+    sink = Patient("sink", postgres.url, "t")
+    sink.waits = tmp_path / "waits"
+    timeout_s = 1.0  # Waits double from 0.05 s: seven of them take 3 s and more.
+
+    with Pipeline(Producer(ROWS) | gate | sink).start(mode="process", timeout_s=timeout_s, **OPTIONS) as running:
+        wait_for(gate.reached.exists)
+        postgres.cluster.stop(signal.SIGQUIT)
+        try:
+            gate.opened.touch()
+            wait_for(lambda: sink.waits.exists() and len(sink.waits.read_text().splitlines()) > 6)
+        finally:
+            postgres.cluster.start()
+        report = running.wait(60)
+
+    assert (report.restarts, report.failed, report.completed) == (0, 0, COUNT)
+    assert numbers_in(postgres) == Counter(range(COUNT))
+
+
+def test_a_worker_that_starts_while_the_server_is_away_waits_for_it(postgres: PostgresDatabase, tmp_path: Path) -> None:
+    gate = Gate("gate", {"n": COUNT // 2}, tmp_path)
+    sink = Patient("sink", postgres.url, "t")
+    sink.waits = tmp_path / "waits"
+
+    with Pipeline(Producer(ROWS) | gate | sink).start(mode="process", **OPTIONS) as running:
+        wait_for(gate.reached.exists)
+        postgres.cluster.stop(signal.SIGQUIT)
+        try:
+            os.kill(running.pids()["sink.0"], signal.SIGKILL)  # type: ignore[attr-defined]
+            wait_for(lambda: sink.waits.exists() and running.status().restarts == 1)
+        finally:
+            postgres.cluster.start()
+        gate.opened.touch()
+        report = running.wait(60)
+
+    assert (report.restarts, report.failed, report.completed) == (1, 0, COUNT)
+    assert numbers_in(postgres) == Counter(range(COUNT))
+
+
+class Away(Sink):
+    """A plain sink whose world is away for some calls."""
+
+    def __init__(self) -> None:
+        super().__init__("away")
+        self.calls = 0
+        self.kept: list[Any] = []
+
+    def write(self, batch_id: BatchId | None, items: list[Any]) -> None:
+        self.calls += 1
+        if self.calls in (2, 3):
+            raise OutageError("the world is away")
+        self.kept += items
+
+
+def test_a_plain_sink_may_say_that_its_world_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    sink = Away()
+
+    with caplog.at_level(logging.WARNING, logger="consecution"):
+        report = Pipeline(sink).run(ROWS, mode="inline", **OPTIONS)
+
+    assert (report.failed, sink.kept) == (0, ROWS)
+    assert [record.getMessage().split(": ")[-1] for record in caplog.records] == [
+        "the world is away; trying again in 0.05 s",
+        "the world is away; trying again in 0.1 s",
+    ]
+
+
+def test_without_a_journal_an_outage_fails_the_items_of_its_call_and_no_others() -> None:
+    sink = Away()
+
+    report = Pipeline(sink).run(ROWS, mode="inline", **{**OPTIONS, "robustness": "track"})
+
+    assert sink.calls == COUNT // OPTIONS["batch_size"]
+    assert report.failed == 2 * OPTIONS["batch_size"]
