@@ -1,4 +1,4 @@
-"""The command line: ``consecution run | plan | journal``. One file per command."""
+"""The command line: ``consecution run | plan | journal | failed``. One file per command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 
 import consecution
-from consecution.cli import journal, plan, run
+from consecution.cli import failed, journal, plan, run
 from consecution.errors import ConsecutionError
 
 EXIT_USAGE = 2
@@ -34,6 +34,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"consecution {consecution.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (run, plan, journal):
+    for module in (run, plan, journal, failed):
         module.add_parser(commands)
     return parser

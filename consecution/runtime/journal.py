@@ -197,6 +197,12 @@ class Journal:
                     found.append(entry)
         return found[::-1]
 
+    def failed_entries(self) -> Iterator[FailureEntry]:
+        """Every entry of the failure store, oldest first, those that wait for another try included."""
+        with self._explained("read"), self._env.begin() as txn:
+            for key, value in txn.cursor(db=self._failures):
+                yield self._read_entry(key, value)
+
     def apply(self, changes: list[Any]) -> None:
         """Apply the changes in order, as one transaction. A full disk raises and changes nothing.
 

@@ -247,6 +247,28 @@ _PICKLED = ("state", "log")
 """Tables whose bodies are pickles, which are not loaded here."""
 
 
+@contextlib.contextmanager
+def open_to_read(folder: Path) -> Iterator[Any]:
+    """The environment of a journal; a longer copy of it, where the file is shorter than the pages it says it has.
+
+    That need not be damage: a page that was given back before it was written is counted, too. But reading
+    a page behind the end would kill this process; in the copy it is zeros, which are noticed.
+    """
+    env = lmdb.open(str(folder), readonly=True, create=False, max_dbs=8, max_readers=16)
+    with contextlib.ExitStack() as stack:
+        stack.callback(env.close)
+        data = folder / "data.mdb"
+        needed_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        if data.stat().st_size < needed_bytes:
+            copy = stack.enter_context(tempfile.TemporaryDirectory(prefix="consecution-check-"))
+            copied = Path(shutil.copy(data, copy))
+            with open(copied, "r+b") as file:
+                file.truncate(needed_bytes)
+            env = lmdb.open(copy, readonly=True, create=False, lock=False, max_dbs=8)
+            stack.callback(env.close)
+        yield env
+
+
 class _OriginChecker:
     def __init__(self, folder: Path, epoch: str, problems: list[str]) -> None:
         self._folder = folder
@@ -258,7 +280,7 @@ class _OriginChecker:
             self._complain("data.mdb is missing")
             return None
         try:
-            with self._opened() as env, env.begin() as txn:
+            with open_to_read(self._folder) as env, env.begin() as txn:
                 return self._check_records(env, txn)
         except lmdb.Error as error:
             if "already open in this process" in str(error):
@@ -270,27 +292,6 @@ class _OriginChecker:
 
     def _complain(self, what: str) -> None:
         self._problems.append(f"{self._folder}: {what}")
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[Any]:
-        """The environment; a longer copy of it, where the file is shorter than the pages it says it has.
-
-        That need not be damage: a page that was given back before it was written is counted, too. But reading
-        a page behind the end would kill this process; in the copy it is zeros, which are noticed.
-        """
-        env = lmdb.open(str(self._folder), readonly=True, create=False, max_dbs=8, max_readers=16)
-        with contextlib.ExitStack() as stack:
-            stack.callback(env.close)
-            data = self._folder / "data.mdb"
-            needed_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-            if data.stat().st_size < needed_bytes:
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="consecution-check-"))
-                copied = Path(shutil.copy(data, folder))
-                with open(copied, "r+b") as file:
-                    file.truncate(needed_bytes)
-                env = lmdb.open(folder, readonly=True, create=False, lock=False, max_dbs=8)
-                stack.callback(env.close)
-            yield env
 
     def _check_records(self, env: Any, txn: Any) -> OriginSummary | None:
         names = {bytes(key).decode(errors="replace") for key, _ in txn.cursor()}

@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import DamagedStoreError, StateDirError
+from consecution.errors import DamagedStoreError, StateDirError, UsageError
 from consecution.plan import Plan
 from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import Journal, sync_folder
@@ -58,6 +58,21 @@ class StateDir:
         return str(self._manifest["epoch"])
 
     @property
+    def source(self) -> str:
+        """The name of the source's origin."""
+        return str(self._manifest["source"])
+
+    @property
+    def origins(self) -> list[str]:
+        """The names of all origins, the source's first."""
+        return list(self._manifest["origins"])
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the plan's tasks, by their numbers."""
+        return list(self._manifest["tasks"])
+
+    @property
     def finished_report(self) -> dict[str, Any] | None:
         """The report of the run that finished here; None while there is something to do."""
         found: dict[str, Any] | None = self._manifest["finished"]
@@ -80,6 +95,12 @@ class StateDir:
         """Record that the stream has ended and all of it is processed."""
         self._manifest["finished"] = report
         _write_manifest(self.path, self._manifest)
+
+    def unfinish(self) -> None:
+        """There is something to do again."""
+        if self._manifest["finished"] is not None:
+            self._manifest["finished"] = None
+            _write_manifest(self.path, self._manifest)
 
     def close(self, *, keep: bool = True) -> None:
         """Release the lock; a temporary directory goes away unless it is to be kept."""
@@ -104,6 +125,30 @@ def open_state_dir(path: Path | None, plan: Plan, *, fresh: bool) -> StateDir:
         return _open(made, plan, fresh=fresh, temporary=True)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def look_at_state_dir(path: Path) -> StateDir:
+    """A state directory that may belong to a run: not locked, only to be looked at."""
+    with _explained(path):
+        manifest = _read_manifest(path) if path.is_dir() else None
+    if manifest is None:
+        raise UsageError(f"{path} is not a state directory: it has no {MANIFEST}")
+    return StateDir(path, -1, manifest, temporary=False)
+
+
+def lock_state_dir(path: Path) -> StateDir:
+    """A state directory of no run, locked and to be changed. StateDirError while a run holds it."""
+    look_at_state_dir(path)
+    with _explained(path):
+        _check_owner(path)
+        lock = _lock(
+            path, "stop the run first (Ctrl-C, or kill -TERM to that process): it can go on afterwards where it stopped"
+        )
+    try:
+        return StateDir(path, lock, look_at_state_dir(path)._manifest, temporary=False)
+    except BaseException:
+        os.close(lock)
         raise
 
 
@@ -222,7 +267,7 @@ def _check_is_ours(path: Path) -> None:
         )
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, remedy: str = "wait for it, stop it, or use another state_dir") -> int:
     lock = os.open(path / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -230,8 +275,7 @@ def _lock(path: Path) -> int:
         owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(lock)
         raise StateDirError(
-            f"the state directory {path} is in use by another run (process {owner}): "
-            "wait for it, stop it, or use another state_dir"
+            f"the state directory {path} is in use by another run (process {owner}): {remedy}"
         ) from error
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)

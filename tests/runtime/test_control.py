@@ -25,6 +25,7 @@ WORDS = [
     control.Began(TASK),
     control.Switched(TASK, 7),
     BEAT,
+    control.StopAsked(TASK, FailureEntry(1, FAILED, 2, 5, 1, None)),
     control.Ended(TASK, True),
     control.Failed(TASK, "begin", "no", "Traceback", None),
     control.Closed(BEAT, True, (FailureEntry(1, FAILED, 2, 5, 1, None),)),

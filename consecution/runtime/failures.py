@@ -1,0 +1,347 @@
+"""The failure store as a person sees it: the failed items of all origins of a state directory, read as one.
+
+Each origin keeps its own in its table ``failures``. Looking is possible while a run goes on; whoever changes
+something holds the supervisor's lock and, one after another, the origins' own.
+
+What is put back is tried again by the next run: at the node it failed at, with all its tries, or as a new item of
+the source. In the books an item that is put back is not failed but pending, and one that is dropped is neither:
+an origin's ``failed`` counts the entries that are given up, so it falls with both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from consecution.errors import UsageError
+from consecution.protocol.origin import (
+    NO_ROOT,
+    BatchBorn,
+    BatchRecord,
+    Change,
+    FailureEntry,
+    FailureKept,
+    FailureTaken,
+    Head,
+    HeadMoved,
+)
+from consecution.protocol.step import shorten_repr
+from consecution.protocol.values import USER_ERRORS
+from consecution.runtime.journal import Journal
+from consecution.runtime.journal_check import open_to_read
+from consecution.runtime.state import StateDir, lock_state_dir, look_at_state_dir
+from consecution.transport.codec import PickleCodec
+
+ENTRIES_PER_COMMIT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A failed item with the names that a person knows. The id is the origin's name and the entry's number."""
+
+    origin: str
+    node: str
+    entry: FailureEntry
+
+    @property
+    def id(self) -> str:
+        return f"{self.origin}:{self.entry.key}"
+
+    @property
+    def given_up(self) -> bool:
+        """False: it waits for another try."""
+        return self.entry.due_s is None
+
+    def item(self) -> Any:
+        """The item itself; UsageError where it was not kept, or what it is made of is not there."""
+        payload = self.entry.failed.payload
+        if payload is None:
+            raise UsageError(f"{self.id}: the item could not be kept; {self.entry.failed.shown}")
+        try:
+            return pickle.loads(payload)[0]
+        except USER_ERRORS as error:
+            raise UsageError(
+                f"{self.id}: the item cannot be loaded here ({type(error).__name__}: {error}); run this where the "
+                "pipeline's modules can be imported"
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: the item as ``item`` where JSON can hold it, else as ``pickle`` and ``shown``."""
+        failed = self.entry.failed
+        told: dict[str, Any] = {
+            "id": self.id,
+            "node": self.node,
+            "state": "given up" if self.given_up else "waiting",
+            "failed_at": datetime.fromtimestamp(self.entry.failed_s, UTC).isoformat(timespec="milliseconds"),
+            "attempts": self.entry.attempts,
+            "error": failed.error,
+            "traceback": failed.traceback,
+            "shown": failed.shown,
+        }
+        if failed.payload is not None:
+            told |= _item_fields(self, failed.payload)
+        return told
+
+
+def _item_fields(failed: Failed, payload: bytes) -> dict[str, Any]:
+    try:
+        item = failed.item()
+        if _is_plain(item):
+            return {"item": item}
+    except (UsageError, RecursionError):
+        pass
+    return {"pickle": b64encode(payload).decode()}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON gives back the very same: no tuples, no keys that are no text, no NaN, no subclasses."""
+    kind = type(value)
+    if kind is list:
+        return all(map(_is_plain, value))
+    if kind is dict:
+        return all(type(key) is str for key in value) and all(map(_is_plain, value.values()))
+    return value is None or kind in (str, int, bool) or (kind is float and math.isfinite(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which failed items a command is about. What is not given selects all.
+
+    ``error`` is a text that the error contains, or a regular expression found in it; times are wall-clock seconds.
+    """
+
+    nodes: tuple[str, ...] = ()
+    error: str | None = None
+    since_s: float | None = None
+    until_s: float | None = None
+    ids: tuple[str, ...] = ()
+    limit: int | None = None
+
+    @property
+    def is_all(self) -> bool:
+        return self == Selection()
+
+    def of(self, found: Iterator[Failed]) -> Iterator[Failed]:
+        """Those that are selected, in their order. UsageError, at the end, for ids that were not among them."""
+        wanted = dict.fromkeys(self.ids)
+        unseen = dict(wanted)
+        for failed in islice((f for f in found if self._takes(f, wanted)), self.limit):
+            unseen.pop(failed.id, None)
+            yield failed
+        if unseen and self.limit is None:
+            raise UsageError(f"there is no failed item {', '.join(unseen)} (or another filter leaves it out)")
+
+    def _takes(self, failed: Failed, wanted: dict[str, None]) -> bool:
+        at_s = failed.entry.failed_s
+        return (
+            (not wanted or failed.id in wanted)
+            and (not self.nodes or failed.node in self.nodes)
+            and (self.since_s is None or at_s >= self.since_s)
+            and (self.until_s is None or at_s < self.until_s)
+            and (self.error is None or _is_in(self.error, failed.entry.failed.error))
+        )
+
+
+def _is_in(pattern: str, error: str) -> bool:
+    if pattern in error:
+        return True
+    try:
+        return re.search(pattern, error) is not None
+    except re.error:
+        return False
+
+
+# -- looking -------------------------------------------------------------------------------------
+
+
+def look(path: Path) -> Iterator[Failed]:
+    """The failed items of a state directory, origin by origin, oldest first. A run may go on meanwhile."""
+    state = look_at_state_dir(path)
+    for name in state.origins:
+        with open_to_read(state.origin_path(name)) as env:
+            yield from _named(state, name, _Glimpse(state.origin_path(name), env))
+
+
+class _Glimpse(Journal):
+    """A journal opened by a reader: no lock, and nothing can be changed."""
+
+    def __init__(self, path: Path, env: Any) -> None:
+        self.path = path
+        self._lock = -1
+        self._env = env
+        with self._explained("opened"):
+            self._failures = env.open_db(b"failures", create=False)
+
+
+def _named(state: StateDir, origin: str, journal: Journal) -> Iterator[Failed]:
+    for entry in journal.failed_entries():
+        yield Failed(origin, _node_of(state.tasks, entry), entry)
+
+
+def _node_of(tasks: list[str], entry: FailureEntry) -> str:
+    task = entry.failed.task
+    return tasks[task].rpartition(".")[0] if task < len(tasks) else f"task {task}"
+
+
+# -- changing ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """What is to take the place of an item."""
+
+    payload: bytes
+    shown: str
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> Edited:
+        """From a line of an export: its ``item``, or its ``pickle``, which is not loaded here."""
+        if "item" in told:
+            return cls(PickleCodec().encode([told["item"]]), shorten_repr(told["item"]))
+        if "pickle" not in told:
+            raise UsageError(f"{told['id']}: the line has neither an item nor a pickle")
+        try:
+            return cls(b64decode(told["pickle"], validate=True), str(told.get("shown", "<edited>")))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{told['id']}: its pickle is no base64: {error}") from error
+
+
+def read_edited(lines: Iterator[str], name: str) -> dict[str, Edited]:
+    """Id → what is to take the item's place, from JSON lines as an export writes them. Other fields are ignored."""
+    edited: dict[str, Edited] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            told = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{name}, line {number}: expected JSON, {error}") from error
+        if not isinstance(told, dict) or not isinstance(told.get("id"), str):
+            raise UsageError(f'{name}, line {number}: expected an object with an "id", as `failed export` writes it')
+        if told["id"] in edited:
+            raise UsageError(f"{name}, line {number}: the id {told['id']} was there before")
+        edited[told["id"]] = Edited.of(told)
+    return edited
+
+
+Changes = Callable[[Head, Failed], tuple[Head, list[Change]]]
+"""What is to happen to one entry: the head after it, and the changes."""
+
+
+class FailureStore:
+    """The failed items of a state directory that no run holds. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._state = lock_state_dir(path)
+
+    def __enter__(self) -> FailureStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._state.close()
+
+    def drop(self, selection: Selection, *, dry_run: bool = False) -> list[str]:
+        """Remove entries for good; returns their ids."""
+
+        def changes(head: Head, failed: Failed) -> tuple[Head, list[Change]]:
+            return _without(head, failed), [FailureTaken(failed.entry.key)]
+
+        return self._change(self._select(selection), changes, dry_run)
+
+    def retry(
+        self,
+        selection: Selection,
+        *,
+        edited: dict[str, Edited] | None = None,
+        at_source: bool = False,
+        dry_run: bool = False,
+        now: Callable[[], float] = time.time,
+    ) -> list[str]:
+        """Put entries back, with all their tries; returns their ids. The run is not finished any more.
+
+        ``at_source``: as new items of the source. UsageError, before anything is changed, for an entry that
+        cannot be put back.
+        """
+        replacing = edited or {}
+        chosen = [_edit(failed, replacing.get(failed.id)) for failed in self._select(selection)]
+        for failed in chosen:
+            self._check_can_retry(failed, at_source)
+
+        def changes(head: Head, failed: Failed) -> tuple[Head, list[Change]]:
+            if at_source:
+                return _bear(head, failed)
+            return _without(head, failed), [FailureKept(_renewed(failed.entry, now()))]
+
+        if chosen and not dry_run:
+            self._state.unfinish()
+        return self._change(chosen, changes, dry_run)
+
+    def _select(self, selection: Selection) -> list[Failed]:
+        return list(selection.of(self._all()))
+
+    def _all(self) -> Iterator[Failed]:
+        names = self._state.origins
+        for name, journal in zip(names, self._state.journals(names), strict=True):
+            yield from _named(self._state, name, journal)
+
+    def _check_can_retry(self, failed: Failed, at_source: bool) -> None:
+        if failed.entry.failed.payload is None:
+            raise UsageError(
+                f"{failed.id}: the item could not be kept, so it cannot be tried again; give it with --from, or leave "
+                "it out with a filter"
+            )
+        if at_source and failed.origin != self._state.source:
+            raise UsageError(
+                f"{failed.id}: what failed in the durable task {failed.origin} can be tried again at its node only: "
+                "leave out --at-source, or leave it out with a filter"
+            )
+
+    def _change(self, chosen: list[Failed], changes: Changes, dry_run: bool) -> list[str]:
+        """Origin by origin, so many entries in one commit: a crash leaves the rest as it was."""
+        by_origin: dict[str, list[Failed]] = {}
+        for failed in chosen:
+            by_origin.setdefault(failed.origin, []).append(failed)
+        names = [] if dry_run else list(by_origin)
+        for name, journal in zip(names, self._state.journals(names), strict=True):
+            head = journal.restore().head
+            for start in range(0, len(by_origin[name]), ENTRIES_PER_COMMIT):
+                made: list[Change] = []
+                for failed in by_origin[name][start : start + ENTRIES_PER_COMMIT]:
+                    head, more = changes(head, failed)
+                    made += more
+                journal.apply([*made, HeadMoved(head)])
+        return [failed.id for failed in chosen]
+
+
+def _without(head: Head, failed: Failed) -> Head:
+    return replace(head, failed=head.failed - failed.given_up)
+
+
+def _renewed(entry: FailureEntry, now_s: float) -> FailureEntry:
+    """Due at once. At least one item of the batch it descends from is pending again."""
+    held = entry.held if entry.root == NO_ROOT else max(1, entry.held)
+    return replace(entry, attempts=0, held=held, due_s=now_s)
+
+
+def _bear(head: Head, failed: Failed) -> tuple[Head, list[Change]]:
+    """A new item of the source, in a batch of its own."""
+    record = BatchRecord(head.next_seq, 1, failed.entry.failed.payload)
+    moved = replace(_without(head, failed), next_seq=head.next_seq + 1, emitted=head.emitted + 1)
+    return moved, [FailureTaken(failed.entry.key), BatchBorn(record)]
+
+
+def _edit(failed: Failed, edited: Edited | None) -> Failed:
+    if edited is None:
+        return failed
+    item = failed.entry.failed._replace(payload=edited.payload, shown=edited.shown, retryable=True)
+    return replace(failed, entry=replace(failed.entry, failed=item))
