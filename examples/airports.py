@@ -9,8 +9,8 @@ Run it as a Unix user would, or over every US airport with an IATA code (about t
     python examples/airports.py --all-us
 
 Every node is stateless, so any of them may die at any time: an airport comes with those listed before
-it, and makes its pairs from that alone. The table has the pair as its key, so that a pair written again
-after a crash stands there once; the text file may hold it twice.
+it, and makes its pairs from that alone. Table and file are sinks that hold each pair once, whatever died. The
+table has the pair as its key, so that a run from the beginning replaces rows; it appends to the text file.
 """
 
 from __future__ import annotations

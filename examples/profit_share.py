@@ -14,8 +14,8 @@ From a portion each gets what that rule says after it, less what it said before:
 lost or made, and after any number of invoices nobody is a whole cent away from the exact share.
 
 The tag makes every node stateless: who gets what of a portion follows from the portion alone. The ledger
-has (leg, invoice) as its key, so that an entry written again after a crash replaces itself, and the totals,
-which are summed in it, are right whatever died on the way.
+holds each entry once, so the totals, which are summed in it, are right whatever died on the way. It has (leg,
+invoice) as its key, so that a run from the beginning replaces what is there.
 """
 
 from __future__ import annotations
