@@ -433,6 +433,7 @@ class TransactionApplier(SinkApplier):
         super().__init__(sink, sync, origin_names)
         self._store = store
         self._owner = owner
+        self._group: list[Work] = []
 
     def open(self) -> None:
         """At the very first start a database that is not there is an error; later it is waited for."""
@@ -479,6 +480,8 @@ class TransactionApplier(SinkApplier):
         self.guard.steps += 1
 
     def prepare(self, changes: list[Any]) -> None:
+        if not self._group:
+            return  # a timer has ticked: nothing was written
         number = self._store.outside_number + 1
         changes.append(CommittedOutside(number))
         redo = self._store.redo_of(changes)
