@@ -66,6 +66,7 @@ class DurableOracle(Oracle):
         self._group: Group | None = None
         self._sealed: dict[int, Group] = {}
         self._ends = False
+        self._told_low: dict[TaskIndex, int] = {}
         self._own_failures: Counter[FailureKey] = Counter()
         self._staged: set[tuple[TaskIndex, int, int, int]] = set()
 
@@ -74,6 +75,17 @@ class DurableOracle(Oracle):
     def begun(self) -> None:
         """A new incarnation opens the store; what the last one had not committed is gone."""
         self._group = None
+        self._told_low.clear()
+
+    def told_low(self, origin: TaskIndex, low: int) -> None:
+        """A message from an origin says which of its batches are over."""
+        self._told_low[origin] = max(low, self._told_low.get(origin, 0))
+
+    def check_low(self) -> None:
+        """Nothing of an execution that was thrown away stays once the task could know."""
+        for frame in self._store.inbox.values():
+            if frame.seq < self._told_low.get(frame.origin, 0):
+                raise Violation(f"task {self.task} keeps {frame}, and was told low {self._told_low[frame.origin]}")
 
     def applied(self, works: list[Work], taken: list[tuple[Item, list[Item]]], outcome: Applied) -> None:
         """The application itself has run: ``taken`` says what the node took, and what it made of each."""
@@ -113,7 +125,7 @@ class DurableOracle(Oracle):
     def committing(self, changes: Sequence[Any]) -> None:
         for change in changes:
             if isinstance(change, CommittedOutside):
-                self._group = self._sealed.pop(change.number)
+                self._group = self._sealed.pop(change.number, self._group)
             elif isinstance(change, FrameStaged):
                 self._judge_staging(change.frame)
         group, self._group = self._group, None

@@ -385,12 +385,18 @@ class DurableProcess(OriginProcess):
 
     def _receive(self, message: Message) -> None:
         self._scene.trace("{} gets {}", self.endpoint, message)
+        if isinstance(message, Frame):
+            self._oracle.told_low(message.origin, message.low)
+        elif isinstance(message, Gos):
+            for go in message.gos:
+                self._oracle.told_low(message.origin, go.low)
         self._host.receive(message)
 
     def _work(self) -> None:
         self.restless = self._host.turn()
         self._host.flush()
         self._oracle.count(self._host.origin.counts())
+        self._oracle.check_low()
         if self._ending and self._host.ended:
             self._ending = False
             self.words.append(control.Ended(self.task, True))

@@ -32,8 +32,6 @@ DURABLE_PLACES = (
     "durable.confirmed",
     "durable.sent",
     "durable.begun",
-    "outside.before_commit",
-    "outside.committed",
     "origin.sent",
     "task.stepped",
     "task.acked",
@@ -42,6 +40,8 @@ DURABLE_PLACES = (
     IN_COMMIT,
 )
 """The same where tasks are durable."""
+OUTSIDE_PLACES = ("outside.before_commit", "outside.committed", "origin.committed")
+"""Between the commit of a database and the task's own."""
 
 TIMEOUT_OFF_S = 1e12
 LONGEST_KILL_STEP = 100
@@ -97,12 +97,24 @@ class Schedule:
 
 
 def make_schedule(
-    seed: int, rng: Random, tasks: int, *, robust: bool, fickle: bool, retries: int, durable: bool = False
+    seed: int,
+    rng: Random,
+    tasks: int,
+    *,
+    robust: bool,
+    fickle: bool,
+    retries: int,
+    durable_places: tuple[str, ...] = (),
 ) -> Schedule:
-    """Draw a schedule for a pipeline of ``tasks`` tasks."""
+    """Draw a schedule for a pipeline of ``tasks`` tasks; ``durable_places`` are the gaps that durable ones have."""
     together = robust and rng.random() < 0.08
     timeout_on = robust and not together and rng.random() < 0.3
-    draw_kill = _draw_durable_kill if durable else _draw_kill
+
+    def draw_kill() -> Kill:
+        if durable_places:
+            return _draw_durable_kill(rng, tasks, durable_places, everything=together)
+        return _draw_kill(rng, tasks, robust, together)
+
     adversarial = robust and not together and rng.random() < 0.3
     return Schedule(
         seed=seed,
@@ -121,7 +133,7 @@ def make_schedule(
             replays=robust,
         ),
         max_frame_items=rng.choice((2, 100)),
-        kills=tuple(draw_kill(rng, tasks, robust, together) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 5, 8)))),
+        kills=tuple(draw_kill() for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 5, 8)))),
         stop_at_step=rng.randrange(1, 150) if robust and rng.random() < 0.25 else None,
         reorder=0.3 if adversarial else 0.0,
         repeat=0.1 if adversarial else 0.0,
@@ -140,12 +152,12 @@ def _draw_kill(rng: Random, tasks: int, robust: bool, together: bool) -> Kill:
     return Kill(step=1 + int(rng.random() ** 1.5 * LONGEST_KILL_STEP), victims=victims, everything=everything)
 
 
-def _draw_durable_kill(rng: Random, tasks: int, robust: bool, together: bool) -> Kill:
+def _draw_durable_kill(rng: Random, tasks: int, places: tuple[str, ...], *, everything: bool) -> Kill:
     """Most are aimed at the gaps: the rarest bugs live there."""
-    everything = together or rng.random() < 0.25
+    everything = everything or rng.random() < 0.25
     power_cut = everything and rng.random() < 0.6
     if rng.random() < 0.75:
-        place = rng.choice(DURABLE_PLACES)
+        place = rng.choice(places)
         passes = 1 + int(rng.random() ** 2 * 25)
         return Kill(place=place, passes=passes, everything=everything, power_cut=power_cut)
     victims = tuple(TaskIndex(rng.randrange(tasks)) for _ in range(rng.choice((1, 1, 1, 2, 3))))

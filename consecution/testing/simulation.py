@@ -13,10 +13,10 @@ from consecution.runtime import failpoints
 from consecution.testing.model import Expected
 from consecution.testing.process import Process, start_process
 from consecution.testing.scene import Parts, Scene
-from consecution.testing.schedule import Crash, Kill, make_schedule
+from consecution.testing.schedule import DURABLE_PLACES, OUTSIDE_PLACES, Crash, Kill, make_schedule
 from consecution.testing.supervisor import Supervisor
 from consecution.testing.violation import Violation
-from consecution.testing.world import make_durable_world, make_world
+from consecution.testing.world import Keeping, World, make_durable_world, make_world
 
 MOST_STEPS = 5_000
 LONGEST_WAIT_S = 1e6
@@ -75,7 +75,13 @@ class Simulation:
         retries = rng.choice((0, 1, 2, 3)) if robust else 0
         world = (make_durable_world if durable else make_world)(rng, fickle=fickle, retries=retries)
         self.schedule = make_schedule(
-            seed, rng, len(world.tasks), robust=robust, fickle=fickle, retries=retries, durable=durable
+            seed,
+            rng,
+            len(world.tasks),
+            robust=robust,
+            fickle=fickle,
+            retries=retries,
+            durable_places=_places_of(world) if durable else (),
         )
         self.scene = Scene(self.schedule, world, rng, parts, tracing=tracing)
         self.scene.add_origins()
@@ -241,6 +247,12 @@ class Simulation:
         )
         if given_up != expected.given_up:
             raise Violation(f"given up are {dict(given_up)}; expected were {dict(expected.given_up)}")
+
+
+def _places_of(world: World) -> tuple[str, ...]:
+    """The gaps worth aiming at, those around a database's commit where there is one."""
+    commits_elsewhere = any(node.keeping is Keeping.TRANSACTS for node in world.nodes)
+    return (*DURABLE_PLACES, *(OUTSIDE_PLACES * 2 if commits_elsewhere else ()))
 
 
 def is_durable(seed: int) -> bool:

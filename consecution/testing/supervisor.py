@@ -30,7 +30,7 @@ class Supervisor:
         self._due: list[TaskIndex] = []
         self._restarts = 0
         self._beat = SourceBeat(False, False)
-        self._stop_told: Process | None = None
+        self._stop_told = False
         self._to_end: set[TaskIndex] = set()
         self._recovery = scene.parts.recovery(scene.world.tasks)
         self._ending = scene.parts.ending(scene.world.end_stages)
@@ -85,6 +85,8 @@ class Supervisor:
         self._scene.trace("supervisor hears {}", word)
         if isinstance(word, control.Hello):
             self._carry_out(self._recovery.started(process.task, word.endpoint))
+            if process.task == SOURCE_TASK and self._stop_told:
+                process.orders.append(control.StopReading())
         elif isinstance(word, control.Switched):
             self._carry_out(self._recovery.switched(process.task, word.version))
         elif isinstance(word, control.Ended):
@@ -127,10 +129,9 @@ class Supervisor:
         self._to_end.clear()
 
     def _stop(self) -> None:
-        source = self.processes[SOURCE_TASK]
-        if self._stop_told is not source:
-            self._stop_told = source
-            source.orders.append(control.StopReading())
+        if not self._stop_told:
+            self._stop_told = True
+            self.processes[SOURCE_TASK].orders.append(control.StopReading())
         if self._beat.drained:
             self._to_end.update(self._drain.source_finished())
 

@@ -75,6 +75,9 @@ class Keeping(enum.Enum):
     """A database, which commits before the task's own store."""
 
 
+SINK_KEEPINGS = (Keeping.TRANSACTS, Keeping.TRANSACTS, Keeping.APPENDS, Keeping.APPENDS, Keeping.WRITES, Keeping.STATE)
+
+
 @dataclass(frozen=True, slots=True)
 class Edge:
     """An edge to node ``target``."""
@@ -237,7 +240,7 @@ def make_durable_world(rng: Random, *, fickle: bool, retries: int) -> World:
 
 
 def _make_durable(rng: Random, node: NodeShape) -> NodeShape:
-    keeping = rng.choice(list(Keeping)) if node.kind is Kind.SINK else Keeping.STATE
+    keeping = rng.choice(SINK_KEEPINGS) if node.kind is Kind.SINK else Keeping.STATE
     state = keeping is Keeping.STATE
     grouping = Grouping.KEYED if state and len(node.tasks) > 1 else node.grouping
     wants_end = state and node.kind is not Kind.SINK and rng.random() < 0.5

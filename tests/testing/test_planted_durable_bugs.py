@@ -1,0 +1,339 @@
+"""Each rule of staging, decision and application, broken on purpose: the simulator must notice.
+
+Those of the list at the end of section 4 of the design, and some beside them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from consecution.protocol.durable import Application, Durable, FrameStaged
+from consecution.protocol.origin import Head, Origin
+from consecution.protocol.values import Acks, Confirms, Frame, Go, TaskIndex
+from consecution.runtime.appliers import TransactionApplier
+from consecution.runtime.durable_host import DurableHost
+from consecution.runtime.durable_store import CommittedOutside, EndRecorded
+from consecution.runtime.origin_host import OriginHost
+from consecution.testing import Outcome, run_schedule
+from consecution.testing.durable_store import DurableWriter
+from consecution.testing.scene import Parts
+from tests.testing import test_planted_bugs as stateless
+
+FIRST_SEED = 0
+"""Even seeds have durable tasks."""
+
+
+def find(parts: Parts, *, within: int, first_seed: int = FIRST_SEED) -> tuple[int, Outcome]:
+    """The first schedule that goes wrong with these parts, and how many it took."""
+    for number in range(within):
+        outcome = run_schedule(first_seed + 2 * number, parts)
+        if outcome.problem is not None:
+            return number + 1, outcome
+    pytest.fail(f"{within} schedules from seed {first_seed} on, and the bug was not found")
+
+
+# -- commit, then answer -------------------------------------------------------------------------
+
+
+class AcksBeforeItCommits(DurableHost):
+    def take_changes(self) -> list[Any]:
+        changes = super().take_changes()
+        for origin, ack in self._answers.acks:
+            self._outbox.send(origin, Acks(self.task, [ack]))
+        self._answers.acks = []
+        return changes
+
+
+class StagesInMemoryOnly(DurableHost):
+    """Acknowledges in time; but nothing of it is on disk."""
+
+    def take_changes(self) -> list[Any]:
+        return [change for change in super().take_changes() if not isinstance(change, FrameStaged)]
+
+
+class ConfirmsBeforeItCommits(DurableHost):
+    def take_changes(self) -> list[Any]:
+        changes = super().take_changes()
+        for origin, seq in self._answers.confirms:
+            self._outbox.send(origin, Confirms(self.task, [seq]))
+        self._answers.confirms = []
+        return changes
+
+
+class TellsGosBeforeItCommits(OriginHost):
+    def _turn_once(self) -> bool:
+        turn = self.origin.take_turn()
+        self._send_gos(turn.gos)
+        turn.gos = []
+        self.origin._turn, kept = turn, self.origin._turn
+        assert not kept
+        return super()._turn_once()
+
+
+class BearsOutputsLater(DurableHost):
+    """What was pushed becomes batches in a commit of their own."""
+
+    def begin(self) -> None:
+        self._later: list[Any] = []
+        super().begin()
+
+    def _give_birth(self, pushed: list[Any]) -> None:
+        self._later += pushed
+
+    def committed(self) -> bool:
+        later, self._later = self._later, []
+        super()._give_birth(later)
+        return super().committed()
+
+
+class DoesNotWaitForTheDisk(DurableWriter):
+    """Commits are there for other processes at once, and on disk only at the end of a good day."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        disk = self._disk
+        self._before = {name: _copied(value) for name, value in vars(disk).items()}
+
+    def power_lost(self) -> None:
+        vars(self._disk).update(self._before)
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if isinstance(value, dict) else value
+
+
+# -- order and generations -----------------------------------------------------------------------
+
+
+class AppliesAnyGeneration(Durable):
+    def _frames_of(self, origin: TaskIndex, incoming: Any, go: Go) -> tuple[Frame, ...]:
+        return tuple(sorted(incoming.staged.get(go.seq, {}).values(), key=lambda frame: frame.path))
+
+
+class AppliesFramesAsTheyCame(Durable):
+    def _frames_of(self, origin: TaskIndex, incoming: Any, go: Go) -> tuple[Frame, ...]:
+        return tuple(f for f in incoming.staged.get(go.seq, {}).values() if f.generation == go.generation)
+
+
+class DoesNotWaitForAfter(Durable):
+    def go(self, origin: TaskIndex, go: Go) -> None:
+        super().go(origin, go._replace(after=-1))
+
+
+class SaysNothingOfAfter(Origin):
+    def _order_gos(self, seq: int, generation: int, participants: Iterable[tuple[TaskIndex, int]]) -> None:
+        super()._order_gos(seq, generation, participants)
+        self._turn.gos = [(task, go._replace(after=-1)) for task, go in self._turn.gos]
+
+
+class IgnoresLow(Durable):
+    def _raise_low(self, incoming: Any, low: int) -> None:
+        """Nothing is ever too old."""
+
+
+class ForgetsTheLedger(Durable):
+    def __init__(self, ledger: Any = None, staged: Iterable[Frame] = ()) -> None:
+        super().__init__({}, staged)
+
+
+class ConfirmsOnce(Durable):
+    """Does not answer a ``go`` again whose batch the ledger has."""
+
+    def go(self, origin: TaskIndex, go: Go) -> None:
+        if go.seq > self.applied(origin):
+            super().go(origin, go)
+
+
+class AppliesEveryGo(Durable):
+    """Does not look into the ledger."""
+
+    def go(self, origin: TaskIndex, go: Go) -> None:
+        self._incoming(origin).applied = min(self._incoming(origin).applied, go.seq - 1)
+        super().go(origin, go)
+
+
+class TellsGosOnce(Origin):
+    def _repeat_gos(self, unconfirmed: list[Any], now_s: float) -> None:
+        """They were told."""
+
+
+class ForgetsAtTheFirstConfirm(Origin):
+    def confirmed(self, sender: TaskIndex, seqs: Iterable[int], now_s: float) -> None:
+        for seq in list(seqs):
+            decided = self._decided.get(seq)
+            for task in list(decided.waiting) if decided is not None else []:
+                super().confirmed(task, [seq], now_s)
+
+
+class ForgetsParticipantsOfOldExecutions(Origin):
+    """Whoever ever staged something of a batch takes part in it."""
+
+    def _launch(self, batch: Any, now_s: float) -> None:
+        participants = dict(batch.participants)
+        super()._launch(batch, now_s)
+        batch.participants = participants
+
+
+class ForgetsItsGeneration(Origin):
+    def _head(self) -> Head:
+        return replace(super()._head(), generation=0)
+
+
+# -- failing items and the end -------------------------------------------------------------------
+
+
+class EndsBeforeItsRetries(Origin):
+    @property
+    def has_own_retries(self) -> bool:
+        return False
+
+
+class ForgetsItHasEnded(DurableHost):
+    def end(self) -> None:
+        self._end_done = False
+        super().end()
+
+
+class RecordsTheEndFirst(DurableHost):
+    def end(self) -> None:
+        if not self._end_done and self.node._wants_end():
+            self._own.store.apply([EndRecorded()])
+        super().end()
+
+
+class KeepsStateOfFailedItems(DurableHost):
+    def begin(self) -> None:
+        super().begin()
+        applier: Any = self._applier
+        applier._inner._undo_item = applier._inner._keep_item if hasattr(applier._inner, "_keep_item") else None
+
+
+class LosesFailuresOfInputs(DurableHost):
+    def _fail(self, failure: Any) -> None:
+        """Not worth a word."""
+
+
+class CountsTriesFromOne(Origin):
+    def retry_of(self, seq: int) -> None:
+        return None
+
+
+class KeepsTheInbox(Durable):
+    def finish(self, only: TaskIndex) -> None:
+        """The end is the end."""
+
+
+class DropsOnlyWhatItApplies(Durable):
+    """Frames of thrown-away executions of an applied batch stay."""
+
+    def apply(self, application: Application) -> None:
+        staged = self._origins[application.origin].staged[application.seq]
+        for frame_id in [f.frame_id for f in staged.values() if f.generation != application.generation]:
+            del staged[frame_id]
+        super().apply(application)
+
+
+# -- stores elsewhere ----------------------------------------------------------------------------
+
+
+class IgnoresTheRedo(TransactionApplier):
+    """After a crash between the two commits it goes on as if nothing were."""
+
+    def open(self) -> None:
+        self._sink.open()
+
+
+class CommitsOutsideLast(TransactionApplier):
+    def prepare(self, changes: list[Any]) -> None:
+        self._number = self._store.outside_number + 1
+        self._redo: Any = self._store.redo_of(changes)
+        changes.append(CommittedOutside(self._number))
+
+    def committed(self) -> None:
+        self._sink.commit(self._owner, self._number, self._redo)
+
+
+class LeavesTheEndOfTheFile(DurableHost):
+    def begin(self) -> None:
+        self.node.cut_to = lambda end: None  # type: ignore[attr-defined]
+        super().begin()
+
+
+PLANTED: list[tuple[str, Parts, str, int]] = [
+    ("ack before staging", Parts(durable_host=AcksBeforeItCommits), "not in its inbox", 10),
+    ("staging in memory only", Parts(durable_host=StagesInMemoryOnly), "not in its inbox", 10),
+    ("go before decision", Parts(host=TellsGosBeforeItCommits), "was sent to task", 10),
+    ("confirm before apply", Parts(durable_host=ConfirmsBeforeItCommits), "and has not committed it", 10),
+    ("outputs after the state", Parts(durable_host=BearsOutputsLater), "without the batches of these", 10),
+    ("commits that are not synced", Parts(store=DoesNotWaitForTheDisk), "the store is damaged|the books say", 200),
+    ("decisions in any order", Parts(origin=stateless.DecidesInAnyOrder), "while the lowest open", 50),
+    ("acks without generation", Parts(origin=stateless.CountsAcksOfAnyGeneration), "stuck", 200),
+    ("go without generation", Parts(durable=AppliesAnyGeneration), "bound for it were", 200),
+    ("frames as they came", Parts(durable=AppliesFramesAsTheyCame), "bound for it were", 50),
+    ("generation not persisted", Parts(origin=ForgetsItsGeneration), "generation", 50),
+    ("after not heeded", Parts(durable=DoesNotWaitForAfter), "before batches", 600),
+    ("after not told", Parts(origin=SaysNothingOfAfter), "before batches", 600),
+    ("low not heeded", Parts(durable=IgnoresLow), "was told low", 600),
+    ("low before the application", Parts(origin=stateless.SaysLowTooEarly), "stuck", 50),
+    ("no ledger", Parts(durable=ForgetsTheLedger), "found 0 frames|a second time", 50),
+    ("ledger not looked at", Parts(durable=AppliesEveryGo), "found 0 frames|a second time", 50),
+    ("no redo", Parts(transaction_applier=IgnoresTheRedo), "the database holds", 500),
+    ("commit elsewhere last", Parts(transaction_applier=CommitsOutsideLast), "the database|transactions of", 1000),
+    ("file not cut", Parts(durable_host=LeavesTheEndOfTheFile), "the file holds", 500),
+    ("go not repeated", Parts(origin=TellsGosOnce), "stuck|has not ended", 50),
+    ("confirm not repeated", Parts(durable=ConfirmsOnce), "stuck", 200),
+    ("forgotten at the first confirm", Parts(origin=ForgetsAtTheFirstConfirm), "has not applied it", 50),
+    ("participants of old executions", Parts(origin=ForgetsParticipantsOfOldExecutions), "was decided as", 50),
+    ("replay before all have switched", Parts(recovery=stateless.ReplaysBeforeAllHaveSwitched), "stuck", 50),
+    ("retry born after its entry was taken", Parts(host=stateless.TakesEntriesFirst), "no batch was born", 50),
+    ("retry born before its entry was taken", Parts(host=stateless.TakesEntriesLater), "was not taken in the same", 50),
+    ("next seq not persisted", Parts(origin=stateless.ForgetsTheNextSeq), "the head says next seq", 10),
+    ("deaths counted as attempts", Parts(origin=stateless.CountsDeathsAsAttempts), "failures kept", 500),
+    (
+        "end with retries waiting",
+        Parts(origin=stateless.EndsWithRetriesWaiting),
+        "said to be over|the store is damaged",
+        50,
+    ),
+    ("end before its own retries", Parts(origin=EndsBeforeItsRetries), "ran its end while", 50),
+    ("end run twice", Parts(durable_host=ForgetsItHasEnded), "has run its end twice", 200),
+    ("end recorded first", Parts(durable_host=RecordsTheEndFirst), "not one commit", 50),
+    ("nodes end in any order", Parts(ending=stateless.EndsAllAtOnce), "said to be over|stuck", 100),
+    (
+        "state of failed items kept",
+        Parts(durable_host=KeepsStateOfFailedItems),
+        "the state of task|its state gives",
+        200,
+    ),
+    ("failed inputs lost", Parts(durable_host=LosesFailuresOfInputs), "failures kept", 50),
+    ("tries counted from one", Parts(origin=CountsTriesFromOne), "failures kept", 50),
+    ("inbox kept at the end", Parts(durable=KeepsTheInbox), "frames lie in the inbox", 500),
+    ("thrown-away frames kept", Parts(durable=DropsOnlyWhatItApplies), "frames lie in the inbox|was told low", 200),
+]
+
+
+@pytest.mark.parametrize(("parts", "problem", "within"), [p[1:] for p in PLANTED], ids=[p[0] for p in PLANTED])
+def test_a_planted_bug_is_found(parts: Parts, problem: str, within: int) -> None:
+    _, outcome = find(parts, within=within)
+
+    assert re.search(problem, outcome.problem or ""), outcome.problem
+
+
+def measure(seeds: int = 5, names: str = "") -> None:
+    """How many schedules each bug takes: `python -m tests.testing.test_planted_durable_bugs`."""
+    for name, parts, problem, within in PLANTED:
+        took = []
+        for start in range(seeds if re.search(names, name) else 0):
+            count, outcome = find(parts, within=3000, first_seed=10_000 * start + FIRST_SEED)
+            matches = re.search(problem, outcome.problem or "")
+            took.append(count if matches and problem else f"{count}: {(outcome.problem or '')[-150:]}")
+        print(f"{name:40} {within:5} {took}", flush=True)
+
+
+if __name__ == "__main__":
+    measure()
