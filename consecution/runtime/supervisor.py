@@ -287,9 +287,9 @@ class Supervisor:
             self._end(self._ending.source_finished())
 
     def _tell_again(self, task: TaskIndex) -> None:
-        """What the last incarnation was told about stopping, the new one must be told too."""
-        if task == SOURCE_TASK:
-            self._stop_told = False
+        """What the last incarnation was told about stopping, the new one must be told too: before it may read."""
+        if task == SOURCE_TASK and self._stop_told:
+            self._tell(task, control.StopReading())
         if self._closing:
             self._tell(task, control.Quit())
 
