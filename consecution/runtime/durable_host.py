@@ -33,7 +33,7 @@ from consecution.protocol.values import (
 )
 from consecution.runtime import failpoints
 from consecution.runtime.appliers import Applier, FailedInput, Work, make_applier
-from consecution.runtime.durable_store import DurableStore, EndRecorded
+from consecution.runtime.durable_store import DurableStore, EndRecorded, EndUndone
 from consecution.runtime.origin_host import OnStop, OriginHost, Outbox, origin_limits
 from consecution.runtime.timer import Timer
 from consecution.runtime.wiring import make_dispatch
@@ -80,6 +80,7 @@ class DurableHost:
         self._applied = False
         self._ending = False
         self._end_done = False
+        self._end_undone = False
         self._end_due = False
         self._end_asked = False
         self._stream_ended = False
@@ -268,10 +269,17 @@ class DurableHost:
         counts.busy_s += time.perf_counter() - started_s
         self._applied = True
         self._completed = False
+        self._undo_end()
         self._give_birth(pushed)
         for failure in failed:
             self._fail(failure)
         failpoints.passed("durable.applied")
+
+    def _undo_end(self) -> None:
+        """An item that was put back after the run had finished: ``end`` has to see what it has changed."""
+        if self._end_done:
+            self._end_done, self._end_undone = False, True
+            self._end_due = self._stream_ended and self.node._wants_end()
 
     def _give_birth(self, pushed: list[Any]) -> None:
         if not self._own.has_outlets:
@@ -294,6 +302,9 @@ class DurableHost:
         changes: list[Any] = list(self._answers.changes)
         if self._applied:
             changes += self._applier.take_changes()
+        if self._end_undone:
+            self._end_undone = False
+            changes.append(EndUndone())
         if self._ending:
             self._ending = False
             self._end_done = True

@@ -50,6 +50,11 @@ class EndRecorded:
     """The node's ``end`` has run, and what it did is part of this commit."""
 
 
+@dataclass(frozen=True, slots=True)
+class EndUndone:
+    """Something was applied after the node's ``end``: it has to run again."""
+
+
 class DurableStore(Journal):
     """The open environment of one durable task. One thread uses it."""
 
@@ -110,6 +115,8 @@ class DurableStore(Journal):
             txn.put(b"outside", _seal(b"outside", [change.number]), db=self._meta)
         elif isinstance(change, EndRecorded):
             txn.put(b"ended", _seal(b"ended", [True]), db=self._meta)
+        elif isinstance(change, EndUndone):
+            txn.delete(b"ended", db=self._meta)
         else:
             super()._apply_one(txn, change)
 
