@@ -49,6 +49,8 @@ class Node:
 
     replicas: int = 1
     max_replicas: int | None = None
+    stateless: bool = False
+    """Say True where attributes change from batch to batch and it does not matter, as with a cache."""
     timer_s: float | None = None
     """How often `on_timer` is called, in seconds; None: never."""
     key_function: Callable[[Any], Any] | None = None

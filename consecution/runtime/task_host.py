@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from consecution.protocol.poison import Guard
 from consecution.protocol.step import Codec, Counts, Step
 from consecution.protocol.values import Ack, Acks, CreditReturn, Frame, Message, TaskIndex
 from consecution.runtime import failpoints
+from consecution.runtime.attribute_watch import AttributeWatch
 from consecution.runtime.origin_host import MemoryStore, OnStop, OriginHost, Outbox, failures_kept, origin_limits
 from consecution.runtime.timer import Timer
 from consecution.runtime.wiring import make_dispatch
@@ -55,6 +57,7 @@ class TaskHost:
         self._pushed: Iterator[Any] = iter(())
         self._end_asked = False
         self._timer = Timer(None)
+        self._watch: AttributeWatch | None = None
         self._on_stop = on_stop
         self.origin_host: OriginHost | None = None
         self.occupied_with = ""
@@ -90,9 +93,17 @@ class TaskHost:
                 node.open()
             else:
                 node.begin()
+        if self._is_watched():
+            self._watch = AttributeWatch(node)
         if self._node_plan.timer_s is not None:
             self._timer = Timer(self._node_plan.timer_s)
             self._become_origin()
+
+    def _is_watched(self) -> bool:
+        """Whether attributes that change are worth a warning: in processes that may die, and of one replica."""
+        options, node = self._options, self.node
+        at_stake = options.robust and options.mode == "process" and not isinstance(node, Sink) and not node.stateless
+        return at_stake and self.task == self._node_plan.tasks[0]
 
     def receive(self, message: Message) -> None:
         """Step a frame, or take in what others answer to what this task sent."""
@@ -112,6 +123,8 @@ class TaskHost:
         for target, out in sent:
             self._outbox.send(target, out)
         failpoints.passed("task.sent")
+        if self._watch is not None and (warning := self._watch.look()) is not None:
+            print(warning, file=sys.stderr)
         if frame.credited:
             self._credits[frame.sender] = self._credits.get(frame.sender, 0) + 1
         if ack is not None:
