@@ -11,6 +11,8 @@ from collections import Counter
 from tests.faults import attack
 from tests.faults.attack import Outcome
 from tests.faults.schedule import draw
+from tests.faults.server import a_server
+from tests.faults.works import WORKS
 
 ITEMS = 200_000
 RUNS = 40
@@ -20,12 +22,16 @@ def main() -> int:
     options = _parse()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
     runs = options.runs or (RUNS if options.seed is None else 1)
+    works = [options.work] if options.work else list(WORKS)
     print(f"{runs} runs of {options.items:,} items from seed {seed}", flush=True)
     outcomes = []
-    for number in range(runs):
-        outcomes.append(_run(seed + number, options.items, f"{number + 1}/{runs}"))
-        if outcomes[-1].problems and options.stop:
-            break
+    with a_server(options.server) as make_database:
+        for number in range(runs):
+            work = works[number % len(works)]
+            server = make_database() if work == "ledger" else ""
+            outcomes.append(_run(work, seed + number, options.items, server, f"{number + 1}/{runs}"))
+            if outcomes[-1].problems and options.stop:
+                break
     print(_table(outcomes))
     bad = [outcome for outcome in outcomes if outcome.problems]
     for outcome in bad:
@@ -38,13 +44,19 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="the first seed; alone: this one run")
     parser.add_argument("--runs", type=int, help=f"how many seeds, one after the other (default {RUNS})")
     parser.add_argument("--items", type=int, default=ITEMS, help=f"items of the source (default {ITEMS})")
+    parser.add_argument("--work", choices=sorted(WORKS), help="only this kind of work (default: in turn)")
+    parser.add_argument(
+        "--server",
+        action=argparse.BooleanOptionalAction,
+        help="ledger: write into a PostgreSQL of its own, too (default: where one can be started)",
+    )
     parser.add_argument("--stop", action="store_true", help="stop at the first run that fails")
     return parser.parse_args()
 
 
-def _run(seed: int, items: int, number: str) -> Outcome:
-    print(f"[{number}] seed {seed}: {draw(seed, items, '').__str__()}", flush=True)
-    outcome = attack.run(seed, items)
+def _run(work: str, seed: int, items: int, server: str, number: str) -> Outcome:
+    print(f"[{number}] seed {seed}: {draw(work, seed, items, server=server)}", flush=True)
+    outcome = attack.run(work, seed, items, server=server, deadline_s=attack.LONG_DEADLINE_S)
     verdict = f"FAILED: {'; '.join(outcome.problems)}" if outcome.problems else "ok"
     print(
         f"        {outcome.seconds:.1f} s, {outcome.lives} lives, killed {_told(outcome.kills)}; {verdict}", flush=True

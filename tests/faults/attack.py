@@ -15,18 +15,24 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from consecution.runtime import failpoints
-from tests.faults import processes, verdict
-from tests.faults.pipeline import Job, expected_at, lay_tokens, line_of
+from tests.faults import ledger_verdict, processes, travel_verdict, verdict
 from tests.faults.schedule import AtProgress, AtRecovery, AtStart, Attack, Life, Schedule, Trap, draw
+from tests.faults.trouble import lay_tokens
+from tests.faults.works import WORKS
 
 DEADLINE_S = 150.0
+LONG_DEADLINE_S = 600.0
+"""With hundreds of thousands of items, and while others work on the machine."""
 GONE_WITHIN_S = 20.0
 LOOK_EVERY_S = 0.002
-MOST_LIVES = 12
+MORE_LIVES = 9
+"""Than were drawn: failpoints may hit the supervisor when it reads the source itself."""
 SHOWN_LOG_LINES = 40
 REPOSITORY = Path(__file__).parents[2]
+VERDICTS: dict[str, Any] = {"travel": travel_verdict, "ledger": ledger_verdict}
 
 
 @dataclass(slots=True)
@@ -50,10 +56,10 @@ class Outcome:
     """From the death of the supervisor to that of the last of its processes."""
 
 
-def run(seed: int, items: int, *, deadline_s: float = DEADLINE_S) -> Outcome:
-    """One run by its seed. The folder is kept where something is wrong."""
-    folder = tempfile.mkdtemp(prefix=f"faults-{seed}-", dir="/tmp")
-    return attack(draw(seed, items, folder), deadline_s=deadline_s)
+def run(work: str, seed: int, items: int, *, server: str = "", deadline_s: float = DEADLINE_S) -> Outcome:
+    """One run by its seed. The folder is kept where something is wrong. ``server`` as in `Job`."""
+    folder = tempfile.mkdtemp(prefix=f"faults-{work}-{seed}-", dir="/tmp")
+    return attack(draw(work, seed, items, folder, server), deadline_s=deadline_s)
 
 
 def attack(schedule: Schedule, *, deadline_s: float = DEADLINE_S) -> Outcome:
@@ -82,7 +88,8 @@ def describe(outcome: Outcome) -> str:
             *(f"  - {problem}" for problem in outcome.problems),
             "done to it: " + ("; ".join(outcome.told) or "nothing"),
             f"folder: {job.folder}",
-            f"again: python -m tests.faults --seed {job.seed} --items {job.items}",
+            f"again: python -m tests.faults --work {job.work} --seed {job.seed} --items {job.items}"
+            + (" --server" if job.server else " --no-server"),
             log,
         ]
     )
@@ -107,17 +114,19 @@ class _Run:
         self._folder = Path(self.job.folder)
         self.mark = self._folder.name
         self._before = set(os.listdir("/dev/shm"))
+        self.expected_bytes = WORKS[self.job.work].expected_bytes(self.job)
         self.job.save()
-        lay_tokens(self.job)
+        work = WORKS[self.job.work]
+        lay_tokens(self.job, work.marks_of(self.job))
         for name in ("run", "tmp", "traps"):
             (self._folder / name).mkdir()
         if self.job.reads_lines:
-            (self._folder / "lines").write_text("".join(f"{n}\n" for n in range(self.job.items)))
+            (self._folder / "lines").write_text("".join(work.lines(self.job)))
 
     def to_the_end(self) -> None:
         for number in itertools.count(1):
-            if number > MOST_LIVES:
-                raise _Broken(f"not at its end after {MOST_LIVES} lives")
+            if number > len(self._schedule.lives) + MORE_LIVES:
+                raise _Broken(f"not at its end after {number - 1} lives")
             life = self._schedule.lives[number - 1] if number <= len(self._schedule.lives) else Life()
             self.outcome.lives = number
             code = _Life(self, number, life).live()
@@ -133,10 +142,17 @@ class _Run:
             found = sorted(p.relative_to(self._folder) for p in (self._folder / name).rglob("*"))
             outcome.problems += [f"left behind: {path}" for path in found]
         outcome.problems += verdict.of_shared_memory(self._before)
-        outcome.problems += verdict.of_end(job, code, torn_at_most=sum(outcome.kills.values()) * 8)
         report = verdict.read_report(job)
-        if report is not None:
-            outcome.replayed, outcome.restarts = report.replayed, report.restarts
+        if report is None:
+            outcome.problems.append(f"it ended with exit code {code} and no report")
+            return
+        outcome.replayed, outcome.restarts = report.replayed, report.restarts
+        marks = WORKS[job.work].marks_of(job)
+        outcome.kills["by an item"] = sum(kind == "kill" for kinds in marks.values() for kind in kinds.values())
+        failed = len(WORKS[job.work].expected_failures(job))
+        outcome.problems += verdict.of_report(job, report, code, failed) + verdict.of_final_journals(job, failed)
+        torn_at_most = sum(outcome.kills.values()) * 8
+        outcome.problems += VERDICTS[job.work].of_end(job, list(report.failures), torn_at_most=torn_at_most)
 
     def clean_up(self) -> None:
         for found in processes.of_run(self.mark):
@@ -169,8 +185,7 @@ class _Life:
         self._attacks = list(life.attacks)
         self._events = _Events(run.job.path(f"events-{number}"))
         self._traps = {self._lay(trap, place): trap for place, trap in enumerate(life.traps)}
-        self._sinks = [str(run.job.path("left")), str(run.job.path("right"))]
-        self._expected_bytes = _expected_bytes(run.job)
+        self._growing = list(map(str, WORKS[run.job.work].growing(run.job)))
         self._started_before_kill = 0
         self._ended_supervisor = False
         self._nobody_cleans_up = False
@@ -252,7 +267,8 @@ class _Life:
         return self._events.started >= max(1, self._started_before_kill) + trigger.workers
 
     def _progress(self) -> float:
-        return sum(os.path.getsize(path) for path in self._sinks if os.path.exists(path)) / self._expected_bytes
+        found_bytes = sum(os.path.getsize(path) for path in self._growing if os.path.exists(path))
+        return found_bytes / self._run.expected_bytes
 
     # -- whom ------------------------------------------------------------------------------------
 
@@ -310,11 +326,17 @@ class _Life:
         if left:
             raise _Broken(f"life {self._number}: these outlive their supervisor: {left}")
         self._run.outcome.orphans_s.append(time.monotonic() - dead_s)
-        problems = verdict.of_crash(self._job)
+        problems = self._problems_on_disk()
         if self._events.started and not self._nobody_cleans_up:
             problems += [f"left behind by its workers: {path.name}" for path in self._job.path("run").iterdir()]
         if problems:
             raise _Broken(f"after life {self._number}: " + "; ".join(problems))
+
+    def _problems_on_disk(self) -> list[str]:
+        if not self._job.path("state/manifest.json").exists():
+            return []
+        problems = verdict.of_journals_after_crash(self._job)
+        return problems + list(VERDICTS[self._job.work].of_crash(self._job, verdict.read_open(self._job)))
 
     def _check_statuses(self) -> None:
         for emitted, completed, pending in self._events.statuses:
@@ -375,11 +397,3 @@ class _Events:
             self.replays.append(float(words[-1]))
         else:
             self.statuses.append((int(words[1]), int(words[2]), int(words[3])))
-
-
-def _expected_bytes(job: Job) -> int:
-    left = sum(len(str(list(pair))) + 2 for pair in expected_at(job, "left"))
-    right = expected_at(job, "right")
-    if job.right == "text":
-        return left + sum(len(line_of(pair)) + 1 for pair in right)
-    return left + sum(len(str(list(pair))) + 2 for pair in right)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
-from tests.faults.pipeline import SOURCES, Job
+from tests.faults import ledger, travel
+from tests.faults.job import SOURCES, Job
 
-TASKS = ("parse.0", "parse.1", "spread.0", "tally.0", "tally.1", "left.0", "right.0")
 WORKER_POINTS = ("task.before_step", "task.stepped", "task.sent", "task.acked")
 ORIGIN_POINTS = ("origin.before_commit", "origin.committed", "origin.launched")
 START_POINTS = ("worker.begun", "worker.switched", "supervisor.started_worker", "supervisor.wired")
 RECOVERY_POINTS = ("supervisor.mourned", "supervisor.replayed")
 END_POINTS = ("worker.closing", "supervisor.finishing", "supervisor.finished")
+DURABLE_POINTS = ("durable.applied", "durable.acked", "durable.confirmed")
+OUTSIDE_POINTS = ("outside.before_commit", "outside.committed")
+TELLING_POINTS = ("origin.told",)
 POINT_GROUPS = {
     "task": WORKER_POINTS,
     "origin": ORIGIN_POINTS,
@@ -21,8 +25,16 @@ POINT_GROUPS = {
     "recovery": RECOVERY_POINTS,
     "end": END_POINTS,
 }
+LEDGER_POINT_GROUPS = {
+    **POINT_GROUPS,
+    "origin": ORIGIN_POINTS + TELLING_POINTS,
+    "durable": DURABLE_POINTS,
+    "outside": OUTSIDE_POINTS,
+}
 VICTIMS = ("worker", "several", "hang", "forkserver", "supervisor", "everything")
 HANG_TIMEOUT_S = 2.0
+LONG_ITEMS = 50_000
+"""From here on there is time for many kills. Some of those that are drawn never come about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +96,7 @@ class Trap:
 
     @property
     def group_of_points(self) -> str:
-        return next(name for name, group in POINT_GROUPS.items() if self.point in group)
+        return next(name for name, group in LEDGER_POINT_GROUPS.items() if self.point in group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +128,14 @@ class Schedule:
         job = self.job
         told = "; then ".join(f"life {number}: {life}" for number, life in enumerate(self.lives, 1))
         how = ", impatient" if self.impatient else ""
-        return f"{job.items} items, {job.source}, {job.fork}, {job.right}, sync={job.sync}{how}; {told}"
+        what = ", ".join(
+            filter(None, (job.source, job.fork, job.right, job.stores, "PostgreSQL" if job.server else ""))
+        )
+        return f"{job.work}, {job.items} items, {what}, sync={job.sync}{how}; {told}"
 
 
 @dataclass(slots=True)
-class _Draw:
+class _TravelDraw:
     rng: random.Random
     source: str
     spares_supervisor: bool
@@ -145,7 +160,7 @@ class _Draw:
     def attack(self, victims: tuple[str, ...], weights: tuple[int, ...]) -> Attack:
         victim = self.rng.choices(victims, weights)[0]
         count = {"worker": 1, "hang": 1, "several": self.rng.randint(2, 4)}.get(victim, 0)
-        tasks = TASKS if self.source != "list" else ("source.0", *TASKS)
+        tasks = travel.TASKS if self.source != "list" else ("source.0", *travel.TASKS)
         return Attack(self.trigger(), victim, tuple(self.rng.sample(tasks, count)))
 
     def trigger(self) -> Trigger:
@@ -178,18 +193,23 @@ class _Draw:
         return Trap(point, self.passes(most), not point.startswith("supervisor") or self.rng.random() < 0.3)
 
 
-def draw(seed: int, items: int, folder: str) -> Schedule:
+def draw(work: str, seed: int, items: int, folder: str = "", server: str = "") -> Schedule:
     """The schedule of a seed; the same for ever, as long as this file is the same."""
+    return _draw_travel(seed, items, folder) if work == "travel" else _draw_ledger(seed, items, folder, server)
+
+
+def _draw_travel(seed: int, items: int, folder: str) -> Schedule:
     rng = random.Random(seed)
     lives = rng.choice((1, 2, 2, 3, 3))
     source = SOURCES[seed % len(SOURCES)]
     if source == "pipe":
         lives = 1
-    drawing = _Draw(rng, source, spares_supervisor=source == "pipe", step=1.0 / lives)
-    drawn = tuple(_lives(drawing, lives))
+    drawing = _TravelDraw(rng, source, spares_supervisor=source == "pipe", step=1.0 / lives)
+    drawn = tuple(_travel_lives(drawing, lives))
     hangs = any(attack.victim == "hang" for life in drawn for attack in life.attacks)
     job = Job(
         seed=seed,
+        work="travel",
         items=items,
         source=source,
         fork=rng.choice(("broadcast", "route")),
@@ -201,6 +221,90 @@ def draw(seed: int, items: int, folder: str) -> Schedule:
     return Schedule(job, drawn, impatient=rng.random() < 0.3)
 
 
-def _lives(drawing: _Draw, count: int) -> Iterator[Life]:
+@dataclass(slots=True)
+class _LedgerDraw:
+    rng: random.Random
+    source: str
+    tasks: tuple[str, ...]
+    is_long: bool
+    fractions: Iterator[float]
+    """How far the run is at the next attacks."""
+
+    @property
+    def spares_supervisor(self) -> bool:
+        return self.source == "pipe"
+
+    def life(self, kills: int, *, is_last: bool) -> Life:
+        traps = [self.harmless_trap() for _ in range(sum(self.rng.random() < 0.4 for _ in range(kills)))]
+        attacks = [self.attack(("worker", "several", "forkserver", "hang"), (20, 10, 2, 1)) for _ in range(kills)]
+        del attacks[: len(traps)]
+        if not is_last and self.rng.random() < 0.5:
+            attacks.append(self.attack(("supervisor", "everything"), (1, 1)))
+        elif not is_last:
+            traps.append(self.deadly_trap())
+        return Life(tuple(attacks), tuple({trap.point: trap for trap in traps}.values()))
+
+    def attack(self, victims: tuple[str, ...], weights: tuple[int, ...]) -> Attack:
+        victim = self.rng.choices(victims, weights)[0]
+        count = {"worker": 1, "hang": 1, "several": self.rng.randint(2, 5)}.get(victim, 0)
+        return Attack(self.trigger(), victim, tuple(self.rng.sample(self.tasks, count)))
+
+    def trigger(self) -> Trigger:
+        kind = self.rng.choices(("progress", "recovery", "start"), (12, 5, 1))[0]
+        if kind == "start":
+            return AtStart(self.rng.randint(1, len(self.tasks)))
+        if kind == "recovery":
+            return AtRecovery(self.rng.randint(0, 2))
+        return AtProgress(next(self.fractions))
+
+    def harmless_trap(self) -> Trap:
+        """One that the supervisor survives, unless it reads the source itself."""
+        groups = ["task", "durable", "durable", "outside"]
+        if not self.spares_supervisor:
+            groups += ["origin", "origin", "worker"]
+        return self.trap(self.rng.choice(groups))
+
+    def deadly_trap(self) -> Trap:
+        trap = self.trap(self.rng.choice(list(LEDGER_POINT_GROUPS)))
+        return replace(trap, group=not trap.point.startswith("supervisor") or self.rng.random() < 0.3)
+
+    def trap(self, group: str) -> Trap:
+        points = {**LEDGER_POINT_GROUPS, "worker": ("worker.begun", "worker.switched", "worker.closing")}[group]
+        most = {"start": 3, "recovery": 2, "worker": 3, "end": 1}.get(group, 400 if self.is_long else 30)
+        return Trap(self.rng.choice(points), int(most ** self.rng.random()), False)
+
+
+def _draw_ledger(seed: int, items: int, folder: str, server: str) -> Schedule:
+    rng = random.Random(f"ledger {seed}")
+    source = SOURCES[seed % len(SOURCES)]
+    is_long = items >= LONG_ITEMS
+    kills = rng.randint(15, 55) if is_long else rng.randint(3, 5)
+    lives = 1 if source == "pipe" else rng.randint(1, 2 + kills // 12)
+    tasks = ledger.TASKS_WITH_SERVER if server else ledger.TASKS
+    if source == "list":
+        tasks = ("source.0", *tasks)
+    fractions = iter(sorted(rng.random() for _ in range(kills)))
+    drawing = _LedgerDraw(rng, source, tasks, is_long, fractions)
+    shares = [(kills - lives + 1) * n // lives for n in range(lives + 1)]
+    drawn = tuple(
+        drawing.life(until - since, is_last=number == lives)
+        for number, (since, until) in enumerate(pairwise(shares), 1)
+    )
+    hangs = any(attack.victim == "hang" for life in drawn for attack in life.attacks)
+    job = Job(
+        seed=seed,
+        work="ledger",
+        items=items,
+        source=source,
+        sync=rng.choice(("power", "power", "process")),
+        timeout_s=HANG_TIMEOUT_S if hangs else 30.0,
+        folder=folder,
+        stores=rng.choice(("own", "bundled")),
+        server=server,
+    )
+    return Schedule(job, drawn, impatient=rng.random() < 0.3)
+
+
+def _travel_lives(drawing: _TravelDraw, count: int) -> Iterator[Life]:
     for number in range(1, count + 1):
         yield drawing.life(is_last=number == count)

@@ -6,13 +6,14 @@ import pytest
 
 from tests.faults import attack
 
-ITEMS = 200_000
+ITEMS = {"travel": 200_000, "ledger": 100_000}
+RUNS = [*(("travel", seed) for seed in range(1000, 1020)), *(("ledger", seed) for seed in range(1000, 1020))]
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(2 * attack.DEADLINE_S)
-@pytest.mark.parametrize("seed", range(1000, 1040))
-def test_every_item_is_completely_processed_whatever_dies(seed: int) -> None:
-    outcome = attack.run(seed, ITEMS)
+@pytest.mark.timeout(2 * attack.LONG_DEADLINE_S)
+@pytest.mark.parametrize(("work", "seed"), RUNS)
+def test_every_item_is_completely_processed_whatever_dies(work: str, seed: int) -> None:
+    outcome = attack.run(work, seed, ITEMS[work], deadline_s=attack.LONG_DEADLINE_S)
 
     assert not outcome.problems, attack.describe(outcome)

@@ -5,27 +5,35 @@ from __future__ import annotations
 import pytest
 
 from tests.faults import attack
-from tests.faults.pipeline import SOURCES
-from tests.faults.schedule import POINT_GROUPS, VICTIMS, draw
+from tests.faults.job import SOURCES
+from tests.faults.schedule import LEDGER_POINT_GROUPS, POINT_GROUPS, VICTIMS, draw
 
-ITEMS = 6_000
+ITEMS = {"travel": 6_000, "ledger": 2_000}
 DEADLINE_S = 80.0
 """Shorter than that of the test, so that it can tell what was done."""
-SEEDS = (530, 820, 927, 1425, 1571, 2464)
+SEEDS = {"travel": (530, 820, 927, 1425, 1571, 2464), "ledger": (537, 1649, 3126, 4387, 5748)}
+GROUPS = {"travel": POINT_GROUPS, "ledger": LEDGER_POINT_GROUPS}
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_every_item_is_completely_processed_whatever_dies(seed: int) -> None:
-    outcome = attack.run(seed, ITEMS, deadline_s=DEADLINE_S)
+@pytest.mark.parametrize(("work", "seed"), [(work, seed) for work, seeds in SEEDS.items() for seed in seeds])
+def test_every_item_is_completely_processed_whatever_dies(work: str, seed: int) -> None:
+    outcome = attack.run(work, seed, ITEMS[work], deadline_s=DEADLINE_S)
 
     assert not outcome.problems, attack.describe(outcome)
     assert outcome.seen, f"nothing was killed; {attack.describe(outcome)}"
 
 
-def test_the_seeds_cover_every_victim_failpoint_group_and_source() -> None:
-    drawn = [draw(seed, ITEMS, "") for seed in SEEDS]
+@pytest.mark.parametrize("work", SEEDS)
+def test_the_seeds_cover_every_victim_failpoint_group_and_source(work: str) -> None:
+    drawn = [draw(work, seed, ITEMS[work]) for seed in SEEDS[work]]
 
     kinds = set[str]().union(*(schedule.kinds() for schedule in drawn))
 
-    assert kinds == {*VICTIMS, *(f"@{group}" for group in POINT_GROUPS)}
+    assert kinds == {*VICTIMS, *(f"@{group}" for group in GROUPS[work])}
     assert {schedule.job.source for schedule in drawn} == set(SOURCES)
+
+
+def test_the_ledgers_seeds_cover_both_kinds_of_stores() -> None:
+    stores = {draw("ledger", seed, ITEMS["ledger"]).job.stores for seed in SEEDS["ledger"]}
+
+    assert stores == {"own", "bundled"}

@@ -18,7 +18,8 @@ from consecution.engines import process
 from consecution.protocol.recovery import OrderReplay
 from consecution.report import Status
 from consecution.runtime.supervisor import Supervisor
-from tests.faults.pipeline import RETRIES, Job, make_pipeline, numbers
+from tests.faults.job import RETRIES, Job
+from tests.faults.works import WORKS
 
 
 class Events:
@@ -35,8 +36,8 @@ def observe(events: Events) -> None:
     """Look at workers being started and at replays being ordered; nothing else changes."""
 
     class Observed(process.ProcessWorker):
-        def __init__(self, spec: Any, parcel: Any, mark: str, logs: Any) -> None:
-            super().__init__(spec, parcel, mark, logs)
+        def __init__(self, spec: Any, parcel: Any, mark: str, *others: Any) -> None:
+            super().__init__(spec, parcel, mark, *others)
             events.tell("started", mark, self.pid)
 
     class ObservedSupervisor(Supervisor):
@@ -57,8 +58,9 @@ def live(job: Job, life: str) -> int:
     def on_status(status: Status) -> None:
         events.tell("status", status.emitted, status.completed, status.pending)
 
-    report = make_pipeline(job).run(
-        numbers(job),
+    work = WORKS[job.work]
+    report = work.make_pipeline(job).run(
+        work.source(job),
         mode="process",
         robustness="robust",
         state_dir=job.path("state"),

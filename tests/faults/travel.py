@@ -1,4 +1,4 @@
-"""The pipeline under attack, the trouble some of its items make, and what must come out of it.
+"""Travel: a pipeline of plain nodes, and what must come out of it.
 
 source → parse * 2 → spread → tally.by(key) * 2 → left and right (a broadcast or a route)
 """
@@ -7,62 +7,26 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from consecution import Broadcast, Node, Pipeline, Producer, Route, TextLines
 from consecution.protocol.values import BatchId
 from consecution.sink import Sink
+from tests.faults.job import ATTEMPTS, Job
+from tests.faults.trouble import Marks, Trouble, draw_marks
 
-SOURCES = ("list", "generator", "file", "list", "pipe")
-"""A list is read by a worker, a generator by the supervisor, and so is standard input: a file or a pipe."""
-RETRIES = 2
-ATTEMPTS = RETRIES + 1
 KEYS = 97
 
 Pair = tuple[int, int]
 """What reaches the sinks: a number and which part of it this is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What every life of one run needs to know."""
-
-    seed: int
-    items: int
-    source: str
-    fork: str
-    """broadcast or route"""
-    right: str
-    """What the right sink is: recorder or text."""
-    sync: str
-    timeout_s: float
-    folder: str
-
-    @property
-    def reads_lines(self) -> bool:
-        return self.source in ("file", "pipe")
-
-    def path(self, name: str) -> Path:
-        return Path(self.folder, name)
-
-    def save(self) -> Path:
-        self.path("job.json").write_text(json.dumps(asdict(self)))
-        return self.path("job.json")
-
-    @classmethod
-    def load(cls, path: str) -> Job:
-        return cls(**json.loads(Path(path).read_text()))
-
-
 # -- what comes in -------------------------------------------------------------------------------
 
 
-def numbers(job: Job) -> Any:
+def source(job: Job) -> Any:
     """The source as `Pipeline.run` takes it; None where lines come by standard input."""
     if job.source == "list":
         return range(job.items) if job.seed % 2 else list(range(job.items))
@@ -73,10 +37,14 @@ def _generate(items: int) -> Iterator[int]:
     yield from range(items)
 
 
+def lines(job: Job) -> Iterator[str]:
+    """What standard input holds."""
+    return (f"{number}\n" for number in range(job.items))
+
+
 # -- trouble -------------------------------------------------------------------------------------
 
-Marks = dict[str, dict[int, str]]
-"""Node → number → what it does there: always (raises), once (raises the first time), kill (its worker, once)."""
+TASKS = ("parse.0", "parse.1", "spread.0", "tally.0", "tally.1", "left.0", "right.0")
 
 TROUBLE = (
     ("parse", "always", 4),
@@ -94,48 +62,8 @@ TROUBLE = (
 
 
 def marks_of(job: Job) -> Marks:
-    """Which items make trouble: drawn by the seed, none twice; one run in four has none that always fails."""
-    rng = random.Random(f"marks {job.seed}")
-    wanted = [(node, kind, count) for node, kind, count in TROUBLE if job.seed % 4 or kind != "always"]
-    drawn = rng.sample([n for n in range(job.items) if not _is_dropped(n)], sum(count for _, _, count in wanted))
-    marks: Marks = {}
-    for node, kind, count in wanted:
-        for _ in range(count):
-            marks.setdefault(node, {})[drawn.pop()] = kind
-    return marks
-
-
-def lay_tokens(job: Job) -> None:
-    """A file for everything that may happen only once."""
-    job.path("tokens").mkdir()
-    for node, marks in marks_of(job).items():
-        for number, kind in marks.items():
-            if kind != "always":
-                job.path(f"tokens/{node}-{number}").touch()
-
-
-class Trouble:
-    """Makes the trouble of one node."""
-
-    def __init__(self, job: Job, node: str) -> None:
-        self._marks = marks_of(job).get(node, {})
-        self._prefix = str(job.path(f"tokens/{node}-"))
-
-    def meet(self, number: int) -> None:
-        kind = self._marks.get(number)
-        if kind == "always":
-            raise ValueError(f"{number} always raises")
-        if kind is not None and self._take_token(number):
-            if kind == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise ValueError(f"{number} raises the first time")
-
-    def _take_token(self, number: int) -> bool:
-        try:
-            os.unlink(f"{self._prefix}{number}")
-        except FileNotFoundError:
-            return False
-        return True
+    """Which numbers make trouble where."""
+    return draw_marks(job, TROUBLE, [n for n in range(job.items) if not _is_dropped(n)])
 
 
 # -- nodes ---------------------------------------------------------------------------------------
@@ -215,16 +143,17 @@ def line_of(pair: Pair) -> str:
 
 
 def make_pipeline(job: Job) -> Pipeline:
-    parse = Parse("parse", trouble=Trouble(job, "parse")) * 2
-    tally = (Tally("tally", trouble=Trouble(job, "tally")) * 2).by(key_of)
-    left = Recorder("left", trouble=Trouble(job, "left"), path=str(job.path("left")))
+    trouble = {node: Trouble(job, node, marks_of(job)) for node in ("parse", "spread", "tally", "left", "right")}
+    parse = Parse("parse", trouble=trouble["parse"]) * 2
+    tally = (Tally("tally", trouble=trouble["tally"]) * 2).by(key_of)
+    left = Recorder("left", trouble=trouble["left"], path=str(job.path("left")))
     right: Sink
     if job.right == "text":
         right = TextLines("right", job.path("right"), format=line_of)
     else:
-        right = Recorder("right", trouble=Trouble(job, "right"), path=str(job.path("right")))
+        right = Recorder("right", trouble=trouble["right"], path=str(job.path("right")))
     sinks = Broadcast([left, right]) if job.fork == "broadcast" else Route([left, right], by=side_of)
-    chain = parse | Spread("spread", trouble=Trouble(job, "spread")) | tally | sinks
+    chain = parse | Spread("spread", trouble=trouble["spread"]) | tally | sinks
     return Pipeline(Producer("pipe") | chain if job.reads_lines else chain)
 
 
@@ -251,3 +180,17 @@ def expected_at(job: Job, sink: str) -> set[Pair]:
     lost = {n for node in ("parse", "tally", sink) for n, kind in marks.get(node, {}).items() if kind == "always"}
     pairs = (pair for number in range(job.items) if number not in lost for pair in parts_of(number))
     return {pair for pair in pairs if goes_to(job, sink, pair)}
+
+
+def expected_bytes(job: Job) -> int:
+    """About how large `growing` becomes."""
+    left = sum(len(str(list(pair))) + 2 for pair in expected_at(job, "left"))
+    right = expected_at(job, "right")
+    if job.right == "text":
+        return left + sum(len(line_of(pair)) + 1 for pair in right)
+    return left + sum(len(str(list(pair))) + 2 for pair in right)
+
+
+def growing(job: Job) -> list[Path]:
+    """The files by which one sees how far a run is."""
+    return [job.path("left"), job.path("right")]
