@@ -36,6 +36,18 @@ def test_stages_end_one_after_another() -> None:
     assert ending.finished
 
 
+def test_all_that_were_told_so_far_can_be_told_again() -> None:
+    ending = Ending([tasks(2, 1), tasks(3), tasks(4)])
+    assert ending.told == []
+
+    ending.source_finished()
+    assert ending.told == tasks(1, 2)
+    ending.task_ended(TaskIndex(2))
+    ending.task_ended(TaskIndex(1))
+
+    assert ending.told == tasks(1, 2, 3)
+
+
 def test_without_nodes_that_want_an_end_the_source_is_all() -> None:
     ending = Ending([[], []])
 

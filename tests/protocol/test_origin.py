@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from consecution.protocol.origin import (
     LONGEST_RETRY_DELAY_S,
+    NO_ROOT,
     BatchBorn,
     BatchDecided,
+    BatchForgotten,
     FailureEntry,
     FailureKept,
     FailureTaken,
@@ -24,7 +26,7 @@ from consecution.protocol.origin import (
     Settled,
     Turn,
 )
-from consecution.protocol.values import Ack, FailedItem, Stage
+from consecution.protocol.values import Ack, Action, FailedItem, Go, Stage, TaskIndex, Treatment
 from consecution.testing.disk import Disk
 from tests.strategies import Tree, failed_item, trees
 
@@ -333,6 +335,67 @@ def test_a_wait_has_a_longest_time() -> None:
         origin.start_retries(now_s)
 
     assert wait_s == LONGEST_RETRY_DELAY_S
+
+
+def treated(action: Action = Action.RETRY, retries: int | None = None, delay_s: float | None = None) -> FailedItem:
+    return failed_item()._replace(treatment=Treatment(action, retries, delay_s))
+
+
+@pytest.mark.parametrize("action", [Action.PARK, Action.STOP])
+def test_an_item_that_is_not_to_be_retried_is_given_up_at_once(action: Action) -> None:
+    origin = running()
+    birth(origin)
+
+    turn = complete(origin, 0, 5.0, treated(action))
+
+    (entry,) = kept(turn)
+    assert (entry.due_s, entry.attempts, entry.failed_s) == (None, 1, 5.0)
+    assert turn.stops == ([entry] if action is Action.STOP else [])
+    assert turn.settled == [Settled(0, 1, True)]
+    assert (origin.counts().failed, origin.counts().pending) == (1, 0)
+    assert origin.take_turn().stops == []
+
+
+def test_an_execution_that_is_thrown_away_stops_nothing() -> None:
+    origin = running()
+    birth(origin)
+    origin.launched(0, 1, 7 ^ 8, 0.0)
+    origin.acked(ack(0, 7, 1, treated(Action.STOP)), 0.0)
+
+    origin.replay(1.0)
+    turn = complete(origin, 0, 2.0)
+
+    assert turn.stops == []
+    assert kept(turn) == []
+
+
+def test_a_node_may_have_retries_and_a_delay_of_its_own() -> None:
+    origin = running()
+    birth(origin)
+
+    turn, waits = complete(origin, 0, 0.0, treated(retries=3, delay_s=60.0)), []
+    while (due_s := kept(turn)[0].due_s) is not None:
+        waits.append(due_s - kept(turn)[0].failed_s)
+        origin.start_retries(due_s)
+        turn = complete(origin, len(waits), due_s, treated(retries=3, delay_s=60.0))
+
+    assert waits == [60.0] * 3  # doubled, up to the longest delay or the one that was asked for
+    assert kept(turn)[0].attempts == 4
+
+
+def test_a_node_may_have_no_retries_at_all() -> None:
+    origin = running()
+    birth(origin)
+
+    assert kept(complete(origin, 0, 0.0, treated(retries=0)))[0].due_s is None
+
+
+def test_without_a_journal_nothing_is_retried_whatever_a_node_says() -> None:
+    origin = running(replays=False)
+    birth(origin)
+
+    assert kept(complete(origin, 0, 0.0, treated(retries=5)))[0].due_s is None
+    assert origin.counts().pending == 0
 
 
 def test_what_descends_from_a_retry_has_attempts_of_its_own() -> None:
@@ -712,3 +775,244 @@ def test_the_books_of_an_origin_that_did_nothing_are_empty(limits: OriginLimits)
     counts = Origin(limits).counts()
 
     assert (counts.emitted, counts.completed, counts.failed, counts.pending) == (0, 0, 0, 0)
+
+
+# -- participants, gos and confirms --------------------------------------------------------------
+
+STORE, OTHER_STORE = TaskIndex(5), TaskIndex(6)
+
+
+def stage(origin: Origin, seq: int, *tasks: TaskIndex, now_s: float = 0.0) -> Turn:
+    """Let the batch's current execution be one frame for each of these durable tasks, and complete."""
+    generation = origin.generation
+    ids = {task: 1 << (8 * seq + int(task)) for task in tasks}
+    origin.launched(seq, generation, sum(ids.values()), now_s)
+    for task, frame_id in ids.items():
+        origin.acked(Ack(seq, generation, frame_id, 0, (), staged=True), now_s, task)
+    return origin.take_turn()
+
+
+def restored(turns: list[Turn]) -> Restored:
+    """What the journal holds after these turns."""
+    disk = Disk()
+    for turn in turns:
+        disk.commit(turn.changes)
+    return disk.restore()
+
+
+def test_a_decision_is_kept_with_its_participants_and_each_is_told_to_go() -> None:
+    origin = running()
+    seq = birth(origin)
+    origin.take_turn()
+
+    turn = stage(origin, seq, STORE, OTHER_STORE)
+
+    (change,) = [c for c in turn.changes if isinstance(c, BatchDecided)]
+    xors = {STORE: 1 << 5, OTHER_STORE: 1 << 6}
+    assert change.decision is not None
+    assert (change.decision.seq, change.decision.generation) == (seq, 1)
+    assert dict(change.decision.participants) == xors
+    assert turn.gos == [(task, Go(seq, 1, -1, 0, xor)) for task, xor in xors.items()]
+    assert turn.settled == []
+    assert origin.counts().pending == 1, "it is not applied yet"
+
+
+def test_the_ids_that_one_task_staged_are_folded() -> None:
+    origin = running()
+    seq = birth(origin)
+    origin.launched(seq, 1, 3 ^ 12, 0.0)
+
+    origin.acked(Ack(seq, 1, 3, 0, (), staged=True), 0.0, STORE)
+    origin.acked(Ack(seq, 1, 12, 0, (), staged=True), 0.0, STORE)
+
+    assert [(task, go.xor) for task, go in origin.take_turn().gos] == [(STORE, 3 ^ 12)]
+
+
+def test_a_batch_is_forgotten_at_the_last_confirm() -> None:
+    origin = running()
+    seq = birth(origin)
+    stage(origin, seq, STORE, OTHER_STORE)
+
+    origin.confirmed(STORE, [seq], 0.0)
+    origin.confirmed(STORE, [seq], 0.0)
+    origin.confirmed(TaskIndex(9), [seq], 0.0)
+    assert not origin.take_turn()
+    assert not origin.settled
+
+    origin.confirmed(OTHER_STORE, [seq], 0.0)
+    turn = origin.take_turn()
+    assert turn.changes == [BatchForgotten(seq)]
+    assert turn.settled == [Settled(seq, 0, confirmed=True)]
+    assert origin.settled
+    assert origin.counts().pending == 0
+
+
+def test_a_go_says_which_batch_the_participant_has_not_confirmed() -> None:
+    origin = running()
+    for _ in range(3):
+        birth(origin)
+    origin.take_turn()
+    stage(origin, 0, STORE)
+    stage(origin, 1, OTHER_STORE)
+
+    turn = stage(origin, 2, STORE, OTHER_STORE)
+    assert [(task, go.after, go.low) for task, go in turn.gos] == [(STORE, 0, 0), (OTHER_STORE, 1, 0)]
+
+    origin.confirmed(STORE, [0], 0.0)
+    birth(origin)
+    origin.take_turn()
+    turn = stage(origin, 3, STORE)
+    assert [(go.after, go.low) for _, go in turn.gos] == [(2, 1)]
+
+
+def test_a_decided_batch_is_not_run_again_but_its_gos_are_told_again() -> None:
+    origin = running()
+    seq = birth(origin)
+    origin.take_turn()
+    stage(origin, seq, STORE, OTHER_STORE)
+    origin.confirmed(STORE, [seq], 0.0)
+
+    origin.replay(1.0)
+
+    turn = origin.take_turn()
+    assert turn.launches == []
+    assert turn.gos == [(OTHER_STORE, Go(seq, 1, -1, seq, 1 << 6))], "of the generation that was decided"
+
+
+def test_what_an_execution_staged_that_was_thrown_away_takes_no_part() -> None:
+    origin = running()
+    seq = birth(origin)
+    origin.launched(seq, 1, 3 ^ 12, 0.0)
+    origin.acked(Ack(seq, 1, 3, 0, (), staged=True), 0.0, STORE)
+    origin.take_turn()
+
+    origin.replay(0.0)
+    turn = stage(origin, seq, OTHER_STORE)
+
+    assert [(task, go.generation) for task, go in turn.gos] == [(OTHER_STORE, 2)]
+
+
+def test_a_restarted_origin_tells_the_gos_of_what_was_decided() -> None:
+    origin = Origin(LIMITS)
+    origin.replay(0.0)
+    seq = birth(origin, count=3)
+    turns = [origin.take_turn(), stage(origin, seq, STORE, OTHER_STORE)]
+
+    again = Origin(LIMITS, restored(turns))
+
+    assert again.counts() == replace(origin.counts(), replayed=0)
+    assert not again.settled
+    again.replay(0.0)
+    assert [(task, go.seq, go.generation) for task, go in again.take_turn().gos] == [
+        (STORE, seq, 1),
+        (OTHER_STORE, seq, 1),
+    ]
+    again.confirmed(STORE, [seq], 0.0)
+    again.confirmed(OTHER_STORE, [seq], 0.0)
+    assert again.take_turn().settled == [Settled(seq, 0, confirmed=True)]
+
+
+def test_gos_that_nobody_confirms_are_told_again_later_and_later() -> None:
+    origin = running(tree_timeout_s=10.0)
+    seq = birth(origin)
+    origin.take_turn()
+    stage(origin, seq, STORE)
+    told = []
+
+    for now_s in range(80):
+        origin.expire(float(now_s))
+        told += [now_s] * len(origin.take_turn().gos)
+
+    assert told == [10, 30, 70]
+
+
+def test_unconfirmed_batches_fill_the_window() -> None:
+    origin = running(max_pending=2)
+    for _ in range(2):
+        stage(origin, birth(origin), STORE)
+
+    assert origin.room() == 0
+    assert origin.low == 0
+
+    origin.confirmed(STORE, [0], 0.0)
+    assert origin.room() > 0
+    assert origin.low == 1
+
+
+# -- failed inputs of the origin's own durable task ----------------------------------------------
+
+
+def test_a_failed_input_becomes_a_batch_that_descends_from_none() -> None:
+    origin = running()
+    origin.fail_here(failed_item(task=3), None, 0.0)
+    (entry,) = kept(origin.take_turn())
+    assert (entry.root, entry.held, entry.attempts, entry.due_s) == (NO_ROOT, 0, 1, 1.0)
+    assert origin.has_own_retries
+    assert not origin.settled
+
+    origin.start_retries(1.0)
+
+    turn = origin.take_turn()
+    assert FailureTaken(entry.key) in turn.changes
+    (born,) = [change.record for change in turn.changes if isinstance(change, BatchBorn)]
+    assert born.retry is not None
+    assert (born.retry.root, born.retry.entry) == (NO_ROOT, (3, Stage.PROCESS))
+    assert turn.launches == [Launch(born.seq, 1, (0,), born.retry.entry)]
+    assert origin.counts().own_retries == 1
+
+
+def test_a_failed_input_is_over_when_its_retry_is_applied() -> None:
+    origin = running()
+    origin.fail_here(failed_item(task=3), None, 0.0)
+    origin.start_retries(1.0)
+    origin.take_turn()
+    stage(origin, 0, TaskIndex(3))
+    assert origin.has_own_retries
+
+    origin.confirmed(TaskIndex(3), [0], 1.0)
+
+    turn = origin.take_turn()
+    assert turn.settled == [], "it is no batch of the stream"
+    assert not origin.has_own_retries
+    assert origin.settled
+    assert origin.counts() == replace(origin.counts(), emitted=0, pending=0, failed=0, own_retries=0)
+
+
+def test_a_failed_input_that_fails_again_has_one_try_less() -> None:
+    origin = running()
+    item = failed_item(task=3)
+    attempts = []
+    origin.fail_here(item, None, 0.0)
+    for seq, now_s in enumerate((1000.0, 2000.0)):
+        attempts += [entry.attempts for entry in kept(origin.take_turn())]
+        origin.start_retries(now_s)
+        origin.take_turn()
+        stage(origin, seq, TaskIndex(3))
+
+        origin.fail_here(item, origin.retry_of(seq), now_s)
+        origin.confirmed(TaskIndex(3), [seq], now_s)
+
+    (last,) = kept(origin.take_turn())
+    assert [*attempts, last.attempts] == [1, 2, 3]
+    assert last.due_s is None, "two tries beside the first are all it has"
+    assert origin.counts().failed == 1
+    assert origin.settled
+
+
+def test_own_retries_outlive_a_restart() -> None:
+    origin = Origin(LIMITS)
+    origin.replay(0.0)
+    origin.fail_here(failed_item(task=3), None, 0.0)
+    turns = [origin.take_turn()]
+    waiting = Origin(LIMITS, restored(turns))
+    origin.start_retries(1.0)
+    turns.append(origin.take_turn())
+    under_way = Origin(LIMITS, restored(turns))
+    turns.append(stage(origin, 0, TaskIndex(3)))
+    decided_one = Origin(LIMITS, restored(turns))
+
+    for again in (waiting, under_way, decided_one):
+        assert again.has_own_retries
+        assert again.counts().own_retries == 1
+        assert again.counts().pending == 0
+    assert decided_one.retry_of(0) is not None

@@ -1,0 +1,253 @@
+"""The durable task's core: staging, order, the ledger, what is thrown away; step by step and under any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consecution.errors import ProtocolError
+from consecution.protocol.durable import Application, Durable, FramesDropped, FrameStaged, LedgerMoved
+from consecution.protocol.values import Frame, FrameId, Go, Stage, TaskIndex
+from tests.strategies import failed_item
+
+SOURCE, OTHER, OWN = TaskIndex(0), TaskIndex(7), TaskIndex(3)
+
+
+def frame(
+    seq: int,
+    frame_id: int,
+    *,
+    generation: int = 1,
+    path: Iterable[int] = (0,),
+    low: int = 0,
+    origin: TaskIndex = SOURCE,
+) -> Frame:
+    ident = FrameId(frame_id)
+    return Frame(origin, seq, generation, tuple(path), ident, low, origin, Stage.PROCESS, False, (seq, frame_id))
+
+
+def go(seq: int, xor: int, *, generation: int = 1, after: int = -1, low: int = 0) -> Go:
+    return Go(seq, generation, after, low, xor)
+
+
+def staged(*frames: Frame) -> Durable:
+    """A task with these frames in its inbox and nothing to do."""
+    durable = Durable()
+    for each in frames:
+        durable.stage(each)
+    durable.take_turn()
+    return durable
+
+
+def apply_all(durable: Durable) -> list[tuple[int, int]]:
+    """Apply what may be applied: (origin, seq) in this order."""
+    applied = []
+    while (application := durable.next_application()) is not None:
+        durable.apply(application)
+        applied.append((int(application.origin), application.seq))
+    return applied
+
+
+def dropped(changes: list[Any]) -> set[int]:
+    return {int(f.frame_id) for change in changes if isinstance(change, FramesDropped) for f in change.frames}
+
+
+# -- staging -------------------------------------------------------------------------------------
+
+
+def test_a_frame_is_stored_and_then_acknowledged() -> None:
+    durable = Durable()
+    arriving, failed = frame(4, 99, generation=2), failed_item()
+
+    assert durable.stage(arriving, (failed,))
+
+    turn = durable.take_turn()
+    assert turn.changes == [FrameStaged(arriving)]
+    ((origin, ack),) = turn.acks
+    assert (origin, ack.seq, ack.generation, ack.xor, ack.failed, ack.staged) == (SOURCE, 4, 2, 99, (failed,), True)
+    assert not durable.take_turn()
+
+
+def test_nothing_is_applied_before_the_decision() -> None:
+    durable = staged(frame(0, 1))
+
+    assert durable.next_application() is None
+    assert durable.staged_count == 1
+
+
+def test_a_repeat_is_not_acknowledged_again() -> None:
+    durable = staged(frame(0, 1))
+
+    assert not durable.stage(frame(0, 1))
+    assert not durable.take_turn()
+
+
+# -- application ---------------------------------------------------------------------------------
+
+
+def test_a_go_applies_the_frames_of_its_generation_by_path() -> None:
+    first, second = frame(0, 2, path=(0, 1)), frame(0, 1, path=(0, 2))
+    durable = staged(second, frame(0, 8, generation=2), first)
+
+    durable.go(SOURCE, go(0, 2 ^ 1))
+
+    assert durable.next_application() == Application(SOURCE, 0, 1, (first, second))
+
+
+def test_ledger_and_emptied_inbox_are_one_turn_and_the_confirm_comes_with_it() -> None:
+    durable = staged(frame(0, 1), frame(0, 8, generation=2))
+    durable.go(SOURCE, go(0, 1))
+
+    assert apply_all(durable) == [(SOURCE, 0)]
+
+    turn = durable.take_turn()
+    assert dropped(turn.changes) == {1, 8}, "frames of every execution of the batch go"
+    assert LedgerMoved(SOURCE, 0) in turn.changes
+    assert turn.confirms == [(SOURCE, 0)]
+    assert durable.staged_count == 0
+
+
+def test_a_go_waits_for_the_batch_it_comes_after() -> None:
+    durable = staged(frame(0, 1), frame(2, 4))
+
+    durable.go(SOURCE, go(2, 4, after=0))
+    assert durable.next_application() is None
+
+    durable.go(SOURCE, go(0, 1))
+    assert apply_all(durable) == [(SOURCE, 0), (SOURCE, 2)]
+
+
+def test_origins_do_not_wait_for_each_other() -> None:
+    durable = staged(frame(1, 1), frame(0, 2, origin=OTHER))
+    durable.go(SOURCE, go(1, 1, after=0))
+    durable.go(OTHER, go(0, 2))
+
+    assert apply_all(durable) == [(OTHER, 0)]
+
+
+def test_only_one_origin_may_be_asked_for() -> None:
+    durable = staged(frame(0, 1), frame(0, 2, origin=OWN))
+    durable.go(SOURCE, go(0, 1))
+    durable.go(OWN, go(0, 2))
+
+    application = durable.next_application(only=OWN)
+
+    assert application is not None
+    assert application.origin == OWN
+
+
+def test_a_go_that_the_ledger_has_is_confirmed_again() -> None:
+    durable = Durable({SOURCE: 5})
+
+    durable.go(SOURCE, go(5, 1))
+
+    assert durable.next_application() is None
+    assert durable.take_turn().confirms == [(SOURCE, 5)]
+
+
+@pytest.mark.parametrize("missing", [(), (1,)])
+def test_a_go_whose_frames_are_missing_is_damage(missing: tuple[int, ...]) -> None:
+    durable = staged(*(frame(3, number) for number in missing))
+    durable.go(SOURCE, go(3, 1 ^ 2))
+
+    with pytest.raises(ProtocolError, match=r"lacks frames of batch 3 of origin 0 .* restore the state directory"):
+        durable.next_application()
+
+
+def test_a_new_incarnation_goes_on_with_what_was_stored() -> None:
+    durable = Durable({SOURCE: 0}, [frame(1, 4)])
+
+    assert durable.applied(SOURCE) == 0
+    assert not durable.stage(frame(0, 2)), "the ledger has that batch"
+    assert not durable.stage(frame(1, 4)), "that frame lies in the inbox"
+    durable.go(SOURCE, go(1, 4, after=0))
+    assert apply_all(durable) == [(SOURCE, 1)]
+
+
+# -- what is thrown away -------------------------------------------------------------------------
+
+
+def test_frames_below_low_go_and_come_in_no_more() -> None:
+    durable = staged(frame(0, 1), frame(1, 2))
+
+    durable.stage(frame(3, 4, low=1))
+
+    turn = durable.take_turn()
+    assert dropped(turn.changes) == {1}
+    assert not durable.stage(frame(0, 8)), "its batch is over"
+    assert not durable.take_turn()
+
+
+def test_frames_below_low_stay_while_their_go_is_in_hand() -> None:
+    durable = staged(frame(1, 2))
+    durable.go(SOURCE, go(1, 2, after=0))
+
+    durable.stage(frame(3, 4, low=2))
+
+    assert dropped(durable.take_turn().changes) == set()
+    assert durable.staged_count == 2
+
+
+def test_low_never_falls() -> None:
+    durable = staged(frame(5, 1, low=5))
+
+    assert not durable.stage(frame(4, 2, low=0))
+
+
+def test_at_the_end_of_the_stream_what_is_staged_goes_and_only_own_retries_come() -> None:
+    durable = staged(frame(0, 1), frame(9, 2, origin=OWN))
+
+    durable.finish(OWN)
+
+    assert dropped(durable.take_turn().changes) == {1}
+    assert not durable.stage(frame(1, 4)), "everything above is applied: this is left of another execution"
+    assert durable.stage(frame(10, 8, origin=OWN))
+
+
+# -- any order -----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    batches=st.lists(st.integers(1, 3), min_size=1, max_size=6),
+    repeats=st.integers(0, 5),
+    order=st.randoms(use_true_random=False),
+    crashes=st.sets(st.integers(0, 40), max_size=3),
+)
+def test_every_batch_is_applied_once_in_order_whatever_comes_when(
+    batches: list[int], repeats: int, order: Random, crashes: set[int]
+) -> None:
+    sent = [
+        frame(seq, 1 << 4 * seq + place, path=(place,)) for seq, count in enumerate(batches) for place in range(count)
+    ]
+    xors = [sum(int(f.frame_id) for f in sent if f.seq == seq) for seq in range(len(batches))]
+    gos = [go(seq, xor, after=seq - 1) for seq, xor in enumerate(xors)]
+    told = gos + [order.choice(gos) for _ in range(repeats)]
+    order.shuffle(sent)
+    order.shuffle(told)
+    durable, ledger, inbox, applied = Durable(), dict[TaskIndex, int](), dict[FrameId, Frame](), list[int]()
+
+    for number, message in enumerate([*sent, *told, *gos]):
+        if number in crashes:
+            durable = Durable(dict(ledger), inbox.values())
+        if isinstance(message, Frame):
+            durable.stage(message)
+        else:
+            durable.go(SOURCE, message)
+        applied += [seq for _, seq in apply_all(durable)]
+        for change in durable.take_turn().changes:
+            if isinstance(change, FrameStaged):
+                inbox[change.frame.frame_id] = change.frame
+            elif isinstance(change, FramesDropped):
+                for each in change.frames:
+                    del inbox[each.frame_id]
+            else:
+                ledger[change.origin] = change.seq
+
+    assert applied == list(range(len(batches)))
+    assert not inbox
