@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from consecution.errors import GraphError
 from consecution.protocol.values import USER_ERRORS, Action, Treatment
+
+
+def _is_delay(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
 
 ACTIONS = {action.name.lower(): action for action in Action}
 """What `on_error` takes, and what a function that decides answers: "retry", "park", "stop"."""
@@ -34,7 +40,7 @@ class ErrorPolicy:
             )
         if retries is not None and (type(retries) is not int or retries < 0):
             raise GraphError(f"{whose}.on_error(retries={retries!r}): expected a whole number of 0 or more")
-        if delay_s is not None and (isinstance(delay_s, bool) or not isinstance(delay_s, (int, float)) or delay_s < 0):
+        if delay_s is not None and not _is_delay(delay_s):
             raise GraphError(f"{whose}.on_error(delay_s={delay_s!r}): expected a number of seconds of 0 or more")
         return cls(on_error, retries, delay_s)
 

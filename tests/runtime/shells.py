@@ -112,7 +112,15 @@ class Shell:
         self.dispatch: Dispatch = make_dispatch(plan, SOURCE, self.codec)
         outbox = WritingOutbox(self.diary)
         self.host = OriginHost(
-            SOURCE, self.origin, self.store, self.dispatch, self.codec, outbox, stored=stored, now=self.clock
+            SOURCE,
+            self.origin,
+            self.store,
+            self.dispatch,
+            self.codec,
+            outbox,
+            stored=stored,
+            now=self.clock,
+            on_stop=lambda task, entry: self.diary.append(("stop", (task, entry.failed.shown))),
         )
         self.source_host = SourceHost(self.host, self.source, linger_s=linger_s)
 

@@ -21,7 +21,7 @@ from consecution.protocol.origin import (
     HeadMoved,
     Restored,
 )
-from consecution.protocol.values import CreditReturn, FailedItem, Frame, Stage, TaskIndex
+from consecution.protocol.values import Action, CreditReturn, FailedItem, Frame, Stage, TaskIndex, Treatment
 from consecution.runtime.origin_host import MemoryStore, live_codec, origin_limits, process_codec
 from consecution.transport.codec import LiveCodec, ReusingCodec
 from tests.runtime import records
@@ -97,6 +97,19 @@ def test_a_batch_is_told_after_its_decision_is_committed() -> None:
     assert shell.diary.words() == ["commit", "settled"]
     assert shell.diary.all("commit") == [[BatchDecided(0)]]
     assert shell.diary.all("settled") == [(0, 0, True)]
+
+
+def test_the_run_is_asked_to_stop_before_the_item_that_asks_for_it_is_committed() -> None:
+    """After the commit a crash would let the run go on as if nothing had been asked."""
+    shell = running(one_node(), [["x"]])
+    shell.source_host.turn()
+    shell.acknowledge(failure(1, "x")._replace(treatment=Treatment(Action.STOP)))
+    shell.diary.clear()
+
+    shell.source_host.turn()
+
+    assert shell.diary.words() == ["stop", "commit", "settled"]
+    assert shell.diary.all("stop") == [(0, "'x'")]
 
 
 def test_nothing_is_sent_nor_told_where_the_commit_fails() -> None:
