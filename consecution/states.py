@@ -13,6 +13,8 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any, Protocol
 
+from consecution.errors import KeyEncodingError
+
 Key = Any
 
 MISSING: Any = object()
@@ -74,6 +76,8 @@ class States:
     def _look(self, key: Key) -> Any:
         state = self.cached.get(key, self)
         if state is self:
+            if key != key:
+                raise KeyEncodingError(f"{key!r} is not equal to itself, and so cannot find its state again: no key")
             state = MISSING if self._backing is None else self._backing.load(key)
             self.cached[key] = state
         return state

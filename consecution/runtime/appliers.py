@@ -7,6 +7,7 @@ to what it was before the failing item, and what that had pushed is dropped. For
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -253,16 +254,15 @@ class AttributeApplier(_NodeApplier):
         self._states = States(backing=self._table)
         self._table.restore(self._states)
         self.node.begin()
-        self._saved: dict[str, bytes] = {}
         for name, state in self._states.items():
             setattr(self.node, name, state)
-            self._saved[name] = self._codec.encode([state])
-        self._before_group = self._pickled()
+        # What is as the constructor and begin() left it is no state: the next run may be made with another value.
+        self._saved = self._before_group = self._pickled()
 
     def _pickled(self) -> dict[str, bytes]:
         found = {}
         for name, value in vars(self.node).items():
-            if name in NOT_STATE or callable(value):
+            if name in NOT_STATE or callable(value) or isinstance(value, io.IOBase):
                 continue
             try:
                 found[name] = self._codec.encode([value])
