@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -390,17 +391,17 @@ def test_attributes_that_were_deleted_do_not_come_back(runs: Any) -> None:
 def test_attributes_that_cannot_be_kept_are_made_anew(runs: Any) -> None:
     class Opens(Node):
         def begin(self) -> None:
-            self.file = open(__file__)
+            self.file = io.StringIO("first second")
+            self.numbers = (number for number in range(9))
             self.count = 0
 
         def process(self, item: int) -> None:
             self.count += 1
-            self.push((self.count, self.file.readable()))
+            self.push((self.count, self.file.read(5), next(self.numbers)))
 
-        def end(self) -> None:
-            self.file.close()
+        def end(self) -> None: ...
 
     run = runs(lambda: Opens("node"))
-    run([1])
 
-    assert run([2], end=True) == [(2, True)]
+    assert run([1]) == [(1, "first", 0)]
+    assert run([2]) == [(2, "first", 0)]
