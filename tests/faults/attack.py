@@ -113,7 +113,7 @@ class _Run:
         self._schedule = schedule
         self._folder = Path(self.job.folder)
         self.mark = self._folder.name
-        self._before = set(os.listdir("/dev/shm"))
+        self._before = verdict.shared_memory()
         self.expected_bytes = WORKS[self.job.work].expected_bytes(self.job)
         self.job.save()
         work = WORKS[self.job.work]

@@ -148,9 +148,14 @@ def _number_of(item: Any) -> int | None:
 # -- the rest ------------------------------------------------------------------------------------
 
 
+def shared_memory() -> set[str]:
+    """What lies there, but for what database servers of the same machine come and go with."""
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("PostgreSQL.")}
+
+
 def of_shared_memory(before: set[str], within_s: float = 2.0) -> list[str]:
     deadline_s = time.monotonic() + within_s
-    while (new := set(os.listdir("/dev/shm")) - before) and time.monotonic() < deadline_s:
+    while (new := shared_memory() - before) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     return [f"left in shared memory: {name}" for name in sorted(new)]
 
