@@ -85,6 +85,8 @@ def _loads(payload: Any) -> list[Any]:
             return salvage(payload)
         except PartlyDecodedError:
             raise
+        except (AttributeError, ImportError):
+            raise  # what is not there is what stops us, whatever was first
         except USER_ERRORS:
             raise error from None
     return items

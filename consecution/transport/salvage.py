@@ -1,9 +1,12 @@
 """Decodes a pickled list of items of which some cannot be decoded.
 
 A class whose ``__init__`` does not fit what its ``__reduce__`` says (an exception with two arguments is the usual
-case), a ``__setstate__`` that raises, a module that is not there: the pickle of the whole list cannot be loaded,
-though only one item is at fault. Here each step that calls the code of others may raise: what it was to make is
-then *lost*, and so is everything that holds it, up to the item. Slow, and only for what the quick way refuses.
+case), a ``__setstate__`` that raises: the pickle of the whole list cannot be loaded, though only one item is at
+fault. Here each step that calls the code of others may raise: what it was to make is then *lost*, and so is
+everything that holds it, up to the item. Slow, and only for what the quick way refuses.
+
+A class or module that is not there is no item's fault: the code has changed, and what was stored must not be
+given up for that. It raises as ever.
 
 The pickle machine is the one of the standard library, in its Python form.
 """
@@ -17,7 +20,8 @@ import types
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from consecution.protocol.poison import LostItem, Meet, PartlyDecodedError
+from consecution.protocol.poison import LostItem, Meet, PartlyDecodedError, PoisonError
+from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import USER_ERRORS
 
 _Unpickler: Any = vars(pickle)["_Unpickler"]
@@ -112,8 +116,10 @@ class _Salvager(_Unpickler):  # type: ignore[misc]
                 self._meet(b"@%d" % self._calls)
             _STANDARD[code](self)
         except USER_ERRORS as error:
+            if code == pickle.STACK_GLOBAL[0] and not isinstance(error, PoisonError):
+                raise
             self.lost += 1
-            return LostItem(f"<{_name_of(what)} that cannot be decoded>", error)
+            return LostItem(_show(what, parts), error)
         return None
 
     def _replace_top(self, lost: LostItem) -> None:
@@ -137,11 +143,11 @@ for _code in (pickle.APPENDS, pickle.SETITEMS, pickle.ADDITEMS):
 _Salvager.dispatch[pickle.FROZENSET[0]] = _step(_Salvager.freeze, pickle.FROZENSET[0])
 
 
-def _name_of(what: Any) -> str:
-    """The class or function of a step; in a reference it is the last of two texts."""
-    if isinstance(what, LostItem):
-        return what.shown
-    return str(what if isinstance(what, str) else getattr(what, "__name__", None) or type(what).__name__)
+def _show(what: Any, parts: list[Any]) -> str:
+    """The class or function of a step, and what it was given: all that is left of the item for people to see."""
+    name = what if isinstance(what, str) else getattr(what, "__name__", None) or type(what).__name__
+    given = [shorten_repr(part) for part in parts if part is not what]
+    return f"<{name} that cannot be decoded{', of ' if given else ''}{', '.join(given)}>"
 
 
 def _find_lost(item: Any) -> LostItem | None:

@@ -113,6 +113,16 @@ class FailsInBegin(Node):
         raise ValueError("no begin today")
 
 
+class DiesInBegin(Copy):
+    def __init__(self, name: str, *, dies: bool) -> None:
+        super().__init__(name)
+        self.dies = dies
+
+    def begin(self) -> None:
+        if self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class ClosesBadly(Sink):
     def write(self, batch_id: Any, items: list[Any]) -> None:
         pass

@@ -30,6 +30,7 @@ from tests.engines.misbehaving import (
     ClosesBadly,
     ClosesWithError,
     Copy,
+    DiesInBegin,
     DiesInClose,
     Environment,
     FailsIn,
@@ -148,12 +149,12 @@ def test_a_node_that_comes_to_grief_once_is_replaced(
 
 
 def test_a_node_that_always_crashes_ends_the_run_and_keeps_its_state(tmp_path: Path) -> None:
-    def pipeline(at: Any) -> Pipeline:
-        return Pipeline(Producer(range(COUNT)) | Misbehaving("bad", "kill", at) | TextLines("out", tmp_path / "out"))
+    def pipeline(*, dies: bool) -> Pipeline:
+        return Pipeline(Producer(range(COUNT)) | DiesInBegin("bad", dies=dies) | TextLines("out", tmp_path / "out"))
 
     with pytest.raises(WorkerError, match=r"bad\.0: died 3 times without progress between \(killed by SIGKILL\)"):
-        pipeline(333).run(state_dir=tmp_path / "state", max_restarts=2, **OPTIONS)
-    report = pipeline(None).run(state_dir=tmp_path / "state", **OPTIONS)
+        pipeline(dies=True).run(state_dir=tmp_path / "state", max_restarts=2, **OPTIONS)
+    report = pipeline(dies=False).run(state_dir=tmp_path / "state", **OPTIONS)
 
     assert_all_arrived(report, tmp_path / "out")
 

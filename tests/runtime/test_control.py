@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from consecution.protocol.origin import FailureEntry, OriginCounts
+from consecution.protocol.poison import FrameKey, Verdict
 from consecution.protocol.values import FailedItem, Stage, TaskIndex
 from consecution.runtime import control
 
@@ -21,6 +22,7 @@ WORDS = [
     control.Drain(),
     control.StopReading(),
     control.Quit(),
+    control.Judged((Verdict(FrameKey(TASK, 7, (1, 2)), b"#3", "killed by SIGSEGV", "the stack"),)),
     control.Hello(TASK, "ipc:///x/3.1", 4711),
     control.Began(TASK),
     control.Switched(TASK, 7),

@@ -60,6 +60,10 @@ class Undecodable:
         return int, ("no number",)
 
 
+class Renamed:
+    """Was called so when the journal was written, and is called Unnamed now."""
+
+
 # -- commit, launch, tell --------------------------------------------------------------------------
 
 
@@ -148,14 +152,31 @@ def test_what_the_journal_held_is_sent_again_with_a_higher_generation() -> None:
     assert shell.items() == ["item 3", "item 4"]
 
 
-def test_a_batch_that_cannot_be_decoded_any_more_is_named() -> None:
-    payload = pickle.dumps([Undecodable()])
-    restored = Restored(Head(next_seq=8, emitted=1), (BatchRecord(7, 1, payload),))
-    shell = Shell(one_node(), restored=restored)
+def shell_with(payload: bytes, count: int) -> Shell:
+    """An origin that finds one batch in its journal."""
+    shell = Shell(one_node(), restored=Restored(Head(next_seq=8, emitted=count), (BatchRecord(7, count, payload),)))
     shell.origin.replay(shell.clock())
+    return shell
 
-    with pytest.raises(WorldError, match=r"batch 7 of the journal cannot be decoded \(ValueError: .*code that it was"):
+
+def test_a_batch_that_cannot_be_decoded_any_more_is_named() -> None:
+    shell = shell_with(pickle.dumps([Renamed()], 5).replace(b"Renamed", b"Unnamed"), 1)
+
+    with pytest.raises(WorldError, match=r"batch 7 .* cannot be decoded \(AttributeError: .*code that it was"):
         shell.host.turn()
+
+
+def test_an_item_of_the_journal_that_cannot_be_decoded_fails_alone() -> None:
+    shell = shell_with(pickle.dumps(["x", Undecodable(), "y"], 5), 3)
+
+    shell.host.turn()
+    sent = shell.items()
+    shell.acknowledge()
+    shell.host.turn()
+
+    kept = [c.entry for changes in shell.diary.all("commit") for c in changes if isinstance(c, FailureKept)]
+    assert sent == ["x", "y"]
+    assert [(entry.failed.retryable, entry.failed.stage) for entry in kept] == [(False, Stage.ROUTE)]
 
 
 def test_without_a_journal_live_items_are_sent_and_no_payload_is_kept() -> None:
