@@ -3,10 +3,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import decimal
+import functools
 import re
 import sys
 import threading
 import uuid
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,6 +17,7 @@ from consecution import Pipeline, SqlSink
 from consecution.errors import MissingExtraError, OutageError, UsageError, WorldError
 from consecution.sinks import sql
 from consecution.sinks.database import MARKS
+from consecution.testing.sinks import check_sink
 from tests.sinks.cluster import LOCKED_ROLE
 from tests.sinks.conftest import PostgresDatabase
 from tests.sinks.test_sql import NASTY
@@ -344,3 +347,21 @@ def test_a_deadlock_is_nobodys_fault(postgres: PostgresDatabase) -> None:
     assert sorted(outcomes) == ["outage", "written"]
     first.close()
     second.close()
+
+
+# -- the contract ----------------------------------------------------------------------------------
+
+
+def make_rows(url: str, folder: Path) -> SqlSink:
+    return SqlSink("rows", url, folder.name)
+
+
+def test_rows_in_postgres_keep_the_contract(postgres: PostgresDatabase, tmp_path: Path) -> None:
+    def read_back(folder: Path) -> list[Any]:
+        there = postgres.query("SELECT to_regclass(%s)", f'"{folder.name}"') != [(None,)]
+        # Nobody updates or deletes here: rows lie in the order in which they came.
+        return [{"n": n} for (n,) in postgres.query(f'SELECT n FROM "{folder.name}" ORDER BY ctid')] if there else []
+
+    items = [{"n": n} for n in range(40)]
+
+    check_sink(functools.partial(make_rows, postgres.url), read_back, items, bad={"unknown": 1}, folder=tmp_path)

@@ -49,10 +49,10 @@ class Frames(Lines):
     def write(self, batch_id: BatchId | None, items: list[Any]) -> None:
         self._check(items)
         assert batch_id is not None
-        name = f"{items[0]['n']:06}" if items else "empty"
+        first = items[0]["n"] if items else 0
         new = self.path.with_name("new")
         new.write_text("".join(json.dumps(item) + "\n" for item in items))
-        new.rename(self.path.with_name(f"frame-{batch_id.origin.split('@')[0]}-{batch_id.seq:06}-{name}"))
+        new.rename(self.path.with_name(f"frame-{first:06}-{batch_id.origin}-{batch_id.seq}"))
 
 
 def read_frames(folder: Path) -> list[Any]:
@@ -142,7 +142,7 @@ class KeepsAll(TransactionSink, Lines):
     def commit(self, owner: str, number: int, redo: bytes) -> None:
         assert self.pending is not None
         saved = self._load()
-        if self.last_mark(owner)[0] != number - 1:
+        if saved["marks"].get(owner, [0])[0] != number - 1:
             raise WorldError(f"{self}: the mark of {owner} is not {number - 1}")
         saved["items"] += self.pending
         saved["marks"][owner] = [number, redo.hex()]
@@ -171,12 +171,9 @@ class MarksLater(KeepsAll):
     """Rows first, the mark in a commit of its own."""
 
     def commit(self, owner: str, number: int, redo: bytes) -> None:
-        from consecution.runtime import failpoints
-
         pending, self.pending = self.pending, None
         assert pending is not None
         self.write(None, pending)
-        failpoints.passed("outside.committed")
         self.pending = []
         super().commit(owner, number, redo)
 
@@ -209,13 +206,13 @@ def test_a_sink_whose_repeats_are_harmless_passes(tmp_path: Path) -> None:
     [
         (Backwards, read_lines, "after one run: expected 40 items, found 40; item 0 is"),
         (Overwrites, read_lines, "after a second run over what the first has left"),
-        (WritesBeforeItRefuses, read_lines, r"one bad item among good ones \(track\)"),
+        (WritesBeforeItRefuses, read_lines, "after a frame with a bad item was offered, and then its parts"),
         (Buffers, read_lines, "after kills at"),
         (NeverCuts, read_lines, "after a life whose last write was not committed"),
-        (ForgetsMarks, read_all, "the marks of a, b and c|commit took"),
+        (ForgetsMarks, read_all, "the marks of a, b and c are"),
         (TakesAnyNumber, read_all, r"commit took the mark 2 after 2"),
-        (MarksLater, read_all, "after a rollback, a commit|commits and two that had to be refused|after kills"),
-        (WithoutSavepoint, read_all, r"one bad item among good ones|after writes that raised"),
+        (MarksLater, read_all, "after three commits and two that had to be refused"),
+        (WithoutSavepoint, read_all, "after writes that raised"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )

@@ -1,6 +1,6 @@
 """A pipeline into a table, with traps in its sink's worker: a program of its own, so that all of it can be killed.
 
-    python -m tests.sinks.victim URL STATE_DIR [TRAP...]
+    python -m tests.sinks.sql_victim URL STATE_DIR [TRAP...]
 
 A trap is a failpoint as `consecution.runtime.failpoints` writes it.
 """
