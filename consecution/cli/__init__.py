@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 import consecution
@@ -10,6 +11,7 @@ from consecution.cli import failed, journal, plan, run
 from consecution.errors import ConsecutionError
 
 EXIT_USAGE = 2
+EXIT_PIPE = 141
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         code: int = arguments.command(arguments)
+        sys.stdout.flush()
         return code
     except ConsecutionError as error:
         notes = "\n".join(getattr(error, "__notes__", ()))
@@ -25,6 +28,10 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_USAGE
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`| head`); the interpreter's last flush must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -148,7 +148,7 @@ def list_items(arguments: argparse.Namespace) -> int:
     number = 0
     for failed in _found(arguments):
         number += 1
-        print(json.dumps(_without_long(failed)) if arguments.json else _line(failed))
+        print(json.dumps(_without_long(failed)) if arguments.json else _printable(_line(failed)))
     if not number and not arguments.json:
         print("no failed items")
     return 0
@@ -176,12 +176,15 @@ def _shortened(text: str, width: int = 80) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def _printable(text: str) -> str:
+    """Names of files that are no UTF-8 hold lone surrogates, which no terminal takes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def show_items(arguments: argparse.Namespace) -> int:
     """Traceback and item of each."""
     for failed in _found(arguments):
-        print(
-            json.dumps(failed.to_dict()) if arguments.json else _shown(failed), end="\n" if arguments.json else "\n\n"
-        )
+        print(json.dumps(failed.to_dict()) if arguments.json else _printable(f"{_shown(failed)}\n"))
     return 0
 
 

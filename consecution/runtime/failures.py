@@ -17,6 +17,7 @@ import re
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -37,7 +38,7 @@ from consecution.protocol.origin import (
 )
 from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import USER_ERRORS
-from consecution.runtime.journal import Journal
+from consecution.runtime.journal import Journal, check_is_there
 from consecution.runtime.journal_check import open_to_read
 from consecution.runtime.state import StateDir, lock_state_dir, look_at_state_dir
 from consecution.transport.codec import PickleCodec
@@ -168,19 +169,25 @@ def look(path: Path) -> Iterator[Failed]:
     """The failed items of a state directory, origin by origin, oldest first. A run may go on meanwhile."""
     state = look_at_state_dir(path)
     for name in state.origins:
-        with open_to_read(state.origin_path(name)) as env:
-            yield from _named(state, name, _Glimpse(state.origin_path(name), env))
+        with _Glimpse(state.origin_path(name)).opened() as journal:
+            yield from _named(state, name, journal)
 
 
 class _Glimpse(Journal):
     """A journal opened by a reader: no lock, and nothing can be changed."""
 
-    def __init__(self, path: Path, env: Any) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = -1
-        self._env = env
-        with self._explained("opened"):
-            self._failures = env.open_db(b"failures", create=False)
+
+    @contextmanager
+    def opened(self) -> Iterator[Journal]:
+        with ExitStack() as stack:
+            with self._explained("read"):
+                check_is_there(self.path)
+                self._env = stack.enter_context(open_to_read(self.path))
+                self._failures = self._env.open_db(b"failures", create=False)
+            yield self
 
 
 def _named(state: StateDir, origin: str, journal: Journal) -> Iterator[Failed]:

@@ -85,7 +85,7 @@ class Journal:
         self.path = path
         self._env: Any = None
         if not create:
-            _check_is_there(path)
+            check_is_there(path)
         with self._explained("locked"):
             self._lock = _lock_environment(path)
         try:
@@ -391,7 +391,8 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def _check_is_there(path: Path) -> None:
+def check_is_there(path: Path) -> None:
+    """DamagedStoreError where the journal that was made here is gone."""
     data = path / "data.mdb"
     if not data.is_file() or not data.stat().st_size:
         what = "is empty" if data.is_file() else "is missing"

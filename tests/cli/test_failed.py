@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -108,6 +110,19 @@ def test_looking_goes_on_while_a_run_holds_the_directory(call: Call, state_dir: 
     assert "kill -TERM" in dropped[2]
 
 
+def test_a_reader_that_has_seen_enough_is_no_mistake(state_dir: Path) -> None:
+    command = [sys.executable, "-m", "consecution", "failed", "show", str(state_dir)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+
+    with process:
+        error = process.stderr.read()
+
+    assert (process.returncode, error) == (141, "")
+
+
 # -- what is wrong ---------------------------------------------------------------------------------
 
 
@@ -133,6 +148,30 @@ def test_a_folder_that_is_no_state_directory_exits_2(tmp_path: Path, capsys: pyt
     for action in (["list"], ["show"], ["export"], ["retry"], ["drop", "--all"]):
         assert main(["failed", action[0], str(tmp_path), *action[1:]]) == 2
         assert "is not a state directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", [["list"], ["retry"]])
+def test_a_store_that_is_gone_or_damaged_exits_2_and_is_named(call: Call, state_dir: Path, action: list[str]) -> None:
+    data = state_dir / "origins" / "numbers" / "data.mdb"
+    for damage in (lambda: data.write_bytes(b"no store" * 2000), data.unlink):
+        damage()
+
+        code, out, error = call(*action)
+
+        assert (code, out) == (2, "")
+        assert str(data.parent) in error
+        assert "from a backup" in error
+
+
+def test_text_that_no_terminal_takes_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(item: str) -> None:
+        raise ValueError(item)
+
+    Pipeline(Map(refuse, name="refuse")).run(["\udcff"], mode="inline", state_dir=tmp_path, retries=0)
+
+    for action in ("list", "show"):
+        assert main(["failed", action, str(tmp_path)]) == 0
+        assert "ValueError: \\udcff" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["yesterday", "2h30", "2026-13-01", "", "9" * 400 + "d"])

@@ -49,6 +49,19 @@ def test_all_completed_exits_0_and_prints_the_report(
     assert "emitted 4 = completed 4 + pending 0" in capsys.readouterr().out
 
 
+def test_a_run_that_an_item_has_stopped_exits_1_and_says_which(
+    write_module: WriteModule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_module("run_stopped", NUMBERS.format(first=0))
+
+    code = main(["run", str(path), "--mode", "inline", "--on-error", "stop"])
+
+    printed = capsys.readouterr()
+    assert code == 1
+    assert "failed 1" in printed.out
+    assert "node 'halve' stopped the run at the item 0: ZeroDivisionError" in printed.err
+
+
 def test_some_failed_exits_1_and_lists_them(write_module: WriteModule, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_module("run_bad", NUMBERS.format(first=0))
 

@@ -17,6 +17,7 @@ from consecution.plan import make_plan
 from consecution.protocol.origin import FailureEntry
 from consecution.protocol.values import FailedItem, Stage, TaskIndex
 from consecution.runtime.failures import Edited, Failed, FailureStore, Selection, look, read_edited
+from consecution.runtime.journal import Journal
 from consecution.runtime.journal_check import CheckResult, check_state_dir
 from consecution.runtime.state import open_state_dir
 from tests.engines.nodes import Collect, collected
@@ -333,6 +334,23 @@ def test_the_other_engines_go_on_with_them_too(runs: Runs, mode: str) -> None:
 
     assert sorted(runs.out[seen:], key=str) == ["10 counted", 2, 7]
     assert (again.failed, again.open, again.exit_code) == (0, 0, 0)
+
+
+def test_a_crash_before_items_are_put_back_leaves_a_run_that_finishes_again(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs(bad=[2], uncounted=[7])
+    with monkeypatch.context() as crash:
+        crash.setattr(Journal, "apply", lambda self, changes: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            runs.change(lambda store: store.retry(Selection()))
+
+    before = runs.check()
+    again = runs()
+
+    assert not before.finished
+    assert (again.completed, again.failed, again.open, again.already_finished) == (10, 2, 0, False)
+    assert runs.check().finished
 
 
 # -- drop ------------------------------------------------------------------------------------------
