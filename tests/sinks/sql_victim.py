@@ -1,6 +1,6 @@
 """A pipeline into a table, with traps in its sink's worker: a program of its own, so that all of it can be killed.
 
-    python -m tests.sinks.sql_victim URL STATE_DIR [TRAP...]
+    python -m tests.sinks.sql_victim URL STATE_DIR REPLICAS [TRAP...]
 
 A trap is a failpoint as `consecution.runtime.failpoints` writes it.
 """
@@ -38,13 +38,14 @@ class Trapped(SqlSink):
         super().open()
 
 
-def make_pipeline(url: str, traps: str, replicas: int = 1) -> Pipeline:
+def make_pipeline(url: str, traps: str, replicas: int) -> Pipeline:
     sink = Trapped("sink", url, "t")
     sink.traps = traps
     return Pipeline(Producer(range(COUNT)) | Differs("differs") * 2 | sink * replicas)
 
 
 if __name__ == "__main__":
-    report = make_pipeline(sys.argv[1], ",".join(sys.argv[3:])).run(state_dir=sys.argv[2], **OPTIONS)
+    url, state_dir, replicas, *traps = sys.argv[1:]
+    report = make_pipeline(url, ",".join(traps), int(replicas)).run(state_dir=state_dir, **OPTIONS)
     print([failure.item["n"] for failure in report.failures], report.restarts)
     sys.exit(report.exit_code)

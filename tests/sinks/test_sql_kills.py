@@ -1,114 +1,92 @@
-"""Workers of file sinks killed for real: what they leave is, byte for byte, what an undisturbed run leaves."""
+"""Kill -9 between a database's commit and ours: every row is there once, without a key."""
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import os
-import random
 import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
-from tests.sinks import dying
+from consecution.runtime import failpoints
+from consecution.runtime.journal_check import check_state_dir
+from tests.sinks.sql_victim import COUNT, WRONG
 
-pytest.importorskip("pyarrow")
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 60
-SEED = int(os.environ.get("CONSECUTION_SEED", random.randrange(10**6)))
-POINTS = ("durable.applied", "origin.before_commit", "origin.committed", "durable.confirmed")
+POINTS = ("durable.applied", "outside.before_commit", "outside.committed", "origin.committed", "durable.confirmed")
+EXPECTED = Counter(n for n in range(COUNT) if n != WRONG)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """File name → bytes; of compressed ones, whose bytes depend on the commits, what is in them."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return {name: gzip.decompress(held) if name.endswith(".gz") else held for name, held in found.items()}
+class Store(NamedTuple):
+    url: str
+    query: Any
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    dying.run(folder, folder / "no traps", mode="inline")
-    return contents(folder)
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "postgres":
+        database = request.getfixturevalue("postgres")
+        return Store(database.url, database.query)
+
+    def query(statement: str) -> list[Any]:
+        connection = sqlite3.connect(tmp_path / "out.db")
+        try:
+            return connection.execute(statement).fetchall()
+        finally:
+            connection.close()
+
+    return Store(f"sqlite:///{tmp_path / 'out.db'}", query)
 
 
-def set_traps(folder: Path, point: str, passes: int, whom: str = "") -> list[Path]:
-    tokens = []
-    for sink in dying.SINKS:
-        token = folder / f"{sink}.token"
-        token.write_text(whom)
-        (folder / f"{sink}.traps").write_text(f"{point}@{passes}:{token}")
-        tokens.append(token)
-    return tokens
+def run(store: Store, folder: Path, replicas: int, *traps: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "tests.sinks.sql_victim"]
+    arguments = [*program, store.url, str(folder / "state"), str(replicas), *traps]
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=100, start_new_session=True)
 
 
-def test_the_undisturbed_run_rotates(undisturbed: dict[str, bytes]) -> None:
-    numbers = {"csv.gz": 4, "jsonl": 5, "parquet": 4}
-    expected = [f"out-{n + 1:03}.{kind}" for kind, count in numbers.items() for n in range(count)]
+def lay_token(folder: Path, text: str = "") -> Path:
+    token = folder / "token"
+    token.write_text(text)
+    return token
 
-    assert sorted(undisturbed) == sorted([*expected, "out.txt"])
-    assert undisturbed["out.txt"].count(b"\n") == dying.COUNT
+
+def assert_each_row_once(store: Store, folder: Path, done: subprocess.CompletedProcess[str], restarts: int) -> None:
+    rows = store.query("SELECT n, salt FROM t")
+    assert Counter(n for n, _ in rows) == EXPECTED, done.stderr
+    assert done.stdout.splitlines()[-1] == f"[{WRONG}] {restarts}"
+    assert done.returncode == 1
+    assert check_state_dir(folder / "state").problems == ()
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_the_sinks_worker_dies_at(point: str, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    passes = random.Random(f"{SEED} {point}").randint(1, 6)
-    print(f"CONSECUTION_SEED={SEED}: dies at pass {passes}")
-    tokens = set_traps(tmp_path, point, passes)
+def test_a_worker_killed_around_its_commit_leaves_each_row_once(store: Store, tmp_path: Path, point: str) -> None:
+    token = lay_token(tmp_path)
 
-    report = dying.run(tmp_path / "out", tmp_path, mode="process", sync="process")
+    done = run(store, tmp_path, 1, f"{point}@2:{token}")
 
-    assert report.restarts == len(tokens)
-    assert not any(token.exists() for token in tokens)
-    assert contents(tmp_path / "out") == undisturbed
+    assert not token.exists()
+    assert_each_row_once(store, tmp_path, done, restarts=1)
 
 
-def test_the_sinks_worker_dies_with_half_a_write_on_disk(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    torn = [tmp_path / f"{sink}.torn" for sink in dying.SINKS]
-    for file in torn:
-        file.touch()
+@pytest.mark.parametrize("point", POINTS)
+def test_everything_killed_around_the_commit_leaves_each_row_once(store: Store, tmp_path: Path, point: str) -> None:
+    token = lay_token(tmp_path, failpoints.GROUP)
 
-    report = dying.run(tmp_path / "out", tmp_path, mode="process", sync="process")
+    killed = run(store, tmp_path, 1, f"{point}@2:{token}")
+    done = run(store, tmp_path, 1)
 
-    assert report.restarts == len(torn)
-    assert contents(tmp_path / "out") == undisturbed
-
-
-@contextlib.contextmanager
-def running(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "tests.sinks.dying", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert_each_row_once(store, tmp_path, done, restarts=0)
 
 
-def test_everything_dies_at_once_again_and_again(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    chosen = random.Random(SEED)
-    print(f"CONSECUTION_SEED={SEED}")
-    deaths = 0
+def test_replicas_that_write_to_one_table_leave_each_row_once(store: Store, tmp_path: Path) -> None:
+    token = lay_token(tmp_path)
 
-    for point in POINTS:
-        set_traps(tmp_path, point, chosen.randint(1, 3), whom="group")
-        with running(tmp_path) as process:
-            _, said = process.communicate(timeout=DEADLINE_S)
-        deaths += process.returncode == -signal.SIGKILL
-        assert process.returncode in (0, -signal.SIGKILL), said.decode()
-    for traps in tmp_path.glob("*.traps"):
-        traps.unlink()
-    with running(tmp_path) as process:
-        _, said = process.communicate(timeout=DEADLINE_S)
+    done = run(store, tmp_path, 3, f"outside.committed@1:{token}")
 
-    assert process.returncode == 0, said.decode()
-    assert deaths
-    assert contents(tmp_path / "out") == undisturbed
+    assert not token.exists()
+    assert_each_row_once(store, tmp_path, done, restarts=1)
