@@ -514,10 +514,10 @@ def test_items_whose_repr_raises_fail_like_all_others(run: Run) -> None:
 
 
 def test_a_begin_that_raises_is_named_and_nothing_is_processed(run: Run) -> None:
-    with pytest.raises(WorkerError, match=r"bad\.0: begin\(\) raised LookupError: nothing to begin with") as told:
+    with pytest.raises(WorkerError, match=r"bad\.[01]: begin\(\) raised LookupError: nothing to begin with") as told:
         run((nodes.BadBegin("bad") * 2) | run.sink, [1])
 
-    assert told.value.task == "bad.0"
+    assert told.value.task in ("bad.0", "bad.1")
     assert run.items == []
     assert_all_done(run(Map(nodes.increase, "bad") * 2 | run.sink, [1]), 1)
 
