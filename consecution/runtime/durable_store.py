@@ -68,10 +68,6 @@ class DurableStore(Journal):
         }
         return ledger, [self._read_frame(key, value) for key, value in self._records("inbox")]
 
-    def in_flight(self) -> int:
-        """What waits in the inbox counts too: its origin may not know yet that it was decided."""
-        return super().in_flight() + len(self._records("inbox"))
-
     @property
     def has_ended(self) -> bool:
         with self._explained("read"), self._env.begin(db=self._meta) as txn:

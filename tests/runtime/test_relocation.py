@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from consecution import KeyedNode, Map, Node, Pipeline, Producer, StatefulNode
 from consecution.errors import StateDirError
+from consecution.protocol.durable import FrameStaged
+from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
 from consecution.routing import replica_of_slot, slot_of
 from consecution.runtime import relocation as relocation_module
 from consecution.runtime import state as state_module
 from consecution.runtime import state_table
+from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal_check import CheckResult, check_state_dir
 from consecution.runtime.relocation import _first_slot
 from consecution.sinks.text import TextLines
@@ -321,6 +324,18 @@ def test_what_is_in_flight_in_a_durable_task_refuses_the_move(path: Path) -> Non
 
     with pytest.raises(StateDirError, match=r"holds 1 batches in flight .*: run the old pipeline once more and stop"):
         run(path, [], Total("total") * 2)
+
+
+def test_frames_of_a_thrown_away_execution_are_not_in_flight(path: Path) -> None:
+    """No later batch told the task that they are over; but their origin has nothing open."""
+    run(path, [("a", 1)], Total("total"))
+    manifest = json.loads((path / "manifest.json").read_text())
+    left = Frame(TaskIndex(0), 0, 1, (0,), FrameId(7), 0, TaskIndex(0), Stage.PROCESS, False, b"")
+    store = DurableStore(path / manifest["folder"] / "total", origin="total", epoch=manifest["epoch"], sync="process")
+    store.apply([FrameStaged(left)])
+    store.close()
+
+    assert run(path, [("a", 1)], Total("total") * 2) == [("a", 2)]
 
 
 def test_a_finished_run_stays_finished_whatever_the_graph(path: Path, tmp_path: Path) -> None:
