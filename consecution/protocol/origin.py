@@ -329,6 +329,11 @@ class Origin:
     # -- what others may ask ---------------------------------------------------------------------
 
     @property
+    def next_seq(self) -> int:
+        """The number of the batch that is born next."""
+        return self._next_seq
+
+    @property
     def low(self) -> int:
         """The lowest batch that is not yet applied everywhere; everything below it is forgotten."""
         undecided = next(iter(self._batches), self._next_seq)

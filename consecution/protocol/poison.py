@@ -15,7 +15,8 @@ Verdicts live as long as the run: one that goes on with its state directory find
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from consecution.protocol.values import USER_ERRORS, TaskIndex
@@ -172,11 +173,17 @@ class Guard:
         decode: CarefulDecode | None = None,
     ) -> None:
         self.steps = 0
-        """Frames taken, and items of those that are run item by item; for whoever watches over hanging tasks."""
+        """Frames taken, and items of those that are run item by item."""
+        self.cursor: Iterator[Any] = iter(())
+        """Over the items of a frame that is run as a whole, where its task says so."""
         self._note = note
         self._decode = decode
         self._cases: dict[FrameKey, dict[bytes, Verdict]] = {}
         self.judge(verdicts)
+
+    def progress(self) -> tuple[int, int]:
+        """Changes whenever the task gets on with what it has in hand; for whoever watches over hanging tasks."""
+        return self.steps, operator.length_hint(self.cursor)
 
     def judge(self, verdicts: Iterable[Verdict]) -> None:
         """Take in what the supervisor has found."""

@@ -161,6 +161,7 @@ class _NodeApplier:
             self._keep_item()
 
     def _run(self, cursor: Iterator[Any], out: list[Any]) -> None:
+        self.guard.cursor = cursor
         self.node.push = out.append
         self.node._process_frame(cursor, out)
 

@@ -156,7 +156,7 @@ class DurableHost:
     def progress(self) -> tuple[int, ...]:
         """Changes whenever the task gets on with its work."""
         counts = self.counts
-        return counts.frames, counts.items_in, counts.items_out, self._guard.steps
+        return counts.frames, counts.items_in, counts.items_out, *self._guard.progress()
 
     # -- messages --------------------------------------------------------------------------------
 

@@ -38,6 +38,8 @@ from consecution.runtime import failpoints
 from consecution.source import Source
 from consecution.transport.codec import LiveCodec, ReusingCodec
 
+BIRTH = (-1,)
+"""A batch that is just being made, where a frame has its path."""
 BATCHES_PER_TURN = 8
 """Births that share one commit, while the source has more to give at once."""
 
@@ -154,10 +156,15 @@ class OriginHost:
         items = list(items)  # Encoders know a list by its identity; a source may give the same one twice.
         count = len(items)
         payload: Any = None
-        born_failed: tuple[FailedItem, ...] = ()
+        failed: list[FailedItem] = []
+        suspect = self._guard.take(self.task, self.origin.next_seq, BIRTH)
+        if suspect is not None:
+            items = self._sift(suspect, items, failed)
         if self._stored is not None:
-            payload, items, born_failed = self._encode(items, self._stored)
-        seq = self.origin.born(count, payload, position, self.now(), born_failed=born_failed)
+            payload, items, unencoded = self._encode(items, self._stored)
+            failed += unencoded
+        self._guard.leave()
+        seq = self.origin.born(count, payload, position, self.now(), born_failed=tuple(failed))
         self._live[seq] = items
         return seq
 

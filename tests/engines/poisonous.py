@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
-from consecution import KeyedNode, Node, Sink, StatefulNode
+from consecution import KeyedNode, Node, Sink, Source, StatefulNode
 from tests.engines.misbehaving import WAYS
 
 MIB = 1024 * 1024
@@ -142,3 +143,42 @@ def deadly_key(item: Any) -> Any:
     if item == 33:
         WAYS["segfault"]()
     return item % 3
+
+
+class DeadlyToEncode:
+    """Takes down whoever encodes it."""
+
+    def __reduce__(self) -> Any:
+        WAYS["segfault"]()
+
+
+class EncodesBadly(Source):
+    """Numbers, and one thing among them that takes its worker down when it goes into the journal."""
+
+    def __init__(self, count: int, at: int) -> None:
+        self.count, self.at, self.place = count, at, 0
+
+    def open(self, position: Any) -> None:
+        self.place = position or 0
+
+    def read(self, max_items: int) -> list[Any] | None:
+        if self.place == self.count:
+            return None
+        start, self.place = self.place, min(self.count, self.place + max_items)
+        return [DeadlyToEncode() if item == self.at else item for item in range(start, self.place)]
+
+    def position(self) -> int:
+        return self.place
+
+
+class Slow(Tally):
+    """Notes how far its task is, as those who watch over it see it."""
+
+    def process(self, item: Any) -> None:
+        super().process(item)
+        self.seen = [*getattr(self, "seen", []), self.look()]
+        self.push(len(set(self.seen)))
+
+    def look(self) -> Any:
+        host: Any = next(o for o in gc.get_objects() if type(o).__name__ == "DurableHost" and o.node is self)
+        return host.progress()

@@ -14,10 +14,12 @@ from tests.engines.misbehaving import Copy, Misbehaving
 from tests.engines.poisonous import (
     Collapsing,
     DeadlyToDecode,
+    EncodesBadly,
     FailsOnce,
     Hungry,
     Poisoned,
     PoisonedRetry,
+    Slow,
     Spoiling,
     Tally,
     Totals,
@@ -114,6 +116,15 @@ def test_in_the_sources_own_worker_an_item_is_left_out_likewise(tmp_path: Path) 
     assert lines(tmp_path / "out") == all_but(33)
 
 
+def test_an_item_that_dies_on_its_way_into_the_journal_is_left_out_by_its_place(tmp_path: Path) -> None:
+    report = Pipeline(Producer(EncodesBadly(COUNT, 33)) | TextLines("out", tmp_path / "out")).run(**OPTIONS)
+
+    assert lines(tmp_path / "out") == all_but(33)
+    assert (report.emitted, report.completed, report.failed, report.exit_code) == (COUNT, COUNT, 1, 1)
+    assert report.failures[0].node == "producer"
+    assert "killed by SIGSEGV" in report.failures[0].error
+
+
 def test_an_item_may_be_poison_when_it_is_tried_again(tmp_path: Path) -> None:
     bad = PoisonedRetry("bad", 33, tmp_path)
 
@@ -163,6 +174,14 @@ def test_a_sink_is_not_offered_the_item_it_dies_of(tmp_path: Path, after_decisio
 
     assert_isolated(report, 33, node="sink")
     assert sorted(set(lines(tmp_path / "out"))) == all_but(33)
+
+
+def test_the_progress_of_a_durable_node_is_seen_inside_a_frame(tmp_path: Path) -> None:
+    Pipeline(Producer(range(20)) | Slow("slow") | TextLines("out", tmp_path / "out")).run(
+        **OPTIONS | {"mode": "inline"}
+    )
+
+    assert lines(tmp_path / "out")[:20] == list(range(1, 21))
 
 
 # -- memory --------------------------------------------------------------------------------------
