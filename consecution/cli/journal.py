@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from consecution.runtime.journal_check import CheckResult, check_state_dir
+from consecution.runtime.journal_check import CheckResult, OriginSummary, check_state_dir
 
 EXAMPLES = """examples:
   consecution journal check state
@@ -46,10 +46,23 @@ def check_journal(arguments: argparse.Namespace) -> int:
 def _describe(result: CheckResult) -> str:
     lines = [f"state directory: {'finished' if result.finished else 'not finished'}, epoch {result.epoch}"]
     for origin in result.origins:
-        lines.append(
-            f"  {origin.name}: {origin.emitted:,} items emitted in {origin.next_seq:,} batches, at position "
-            f"{origin.position!r}; open batches {origin.open_batches:,} ({origin.open_items:,} items), waiting for "
-            f"a retry {origin.waiting:,}, given up {origin.given_up:,}"
-        )
+        lines += [_describe_origin(origin), *([_describe_durable(origin)] if origin.durable else [])]
     lines += [f"DAMAGED: {problem}" for problem in result.problems] or ["every record is sound"]
     return "\n".join(lines)
+
+
+def _describe_origin(origin: OriginSummary) -> str:
+    place = "" if origin.durable else f", at position {origin.position!r}"
+    return (
+        f"  {origin.name}: {origin.emitted:,} items emitted in {origin.next_seq:,} batches{place}; open batches "
+        f"{origin.open_batches:,} ({origin.open_items:,} items), decided and not yet applied everywhere "
+        f"{origin.decided:,}, waiting for a retry {origin.waiting:,}, given up {origin.given_up:,}"
+    )
+
+
+def _describe_durable(origin: OriginSummary) -> str:
+    applied = ", ".join(f"{seq:,} of {name}" for name, seq in origin.ledger) or "none"
+    return (
+        f"    {origin.keys:,} states in its table and {origin.logged:,} records in its log, {origin.staged:,} frames "
+        f"staged; last batches applied: {applied}"
+    )

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,12 @@ class OriginSummary:
     """Frames in a durable task's inbox."""
     keys: int = 0
     """States in a durable task's table; those in its log may be more."""
+    logged: int = 0
+    """Records in a durable task's log of changes."""
+    durable: bool = False
+    """The store of a durable task, and not of a source."""
+    ledger: tuple[tuple[str, int], ...] = ()
+    """The last batch a durable task has applied, by the task it came from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +75,98 @@ def check_state_dir(path: Path) -> CheckResult:
     problems: list[str] = []
     manifest = _read_manifest(manifest_path, problems)
     epoch, finished = str(manifest.get("epoch", "")), manifest.get("finished") is not None
-    found = {}
-    for folder in _origin_folders(path, manifest):
-        summary = _OriginChecker(folder, epoch, problems).check()
-        if summary is not None:
-            found[folder] = summary
+    found, tables = _read_origins(path, manifest, problems)
+    problems += _check_across(path, manifest, tables)
     _check_origins(manifest, manifest_path, found, problems)
     if finished:
         problems.extend(_unfinished(found.values(), manifest.get("source")))
     return CheckResult(epoch, finished, tuple(found.values()), tuple(problems))
+
+
+Tables = dict[str, dict[Any, Any]]
+"""The sound records of one store, by table."""
+
+
+def _read_origins(
+    path: Path, manifest: dict[str, Any], problems: list[str]
+) -> tuple[dict[Path, OriginSummary], dict[str, Tables]]:
+    """What every store holds, summed up by folder, and its records by the origin's name."""
+    found, tables = {}, {}
+    tasks = manifest.get("tasks")
+    for folder in _origin_folders(path, manifest):
+        checker = _OriginChecker(folder, str(manifest.get("epoch", "")), problems)
+        summary = checker.check()
+        if summary is not None:
+            found[folder] = summary = _with_names(summary, checker.tables, tasks if isinstance(tasks, list) else [])
+            tables[summary.name] = checker.tables
+    return found, tables
+
+
+def _with_names(summary: OriginSummary, tables: Tables, tasks: list[Any]) -> OriginSummary:
+    ledger = tables.get("ledger", {}).items()
+    return replace(summary, ledger=tuple((_name_of(task, tasks), fields[0]) for task, fields in ledger))
+
+
+def _name_of(task: int, tasks: list[Any]) -> str:
+    return str(tasks[task]) if task < len(tasks) else f"task {task}"
+
+
+# -- between the stores --------------------------------------------------------------------------
+
+
+def _check_across(path: Path, manifest: dict[str, Any], tables: dict[str, Tables]) -> list[str]:
+    """What must hold between the stores. Where a run goes on they are of different moments: look twice.
+
+    What only seemed wrong because one store was read earlier than the other is right at a second look.
+    """
+    problems = list(_disagreements(manifest, tables))
+    if not problems:
+        return []
+    _, again = _read_origins(path, manifest, [])
+    return [problem for problem in _disagreements(manifest, again) if problem in problems]
+
+
+def _disagreements(manifest: dict[str, Any], tables: dict[str, Tables]) -> Iterator[str]:
+    tasks = manifest.get("tasks")
+    if not isinstance(tasks, list) or not tasks:
+        return
+    names = {0: manifest.get("source"), **{index: name for index, name in enumerate(tasks) if index}}
+    for index, name in names.items():
+        if name in tables:
+            yield from _unstaged(index, name, names, tables)
+            yield from _ahead(name, names, tables)
+
+
+def _unstaged(index: int, name: str, names: dict[int, Any], tables: dict[str, Tables]) -> Iterator[str]:
+    """A decided batch is applied by each participant, or lies in its inbox, complete."""
+    for seq, (generation, _, participants, *_) in tables[name].get("decided", {}).items():
+        for task, xor in participants:
+            theirs = tables.get(str(names.get(task)))
+            if theirs is None:
+                yield f"{name}: decided/{seq} names task {task}, which has no store"
+                continue
+            if theirs.get("ledger", {}).get(index, [-1])[0] >= seq:
+                continue
+            staged = 0
+            for frame in theirs.get("inbox", {}):
+                if frame[:3] == (index, seq, generation):
+                    staged ^= frame[3]
+            if staged != xor:
+                yield (
+                    f"{name}: decided/{seq} is not applied by {names[task]}, and the frames of generation {generation} "
+                    f"in its inbox have the checksum {staged:016x}, expected {xor:016x}"
+                )
+
+
+def _ahead(name: str, names: dict[int, Any], tables: dict[str, Tables]) -> Iterator[str]:
+    """A ledger knows only batches that were born."""
+    for origin, (seq,) in tables[name].get("ledger", {}).items():
+        theirs = tables.get(str(names.get(origin)))
+        if theirs is None:
+            yield f"{name}: ledger/{origin} is of a task that has no store"
+        elif seq >= theirs["meta"]["head"][0]:
+            born = theirs["meta"]["head"][0]
+            yield f"{name}: has applied batch {seq} of {names[origin]}, whose next batch is {born}"
 
 
 # -- the manifest --------------------------------------------------------------------------------
@@ -274,6 +363,7 @@ class _OriginChecker:
         self._folder = folder
         self._epoch = epoch
         self._problems = problems
+        self.tables: Tables = {}
 
     def check(self) -> OriginSummary | None:
         if not (self._folder / "data.mdb").is_file():
@@ -299,6 +389,7 @@ class _OriginChecker:
         for name in sorted(names.symmetric_difference(expected)):
             self._complain(f"{'unknown database' if name in names else 'there is no database'} {name!r}")
         tables = {name: dict(self._records(env, txn, name)) for name in expected if name in names}
+        self.tables = tables
         meta = tables.get("meta", {})
         identity, head = meta.get("identity"), meta.get("head")
         if identity is None or head is None:
@@ -440,4 +531,6 @@ def _summarize(identity: list[Any], head: list[Any], tables: dict[str, dict[Any,
         decided=len(tables.get("decided", {})),
         staged=len(tables.get("inbox", {})),
         keys=len(tables.get("state", {})),
+        logged=len(tables.get("log", {})),
+        durable="inbox" in tables,
     )
