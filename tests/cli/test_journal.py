@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from consecution import Map, Pipeline
+from consecution import Map, Pipeline, Reduce
 from consecution.cli import main
 
 
@@ -32,6 +32,20 @@ def test_the_findings_are_printed_as_json(state_dir: Path, capsys: pytest.Captur
     found = json.loads(capsys.readouterr().out)
     assert found["problems"] == []
     assert [origin["emitted"] for origin in found["origins"]] == [5]
+
+
+def test_what_durable_tasks_hold_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "state"
+    count = Reduce(lambda item: item % 3, 0, lambda n, _: n + 1, "count")
+    Pipeline(Map(int, "in") | count | Map(str, "text")).run(range(10), mode="inline", state_dir=path)
+
+    assert main(["journal", "check", str(path)]) == 0
+
+    text = capsys.readouterr().out
+    assert "count.0: 3 items emitted in 1 batches; open batches 0" in text
+    assert (
+        "3 states in its table and 0 records in its log, 0 frames staged; last batches applied: 0 of source.0" in text
+    )
 
 
 def test_damage_exits_1_and_is_named(state_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

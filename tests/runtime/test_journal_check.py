@@ -10,9 +10,18 @@ from typing import Any
 import lmdb
 import pytest
 
+from consecution import KeyedNode, Producer
 from consecution.errors import DamagedStoreError, UsageError
-from consecution.protocol.origin import BatchBorn, BatchDecided, FailureKept, Head, HeadMoved
+from consecution.options import Options
+from consecution.plan import make_plan
+from consecution.protocol.durable import FramesDropped, FrameStaged, LedgerMoved
+from consecution.protocol.origin import BatchBorn, BatchDecided, Decision, FailureKept, Head, HeadMoved
+from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
+from consecution.runtime import journal_check
+from consecution.runtime.durable_store import DurableStore
+from consecution.runtime.journal import Journal
 from consecution.runtime.journal_check import CheckResult, check_state_dir
+from consecution.runtime.state import open_state_dir
 from tests.runtime import records
 from tests.runtime.records import RawJournal, batch, entry, number, open_journal, open_state, seal
 
@@ -349,3 +358,106 @@ def test_it_finds_whatever_stops_a_run(state_dir: Path, raw: RawJournal) -> None
 
             assert bool(check_state_dir(state_dir).problems) == stopped or (table, key) == ("batches", number(3))
             raw.put(table, key, value)
+
+
+# -- between the stores ----------------------------------------------------------------------------
+
+
+class Total(KeyedNode):
+    def key(self, item: Any) -> Any:
+        return item
+
+    def process(self, item: Any) -> None: ...
+
+
+def frame(frame_id: int, *, seq: int = 0, generation: int = 1) -> FrameStaged:
+    source = TaskIndex(0)
+    return FrameStaged(Frame(source, seq, generation, (0,), FrameId(frame_id), 0, source, Stage.PROCESS, False, b"x"))
+
+
+def two_stores(path: Path, source: list[Any], task: list[Any]) -> str:
+    """A source and one durable task with these changes in their stores; returns the problem that is found."""
+    top = Producer([1], name="numbers") | Total("total")
+    state = open_state_dir(path, make_plan(top.top_node, Options.of()), fresh=True)
+    for name, kind, changes in (("numbers", Journal, source), ("total.0", DurableStore, task)):
+        store = kind(state.origin_path(name), origin=name, epoch=state.epoch)
+        store.apply(changes)
+        store.close()
+    state.close()
+    return problem(path)
+
+
+DECIDED = [
+    BatchDecided(0, Decision(0, 1, 1, ((TaskIndex(1), 5 ^ 9),))),
+    HeadMoved(Head(next_seq=1, generation=1, emitted=1)),
+]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        [frame(5), frame(9)],
+        [frame(5), frame(9), frame(7, generation=0)],
+        [LedgerMoved(TaskIndex(0), 0)],
+    ],
+    ids=["staged", "staged beside an execution that was thrown away", "applied"],
+)
+def test_a_decided_batch_is_sound_where_it_is_staged_or_applied(tmp_path: Path, task: list[Any]) -> None:
+    assert two_stores(tmp_path, DECIDED, task) == ""
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        [],
+        [frame(5)],
+        [frame(5), frame(9, generation=0)],
+        [frame(5), frame(9, generation=2)],
+        [frame(5), frame(9), frame(3)],
+    ],
+    ids=["nothing", "a frame is missing", "an old generation", "a later one", "a frame too many"],
+)
+def test_a_decided_batch_that_is_neither_applied_nor_whole_is_found(tmp_path: Path, task: list[Any]) -> None:
+    found = two_stores(tmp_path, DECIDED, task)
+
+    assert "numbers: decided/0 is not applied by total.0, and the frames of generation 1 in its inbox have" in found
+    assert "expected 000000000000000c" in found
+
+
+def test_a_participant_that_keeps_nothing_is_found(tmp_path: Path) -> None:
+    decided = BatchDecided(0, Decision(0, 1, 1, ((TaskIndex(7), 1),)))
+
+    assert "decided/0 names task 7, which has no store" in two_stores(tmp_path, [decided, DECIDED[1]], [])
+
+
+def test_a_ledger_ahead_of_its_origin_is_found(tmp_path: Path) -> None:
+    born = HeadMoved(Head(next_seq=3))
+
+    assert two_stores(tmp_path, [born], [LedgerMoved(TaskIndex(0), 2)]) == ""
+    found = two_stores(tmp_path, [born], [LedgerMoved(TaskIndex(0), 3)])
+    assert found == "total.0: has applied batch 3 of numbers, whose next batch is 3"
+
+
+def test_what_only_seems_wrong_for_a_moment_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "decided/0 is not applied" in two_stores(tmp_path, DECIDED, [])
+    looks = []
+    real = journal_check._read_origins
+
+    def read(path: Path, manifest: Any, problems: Any) -> Any:
+        looks.append(path)
+        found, tables = real(path, manifest, problems)
+        if len(looks) == 2:
+            tables["total.0"]["ledger"][0] = [0]
+        return found, tables
+
+    monkeypatch.setattr(journal_check, "_read_origins", read)
+
+    assert problem(tmp_path) == ""
+
+
+def test_a_durable_task_is_summed_up(tmp_path: Path) -> None:
+    two_stores(tmp_path, DECIDED, [frame(5), frame(9), LedgerMoved(TaskIndex(0), 0), FramesDropped((frame(5).frame,))])
+
+    (summary,) = [origin for origin in check_state_dir(tmp_path).origins if origin.durable]
+
+    assert (summary.name, summary.staged, summary.ledger) == ("total.0", 1, (("numbers.0", 0),))
