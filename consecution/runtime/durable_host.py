@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from consecution.errors import ConsecutionError, WorkerError
 from consecution.nodes import Node
 from consecution.options import Options
 from consecution.plan import Plan
@@ -199,7 +200,7 @@ class DurableHost:
 
     def turn(self) -> bool:
         """Apply what is decided, commit, answer. Returns whether there was work."""
-        worked = self._tick() or self._apply_ready() or self._run_end()
+        worked = self._tick() or self._apply_ready() or self._run_late_end()
         self._applied = self._applied or self._applier.commit_due_s() == 0.0
         worked = self._own.turn() or worked
         return self._complete() or worked
@@ -358,6 +359,16 @@ class DurableHost:
         self._take(pushed)
         self._ending = True
         return True
+
+    def _run_late_end(self) -> bool:
+        """Nobody takes what it raises for the ``end``'s, who did not ask for that just now: so it says."""
+        try:
+            return self._run_end()
+        except ConsecutionError:
+            raise
+        except USER_ERRORS as error:
+            what = f"end() raised {type(error).__name__}: {error}; what the node had collected is not passed on"
+            raise WorkerError(f"{self.name}: {what}", task=self.name) from error
 
     def drain(self) -> None:
         """The run stops: `ended` once everything this task has pushed is processed."""

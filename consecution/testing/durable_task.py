@@ -203,6 +203,7 @@ class _SimulatedParts:
     store: Any = None
     task: TaskIndex
     node: Any
+    _guard: Any
 
     def _open_store(self) -> Any:
         scene, task = self.scene, self.task
@@ -211,7 +212,9 @@ class _SimulatedParts:
 
     def _make_applier(self, store: Any) -> Any:
         oracle = self.scene.durable_oracles[self.task]
-        return WatchedApplier(self._inner_applier(store), self.node.taken, oracle)
+        inner = self._inner_applier(store)
+        inner.guard = self._guard
+        return WatchedApplier(inner, self.node.taken, oracle)
 
     def _inner_applier(self, store: Any) -> Applier:
         node, parts = self.node, self.scene.parts
