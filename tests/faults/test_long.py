@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 
 from tests.faults import attack
+from tests.faults.server import a_server
 
 ITEMS = {"travel": 200_000, "ledger": 100_000}
 RUNS = [*(("travel", seed) for seed in range(1000, 1020)), *(("ledger", seed) for seed in range(1000, 1020))]
 
 
+@pytest.fixture(scope="module")
+def make_database() -> Iterator[Callable[[], str]]:
+    with a_server(wanted=None) as make:
+        yield make
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(2 * attack.LONG_DEADLINE_S)
 @pytest.mark.parametrize(("work", "seed"), RUNS)
-def test_every_item_is_completely_processed_whatever_dies(work: str, seed: int) -> None:
-    outcome = attack.run(work, seed, ITEMS[work], deadline_s=attack.LONG_DEADLINE_S)
+def test_every_item_is_completely_processed_whatever_dies(
+    work: str, seed: int, make_database: Callable[[], str]
+) -> None:
+    server = make_database() if work == "ledger" else ""
+
+    outcome = attack.run(work, seed, ITEMS[work], server=server, deadline_s=attack.LONG_DEADLINE_S)
 
     assert not outcome.problems, attack.describe(outcome)
