@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import time
@@ -28,6 +29,8 @@ from consecution.sink import AppendSink
 from consecution.sinks.compression import Compress, compression_of
 from consecution.sinks.rotation import FileNames, RotationLimits
 
+LOCK_WAIT_S = 5.0
+"""How long a file is waited for that another process holds; one that was killed lets go of it."""
 TAIL_BYTES = 1024
 """So much before its end is compared when a file is opened again."""
 STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
@@ -116,6 +119,7 @@ class FileSink(AppendSink):
         self._fd = -1
         self._fd_number = 0
         self._is_file = True
+        self._commits = False
         self._compress: Compress | None = None
         self._parts: list[_Part] = []
         self._last_end: dict[str, Any] | None = None
@@ -174,16 +178,30 @@ class FileSink(AppendSink):
             return self._fd
         self._close_file()
         access = os.O_RDWR if self._is_file else os.O_WRONLY
-        flags = (
-            access
-            | os.O_CREAT
-            | os.O_APPEND
-            | os.O_CLOEXEC
-            | (0 if part.length or not self.names.in_parts else os.O_TRUNC)
-        )
-        self._fd = os.open(self.names.working(part.number), flags, 0o644)
+        path = self.names.working(part.number)
+        self._fd = os.open(path, access | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._fd_number = part.number
+        self._lock()
+        if self.names.in_parts and not part.length:
+            os.ftruncate(self._fd, 0)
         return self._fd
+
+    def _lock(self) -> None:
+        """Where lengths are committed, nobody else may write: they would be cut off, or be taken for ours."""
+        if not self._commits or not self._is_file:
+            return
+        give_up_s = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if time.monotonic() > give_up_s:
+                    raise WorldError(
+                        f"{self}: {self.names.working(self._fd_number)} is being written by another sink or run; give "
+                        "each its own path, or stop the other one"
+                    ) from error
+                time.sleep(0.005)
 
     def _close_file(self) -> None:
         if self._fd >= 0:
@@ -207,6 +225,9 @@ class FileSink(AppendSink):
     # -- where the files end -----------------------------------------------------------------------
 
     def cut_to(self, end: Any) -> None:
+        self._commits = True
+        if self._fd >= 0:
+            self._lock()
         if end is None:
             self._go_behind()
         elif self._is_file:
@@ -291,6 +312,7 @@ class FileSink(AppendSink):
         """What a crash has left of parts that were never committed; the last first, so that no gap can hide one."""
         if not self.names.in_parts:
             return
+        self._close_file()
         first = last = part.number + 1 if part.length else part.number
         while self.names.numbered and self.names.working(last).exists():
             last += 1

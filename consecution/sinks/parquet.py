@@ -77,9 +77,9 @@ class Parquet(FileSink):
         arrays = [self._arrow.array(column, type=kind) for column, kind in zip(columns, types.types, strict=True)]
         batch = self._arrow.RecordBatch.from_arrays(arrays, schema=types)
         content = bytes(batch.serialize())
-        if self._types is None:
-            self._types, self.learned = types, bytes(types.serialize())
-        self._shape = shape
+        self._shape, self._types = shape, types
+        if self.learned is None:
+            self.learned = bytes(types.serialize())
         return content
 
     def _names_given(self) -> tuple[str, ...] | None:

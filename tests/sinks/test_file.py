@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 
 from consecution import JsonLines, Pipeline, Producer, TextLines
 from consecution.errors import DamagedStoreError, UsageError, WorldError
+from consecution.sinks import file
 from consecution.sinks.file import FileSink
+from tests.engines.misbehaving import wait_for
 
 PATHS = ("out.txt", "out.txt.gz", "out-{number:03}.txt", "out-{number}.txt.gz")
 
@@ -285,6 +288,55 @@ def test_what_the_file_held_before_is_kept_whatever_is_cut(tmp_path: Path) -> No
     assert path.read_text() == "old\nhalf a line\nnew\n"
 
 
+@pytest.mark.parametrize("pattern", PATHS)
+def test_another_writer_is_kept_out_where_lengths_are_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    monkeypatch.setattr(file, "LOCK_WAIT_S", 0.0)
+    one = Desk(lambda: TextLines("sink", tmp_path / pattern))
+
+    two: list[Desk] = []
+    with pytest.raises(WorldError, match=r"sink.*out.* is being written by another sink or run; give each its own"):
+        share(tmp_path / pattern, one, two)
+
+    desk_lines = [line for path in tmp_path.iterdir() for line in content(path).split()]
+    assert b"x" not in desk_lines
+    one.sink.close()
+
+
+def share(path: Path, one: Desk, two: list[Desk]) -> None:
+    """Two sinks for one path; both have begun before the first has written anything."""
+    two.append(Desk(lambda: TextLines("sink", path)))
+    one.write(["a"])
+    one.committed()
+    two[0].write(["x"])
+    two[0].committed()
+
+
+def test_names_and_content_are_on_the_disk_before_the_commit_that_speaks_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    real_fsync, real_rename, real_write = os.fsync, os.rename, os.write
+
+    def named(fd: int) -> str:
+        return Path(os.readlink(f"/proc/self/fd/{fd}")).name
+
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(f"sync {named(fd)}"), real_fsync(fd)))
+    monkeypatch.setattr(os, "write", lambda fd, held: (done.append(f"write {named(fd)}"), real_write(fd, held))[1])
+    monkeypatch.setattr(os, "rename", lambda old, new: (done.append(f"rename {new.name}"), real_rename(old, new)))
+    desk = Desk(lambda: TextLines("sink", tmp_path / "{number}", rotate_items=2))
+
+    desk.write(["a", "b", "c"])
+    desk.commit()
+    done.append("commit")
+    desk.sink.committed()
+
+    folder = f"sync {tmp_path.name}"
+    assert done == ["write 1.part", "sync 1.part", "write 2.part", "sync 2.part", folder, "commit", "rename 1", folder]
+    desk.finish()
+
+
 # -- full disks ------------------------------------------------------------------------------------
 
 
@@ -353,6 +405,28 @@ def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(
     assert list(map(json.loads, lines)) == list(range(20_000))
 
 
+# -- what cannot be cut ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_a_named_pipe_takes_everything_in_robust_too(tmp_path: Path, mode: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "fifo").read_bytes()))
+    reader.start()
+
+    report = Pipeline(Producer(range(1000)) | TextLines("sink", tmp_path / "fifo")).run(mode=mode)
+
+    reader.join(timeout=10)
+    assert report.completed == 1000
+    assert read[0].split() == [b"%d" % n for n in range(1000)]
+
+
+@pytest.mark.parametrize("path", ["/dev/stdout", "/dev/null", "/dev/fd/1", "/proc/self/fd/1"])
+def test_what_is_another_file_in_each_process_is_never_cut(path: str) -> None:
+    assert not TextLines("sink", path)._can_be_cut()
+
+
 # -- runs ------------------------------------------------------------------------------------------
 
 
@@ -398,20 +472,6 @@ def test_with_fresh_the_files_stay_and_are_appended_to(tmp_path: Path) -> None:
     assert (tmp_path / "out.txt").read_text() == "item\nitem\n"
 
 
-def test_a_file_that_was_cut_between_two_runs_stops_the_second(tmp_path: Path) -> None:
-    def start() -> Any:
-        graph = Producer("manual") | TextLines("sink", tmp_path / "out.txt")
-        return Pipeline(graph).start(mode="inline", state_dir=tmp_path / "state")
-
-    with start() as running:
-        running.push("item")
-        running.stop()
-    os.truncate(tmp_path / "out.txt", 2)
-
-    with pytest.raises(DamagedStoreError, match="holds 2 bytes; 5 were committed"):
-        start()
-
-
 def test_a_wrong_item_fails_alone_in_robust_too(tmp_path: Path) -> None:
     sink = JsonLines("sink", tmp_path / "{number}", rotate_items=2)
 
@@ -419,6 +479,34 @@ def test_a_wrong_item_fails_alone_in_robust_too(tmp_path: Path) -> None:
 
     assert sorted(map(repr, (failure.item for failure in report.failures))) == ["{2}", "{4}"]
     assert [(tmp_path / str(number)).read_text() for number in (1, 2)] == ["1\n3\n", "5\n"]
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_a_file_that_is_old_enough_gets_its_name_while_nothing_comes(tmp_path: Path, mode: str) -> None:
+    graph = Producer("manual") | TextLines("sink", tmp_path / "{number}.txt", rotate_s=0.2)
+
+    with Pipeline(graph).start(mode=mode) as running:
+        running.push("item")
+        wait_for((tmp_path / "1.txt").exists)
+        running.push("another").wait(10)
+        running.stop()
+
+    assert [(tmp_path / f"{n}.txt").read_text() for n in (1, 2)] == ["item\n", "another\n"]
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+def test_damage_is_told_in_every_mode(tmp_path: Path, mode: str) -> None:
+    def start() -> Any:
+        graph = Producer("manual") | TextLines("sink", tmp_path / "out.txt")
+        return Pipeline(graph).start(mode=mode, state_dir=tmp_path / "state")
+
+    with start() as running:
+        running.push("item").wait(10)
+        running.stop()
+    os.truncate(tmp_path / "out.txt", 2)
+
+    with pytest.raises(DamagedStoreError, match=r"sink.*out\.txt holds 2 bytes; 5 were committed"):
+        start().wait(30)
 
 
 @pytest.mark.parametrize(

@@ -113,9 +113,25 @@ def test_the_types_outlive_the_process(tmp_path: Path) -> None:
     ] * 2
 
 
-def test_a_crash_between_the_file_and_the_end_of_its_part_is_made_up_for(
+def test_after_a_first_write_that_failed_the_next_one_begins_the_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(fd: int) -> None:
+        raise OSError("broken disk")
+
+    sink = Parquet("sink", path)
+    sink.open()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(WorldError, match="broken disk"):
+            sink._write_frame(None, [{"a": 1}])
+    sink._write_frame(None, [{"a": 2}])
+    sink._close_for_good()
+
+    assert rows(path) == [{"a": 2}]
+
+
+def test_a_crash_between_the_file_and_the_end_of_its_part_is_made_up_for(path: Path) -> None:
     first = Parquet("sink", path)
     first.open()
     first.cut_to(None)
