@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from consecution import Pipeline, Producer, SqlSink
 from consecution.errors import OutageError
 from consecution.protocol.values import BatchId
 from consecution.sink import Sink
+from consecution.sinks import sql, sqlite
 from tests.engines.misbehaving import Gate, wait_for
 from tests.sinks.conftest import PostgresDatabase
 
@@ -114,6 +117,10 @@ class Patient(SqlSink):
 
     waits: Path
 
+    def open(self) -> None:
+        sql.START_PATIENCE_S = 0.1  # In this worker: at a start that is not the first it does not count.
+        super().open()
+
     def waiting(self) -> Any:
         with open(self.waits, "a") as file:
             file.write("waits\n")
@@ -152,7 +159,7 @@ def test_a_worker_that_starts_while_the_server_is_away_waits_for_it(postgres: Po
         postgres.cluster.stop(signal.SIGQUIT)
         try:
             os.kill(running.pids()["sink.0"], signal.SIGKILL)  # type: ignore[attr-defined]
-            wait_for(lambda: sink.waits.exists() and running.status().restarts == 1)
+            wait_for(lambda: sink.waits.exists() and len(sink.waits.read_text().splitlines()) > 3)
         finally:
             postgres.cluster.start()
         gate.opened.touch()
@@ -160,6 +167,80 @@ def test_a_worker_that_starts_while_the_server_is_away_waits_for_it(postgres: Po
 
     assert (report.restarts, report.failed, report.completed) == (1, 0, COUNT)
     assert numbers_in(postgres) == Counter(range(COUNT))
+
+
+# -- a file --------------------------------------------------------------------------------------
+
+
+def numbers_in_file(path: Path, table: str = "t") -> Counter[int]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return Counter(n for (n,) in connection.execute(f"SELECT n FROM {table}"))
+
+
+def test_a_file_that_another_program_has_locked_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.01)
+    sink = Patient("sink", f"sqlite:///{tmp_path / 'out.db'}", "t")
+    sink.waits = tmp_path / "waits"
+    other = sqlite3.connect(tmp_path / "out.db", isolation_level=None, check_same_thread=False)
+
+    def items() -> Iterator[Any]:
+        yield from ROWS[:100]
+        other.execute("BEGIN IMMEDIATE")
+        yield from ROWS[100:]
+
+    with Pipeline(Producer(items) | sink).start(mode="thread", **OPTIONS) as running:
+        wait_for(lambda: sink.waits.exists() and len(sink.waits.read_text().splitlines()) > 2)
+        other.execute("COMMIT")
+        report = running.wait(60)
+
+    other.close()
+    assert (report.failed, report.completed) == (0, COUNT)
+    assert numbers_in_file(tmp_path / "out.db") == Counter(range(COUNT))
+
+
+class Full(SqlSink):
+    """Its file may not grow until it has waited twice."""
+
+    def open(self) -> None:
+        super().open()
+        self.waited = 0
+        self._limit(8)
+
+    def _limit(self, pages: int) -> None:
+        assert isinstance(self._database, sqlite.Sqlite)
+        self._database._run(f"PRAGMA max_page_count={pages}")
+
+    def waiting(self) -> Any:
+        self.waited += 1
+        if self.waited == 2:
+            self._limit(1_000_000)
+        return super().waiting()
+
+
+def test_a_full_disk_is_waited_for_and_costs_no_row(tmp_path: Path) -> None:
+    rows = [{"n": n, "text": "x" * 500} for n in range(COUNT)]
+    sink = Full("sink", f"sqlite:///{tmp_path / 'out.db'}", "t")
+
+    report = Pipeline(sink).run(rows, mode="inline", **OPTIONS)
+
+    assert sink.waited >= 2
+    assert report.failed == 0
+    assert numbers_in_file(tmp_path / "out.db") == Counter(range(COUNT))
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+def test_several_sinks_and_replicas_share_a_file(tmp_path: Path, mode: str) -> None:
+    url = f"sqlite:///{tmp_path / 'out.db'}"
+    sinks = [SqlSink("a", url, "a") * 2, SqlSink("b", url, "b")]
+
+    report = Pipeline(Producer(ROWS) | sinks).run(mode=mode, **OPTIONS)
+
+    assert (report.failed, report.completed) == (0, COUNT)
+    assert numbers_in_file(tmp_path / "out.db", "a") == Counter(range(COUNT))
+    assert numbers_in_file(tmp_path / "out.db", "b") == Counter(range(COUNT))
+
+
+# -- sinks of one's own ----------------------------------------------------------------------------
 
 
 class Away(Sink):
