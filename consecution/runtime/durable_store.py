@@ -62,24 +62,23 @@ class DurableStore(Journal):
 
     def restore_inbox(self) -> tuple[dict[TaskIndex, int], list[Frame]]:
         """The ledger and the staged frames."""
-        ledger = {
-            TaskIndex(_ORIGIN_KEY.unpack(key)[0]): self._unseal("ledger", key, value)[0]
-            for key, value in self._records("ledger")
-        }
+        ledger = {}
+        for key, value in self._records("ledger"):
+            (seq,) = self._unseal("ledger", key, value)  # checks the key, too
+            ledger[TaskIndex(_ORIGIN_KEY.unpack(key)[0])] = seq
         return ledger, [self._read_frame(key, value) for key, value in self._records("inbox")]
 
     @property
     def has_ended(self) -> bool:
-        with self._explained("read"), self._env.begin(db=self._meta) as txn:
-            return txn.get(b"ended") is not None
+        return self.read("meta", b"ended") is not None
 
     def _records(self, table: str) -> list[tuple[bytes, bytes]]:
         with self._explained("read"), self._env.begin(db=self._handles[table]) as txn:
             return [(bytes(key), bytes(value)) for key, value in txn.cursor()]
 
     def _read_frame(self, key: bytes, value: bytes) -> Frame:
+        path, low, sender, stage, payload = self._unseal("inbox", key, value)  # checks the key, too
         origin, seq, generation, frame_id = _FRAME_KEY.unpack(key)
-        path, low, sender, stage, payload = self._unseal("inbox", key, value)
         return Frame(
             TaskIndex(origin),
             seq,
