@@ -75,6 +75,12 @@ class Runs:
         given: dict[str, Any] = {"mode": "inline", "sync": "process", "retries": 0, "state_dir": self.state_dir}
         return Pipeline(self.chain()).run(**{**given, **options})
 
+    def start_and_abort(self) -> Any:
+        """The report of a run that is broken off before it does anything."""
+        running = Pipeline(self.chain()).start(mode="inline", sync="process", state_dir=self.state_dir)
+        running.abort()
+        return running.join(None)
+
     @property
     def out(self) -> list[Any]:
         return collected(self.folder / "out")
@@ -271,8 +277,10 @@ def test_while_it_waits_an_item_is_pending_and_not_failed(runs: Runs) -> None:
     runs.change(lambda store: store.retry(Selection(ids=("numbers:1",))))
 
     found = next(origin for origin in runs.check().origins if origin.name == "numbers")
+    stopped = runs.start_and_abort()
 
     assert (found.given_up, found.waiting) == (1, 1)
+    assert (stopped.emitted, stopped.completed, stopped.pending, stopped.failed) == (10, 9, 1, 1)
     assert [(f.id, f.given_up) for f in runs.failed] == [("numbers:0", True), ("numbers:1", False)]
 
 
