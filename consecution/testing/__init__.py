@@ -1,7 +1,8 @@
 """Seeded crash schedules against the protocol core that ships: a whole pipeline simulated in one thread.
 
 ``run_schedule(seed)`` builds a small random pipeline, runs it while workers die, messages are late and
-items raise, and checks after every step that the promises hold. The same seed gives the same schedule.
+items raise, and checks after every step that the promises hold. The same seed gives the same schedule. Every
+second seed has durable tasks, in the shell that ships, over simulated stores, files and databases.
 ``python -m consecution.testing --schedules 1000000 --seed 7`` runs many.
 
 ``check_sink`` puts a sink, ours or yours, through its contract.

@@ -25,7 +25,7 @@ from consecution.testing.durable_store import DurableDisk, key_of
 from consecution.testing.oracle import FailureKey, Oracle
 from consecution.testing.outside import Outside
 from consecution.testing.violation import Violation
-from consecution.testing.world import SOURCE_TASK, Item, NodeShape, World
+from consecution.testing.world import SOURCE_TASK, Item, Keeping, NodeShape, World
 
 KEYS = 5
 """How many keys a durable node's state has."""
@@ -194,6 +194,11 @@ class DurableOracle(Oracle):
         roots = [batch.retry.root for batch in open_batches if batch.retry is not None]
         return NO_ROOT in roots or any(entry.root == NO_ROOT for entry in disk.waiting)
 
+    @property
+    def own_retry_count(self) -> int:
+        """How many batches were retries of this task's own failed inputs."""
+        return sum(record.retry is not None and record.retry.root == NO_ROOT for record in self._born.values())
+
     def _position_is_right(self, head: Head) -> bool:
         return head.emitted == self._read
 
@@ -220,10 +225,15 @@ class DurableOracle(Oracle):
         if self._outside is not None:
             self._outside.check(self._taken)
             return
-        expected: dict[int, list[Item]] = {}
-        for item in self._taken:
-            expected.setdefault(item % KEYS, []).append(item)
-        found = {key: state["items"] for key, state in self._store.states().items() if state}
+        expected: dict[Any, list[Item]] = {}
+        states = self._store.states()
+        if self._shape.keeping is Keeping.ATTRIBUTES:
+            expected["seen"] = self._taken
+            found = {"seen": states.get("seen", [])}
+        else:
+            for item in self._taken:
+                expected.setdefault(item % KEYS, []).append(item)
+            found = {key: state["items"] for key, state in states.items() if state}
         if found != expected:
             raise Violation(f"the state of task {self.task} is {found}; what it took in makes {expected}")
 

@@ -18,10 +18,12 @@ from consecution.protocol.values import BatchId, TaskIndex
 from consecution.runtime.appliers import (
     AppendApplier,
     Applier,
+    AttributeApplier,
     Outcome,
     SinkApplier,
     StateApplier,
     Work,
+    _NodeApplier,
 )
 from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.origin_host import OriginHost, Outbox
@@ -72,6 +74,36 @@ class TrialState(KeyedNode):
 
     def _wants_end(self) -> bool:
         return self._shape.wants_end
+
+
+class TrialGather(Node):
+    """A plain node with an end. All but ``seen`` belongs to the class: every attribute of its own is state."""
+
+    world: World
+    shape: NodeShape
+    taken: Taken
+
+    def begin(self) -> None:
+        self.seen: list[Item] = []
+
+    def process(self, item: Item) -> None:
+        """Like `TrialState`."""
+        outputs = self.world.outputs(self.shape, item)
+        self.seen.append(item)
+        try:
+            self.world.check(self.shape, item)
+        except ItemError:
+            for made in outputs[:1]:
+                self.push(made)
+            raise
+        self.taken.append((item, outputs))
+        for made in outputs:
+            self.push(made)
+
+    def end(self) -> None:
+        for item in self.seen:
+            for made in self.world.end_outputs(self.shape, item):
+                self.push(made)
 
 
 class TrialSink(Sink):
@@ -157,10 +189,10 @@ class _EagerTable(StateTable):
         return len(self._unmerged) >= MERGE_AT_KEYS
 
 
-class _TrialStateApplier(StateApplier):
+class _EagerApplier(_NodeApplier):
     """Merges and evicts all the time, and tells the node to forget what it took when a group is run again."""
 
-    def __init__(self, node: TrialState, store: Any) -> None:
+    def __init__(self, node: Any, store: Any) -> None:
         super().__init__(node, store, CACHE_BYTES)
         self._table = _EagerTable(store, self._codec.encode, self._codec.decode, CACHE_BYTES)
         self._taken = node.taken
@@ -168,6 +200,14 @@ class _TrialStateApplier(StateApplier):
     def _roll_back(self) -> None:
         super()._roll_back()
         self._taken.clear()
+
+
+class _TrialStateApplier(_EagerApplier, StateApplier):
+    pass
+
+
+class _TrialAttributeApplier(_EagerApplier, AttributeApplier):
+    pass
 
 
 class WatchedApplier:
@@ -224,6 +264,8 @@ class _SimulatedParts:
             return AppendApplier(node, "power", str, store)
         if isinstance(node, TrialSink):
             return SinkApplier(node, "power", str)
+        if isinstance(node, TrialGather):
+            return _TrialAttributeApplier(node, store)
         return _TrialStateApplier(node, store)
 
     def _make_durable(self, store: Any) -> Durable:
@@ -288,5 +330,9 @@ def _make_node(scene: Scene, task: TaskIndex) -> Node:
         return TrialAppendSink(world, shape, outside)
     if isinstance(outside, Database):
         return TrialTransactionSink(world, shape, outside, scene.durable_oracles[task])
-    assert shape.keeping is Keeping.STATE
+    if shape.keeping is Keeping.ATTRIBUTES:
+        made: Node = type("TrialGather", (TrialGather,), {"world": world, "shape": shape, "taken": []})(
+            f"node {shape.index}"
+        )
+        return made
     return TrialState(world, shape)

@@ -67,6 +67,8 @@ class Keeping(enum.Enum):
 
     STATE = "state"
     """A state per key, in its own store."""
+    ATTRIBUTES = "attributes"
+    """A plain node with an end: what it keeps in its attributes."""
     WRITES = "writes"
     """A sink that can neither be cut back nor commit: it may be given a frame again."""
     APPENDS = "appends"
@@ -75,6 +77,7 @@ class Keeping(enum.Enum):
     """A database, which commits before the task's own store."""
 
 
+INNER_KEEPINGS = (Keeping.STATE, Keeping.STATE, Keeping.STATE, Keeping.ATTRIBUTES)
 SINK_KEEPINGS = (Keeping.TRANSACTS, Keeping.TRANSACTS, Keeping.APPENDS, Keeping.APPENDS, Keeping.WRITES, Keeping.STATE)
 
 
@@ -240,10 +243,10 @@ def make_durable_world(rng: Random, *, fickle: bool, retries: int) -> World:
 
 
 def _make_durable(rng: Random, node: NodeShape) -> NodeShape:
-    keeping = rng.choice(SINK_KEEPINGS) if node.kind is Kind.SINK else Keeping.STATE
-    state = keeping is Keeping.STATE
-    grouping = Grouping.KEYED if state and len(node.tasks) > 1 else node.grouping
-    wants_end = state and node.kind is not Kind.SINK and rng.random() < 0.5
+    keeping = rng.choice(SINK_KEEPINGS if node.kind is Kind.SINK else INNER_KEEPINGS)
+    grouping = Grouping.KEYED if keeping is Keeping.STATE and len(node.tasks) > 1 else node.grouping
+    inner = node.kind is not Kind.SINK
+    wants_end = keeping is Keeping.ATTRIBUTES or (inner and rng.random() < 0.5)
     return replace(node, grouping=grouping, wants_end=wants_end, keeping=keeping)
 
 

@@ -12,7 +12,10 @@ import pytest
 
 from consecution.protocol.origin import Origin
 from consecution.testing import Simulation, Summary, run_schedule, run_schedules
+from consecution.testing.outside import Database
 from consecution.testing.scene import Parts
+from consecution.testing.schedule import DURABLE_PLACES, OUTSIDE_PLACES
+from consecution.testing.world import Keeping, World
 
 SCHEDULES = int(os.environ.get("CONSECUTION_SCHEDULES", "10000"))
 SEED = int(os.environ.get("CONSECUTION_SEED", "0"))
@@ -60,6 +63,37 @@ def test_schedules_are_of_every_kind() -> None:
     assert any(s.scene.disks[0].head.next_seq > len(s.scene.items) for s in simulations), "no retries"
     assert summary.deaths > 300
     assert summary.executions > summary.batches > 300
+
+
+def test_durable_schedules_are_of_every_kind() -> None:
+    simulations = [Simulation(seed) for seed in range(0, 300, 2)]
+    nodes = [node for simulation in simulations for node in simulation.scene.world.nodes]
+    kills = [kill for simulation in simulations for kill in simulation.schedule.kills]
+
+    for simulation in simulations:
+        simulation.run()
+
+    oracles = [oracle for s in simulations for oracle in s.scene.durable_oracles.values()]
+    disks = [disk for s in simulations for disk in s.scene.durable_disks.values()]
+    databases = [outside for s in simulations for outside in s.scene.outside.values() if isinstance(outside, Database)]
+    assert {node.keeping for node in nodes} == {None, *Keeping}
+    assert {kill.place for kill in kills} == {"", *DURABLE_PLACES, *OUTSIDE_PLACES}
+    assert any(kill.power_cut for kill in kills)
+    assert any(node.durable and len(node.tasks) > 2 for node in nodes)
+    assert any(durable_below_durable(s.scene.world) for s in simulations)
+    assert any(oracle.decided_count for oracle in oracles), "no outputs"
+    assert any(disk.ended for disk in disks)
+    assert any(disk.given_up for disk in disks), "no failed inputs"
+    assert any(oracle.own_retry_count for oracle in oracles), "no retries of failed inputs"
+    assert any(database.rows for database in databases)
+
+
+def durable_below_durable(world: World) -> bool:
+    """Whether a durable node's outputs go on to another one, with or without stateless ones between."""
+    below = {node.index: {edge.target for edge in node.edges()} for node in world.nodes}
+    for index in reversed(below):
+        below[index] |= {far for near in below[index] for far in below[near]}
+    return any(node.durable and any(world.nodes[far].durable for far in below[node.index]) for node in world.nodes)
 
 
 def test_an_error_in_the_code_under_test_is_a_problem_with_its_traceback() -> None:

@@ -6,11 +6,21 @@ from random import Random
 
 import pytest
 
-from consecution.protocol.values import Acks, TaskIndex
+from consecution.protocol.values import Acks, BatchId, TaskIndex
 from consecution.testing import make_schedule
 from consecution.testing.model import Expected
 from consecution.testing.network import Network
-from consecution.testing.world import VALUE_BITS, Kind, make_world, number_of
+from consecution.testing.outside import TORN, Database, File, Log
+from consecution.testing.violation import Violation
+from consecution.testing.world import (
+    VALUE_BITS,
+    Grouping,
+    Keeping,
+    Kind,
+    make_durable_world,
+    make_world,
+    number_of,
+)
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -26,6 +36,19 @@ def test_every_node_is_reached_and_leads_to_a_sink(seed: int) -> None:
     edges = [edge.index for node in world.nodes for edge in node.edges()]
     assert edges == list(range(world.edge_count))
     assert world.tasks == tuple(range(len(world.tasks)))
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_durable_world_has_durable_nodes_that_a_plan_could_have(seed: int) -> None:
+    world = make_durable_world(Random(seed), fickle=False, retries=1)
+
+    durable = [node for node in world.nodes if node.durable]
+    assert world.durable_tasks == {task for node in durable for task in node.tasks} != set()
+    assert not world.nodes[0].durable
+    for node in world.nodes:
+        assert node.durable or not node.wants_end
+        assert node.keeping is not Keeping.STATE or len(node.tasks) == 1 or node.grouping is Grouping.KEYED
+    assert world.drain_stages == [list(node.tasks) for node in durable] == world.end_stages
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -90,3 +113,54 @@ def test_the_dead_get_nothing_and_of_what_they_sent_a_first_part_arrives() -> No
         lengths.add(len(found))
 
     assert lengths == {0, 1, 2, 3}
+
+
+# -- what sinks write to -------------------------------------------------------------------------
+
+
+def test_a_file_keeps_what_is_safe_and_some_of_the_rest() -> None:
+    kept = set()
+    for seed in range(60):
+        file = File()
+        file.content += [1, 2]
+        file.flush()
+        file.content += [3, 4]
+
+        file.died(Random(seed), power_cut=True)
+
+        kept.add(tuple(file.content))
+        file.cut_to(2)
+        file.check([1, 2])
+
+    assert kept == {(1, 2), (1, 2, TORN), (1, 2, 3), (1, 2, 3, TORN), (1, 2, 3, 4)}
+
+
+def test_a_file_that_is_shorter_than_what_was_committed_is_noticed() -> None:
+    with pytest.raises(Violation, match="holds 0 items, 1 were committed"):
+        File().cut_to(1)
+
+
+def test_a_database_forgets_the_open_transaction_of_the_dead() -> None:
+    database = Database()
+    database.begin()
+    database.write([1])
+    database.commit(1, ("redo",))
+    database.begin()
+    database.write([2])
+
+    database.died(Random(0), power_cut=False)
+
+    database.check([1])
+    assert database.mark == (1, ("redo",))
+
+
+def test_a_log_takes_a_repeat_only_of_the_same_execution() -> None:
+    log = Log()
+    log.write(BatchId("source", 3, 1, (0,)), [1, 2])
+    log.write(BatchId("source", 3, 1, (0,)), [2])
+    log.check([1, 2])
+
+    with pytest.raises(Violation, match="after generation 1"):
+        log.write(BatchId("source", 3, 2, (0,)), [1, 2])
+    with pytest.raises(Violation, match="never got them"):
+        log.check([9])
