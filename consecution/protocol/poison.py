@@ -219,9 +219,7 @@ class Suspect:
 
     def decode(self, payload: Any, plainly: Callable[[Any], list[Any]]) -> list[Any]:
         """Its items. Raises PartlyDecodedError where some cannot be, or may not be, decoded."""
-        items = plainly(payload) if self._decode is None else self._decode(payload, self._meet)
-        self.all_met()
-        return items
+        return plainly(payload) if self._decode is None else self._decode(payload, self._meet)
 
     def meet(self, index: int, item: Any, codec: Encoder) -> Condemned | None:
         """The item is in hand from now on; what to do instead of touching it, if it is guilty.

@@ -27,6 +27,7 @@ from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
 SOURCE, TASK, NEXT = TaskIndex(0), TaskIndex(1), TaskIndex(2)
 KEY = FrameKey(SOURCE, 7, (5,))
 OTHER = FrameKey(SOURCE, 8, (5,))
+ELSEWHERE = FrameKey(SOURCE, 7, (6,))
 
 
 class TextCodec:
@@ -153,9 +154,9 @@ def test_one_death_proves_nothing_two_make_a_frame_suspect() -> None:
 def test_frames_and_nodes_are_told_apart() -> None:
     suspicion = Suspicion()
 
-    verdicts = [suspicion.died(node, InHand(key, b""), "") for node in ("a", "b") for key in (KEY, OTHER)]
+    verdicts = [suspicion.died(node, InHand(key, b""), "") for node in ("a", "b") for key in (KEY, OTHER, ELSEWHERE)]
 
-    assert verdicts == [None] * 4
+    assert verdicts == [None] * 6
 
 
 def test_two_deaths_at_the_same_item_of_a_suspect_frame_prove_it_guilty() -> None:
@@ -289,6 +290,22 @@ def test_a_task_that_goes_down_with_an_error_leaves_its_frame_in_hand() -> None:
 
     with pytest.raises(DiedError):
         step.run(Frame(*KEY[:2], 0, KEY.path, FrameId(1), 0, SOURCE, Stage.PROCESS, False, b"a"))
+
+    assert slot.left == InHand(KEY, b"")
+
+
+def test_what_happens_when_all_items_are_through_is_no_items_fault() -> None:
+    slot = Slot()
+    codec = TextCodec()
+
+    def die() -> FrameId:
+        raise DiedError
+
+    dispatch = Dispatch(TASK, (SingleEdge(0, NEXT),), codec, die, edge_count=1, max_frame_items=100)
+    step = Step(TASK, Map(str), dispatch, codec, guard=Guard(slot, [Verdict(KEY, b"", "", "")]))
+
+    with pytest.raises(DiedError):
+        step.run(Frame(*KEY[:2], 0, KEY.path, FrameId(1), 0, SOURCE, Stage.PROCESS, False, b"a,b"))
 
     assert slot.left == InHand(KEY, b"")
 
