@@ -1,0 +1,71 @@
+"""A state directory on a disk that is full: the run stops and says so, and goes on once there is room."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consecution import KeyedNode, Map, Pipeline
+from consecution.errors import WorldError
+from consecution.runtime.journal_check import check_state_dir
+from tests.engines.durable_nodes import OnceFile, lines_of
+
+DISK_MIB = 6
+ITEMS = 6000
+
+
+class Biggest(KeyedNode):
+    """Keeps the longest text of each key, so that its store grows."""
+
+    def key(self, item: int) -> int:
+        return item % 2000
+
+    def process(self, item: int) -> None:
+        self.state["text"] = str(item) * 200
+        self.state["sum"] = self.state.get("sum", 0) + item
+
+    def end(self) -> None:
+        for key, state in self.states():
+            self.push((key, state["sum"]))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a few MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(path)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system may be mounted here: {mounted.stderr.decode().strip()}")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+def test_a_full_disk_stops_the_run_and_nothing_is_lost_when_it_goes_on(disk: Path, tmp_path: Path, mode: str) -> None:
+    given: Any = {"mode": mode, "state_dir": disk / "state", "batch_size": 100, "sync": "process"}
+
+    def run() -> Any:
+        nodes = Map(int, "in") | Biggest("biggest") | OnceFile("out", tmp_path / "out")
+        return Pipeline(nodes).run(range(ITEMS), **given)
+
+    with pytest.raises(WorldError, match=r"cannot grow: .*nothing was lost: make room on the disk and run again"):
+        run()
+    assert any(0 < origin.emitted < ITEMS for origin in check_state_dir(disk / "state").origins)
+    with pytest.raises(WorldError, match="cannot grow"):
+        run()
+    subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+    report = run()
+
+    assert (report.emitted, report.completed, report.failed, report.open) == (ITEMS, ITEMS, 0, 0)
+    expected: dict[int, int] = {}
+    for item in range(ITEMS):
+        expected[item % 2000] = expected.get(item % 2000, 0) + item
+    assert sorted(lines_of(tmp_path / "out")) == sorted(expected.items())
+    assert check_state_dir(disk / "state").problems == ()
