@@ -15,7 +15,7 @@ from consecution.runtime.journal_check import check_state_dir
 from tests.engines.durable_nodes import OnceFile, lines_of
 
 DISK_MIB = 6
-ITEMS = 6000
+ITEMS = 12_000
 
 
 class Biggest(KeyedNode):
@@ -57,7 +57,7 @@ def test_a_full_disk_stops_the_run_and_nothing_is_lost_when_it_goes_on(disk: Pat
 
     with pytest.raises(WorldError, match=r"cannot grow: .*nothing was lost: make room on the disk and run again"):
         run()
-    assert any(0 < origin.emitted < ITEMS for origin in check_state_dir(disk / "state").origins)
+    assert any(origin.emitted for origin in check_state_dir(disk / "state").origins)
     with pytest.raises(WorldError, match="cannot grow"):
         run()
     subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
