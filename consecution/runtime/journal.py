@@ -62,6 +62,7 @@ LOCK_WAIT_S = 10.0
 NO_ROOM_BYTES = 1 << 20
 """With less than that LMDB's "Input/output error" means a full disk: it cannot tell the one from the other."""
 _DAMAGE = (
+    lmdb.BadTxnError,
     lmdb.CorruptedError,
     lmdb.IncompatibleError,
     lmdb.InvalidError,
