@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,17 @@ def test_the_error_carries_the_report_and_names_the_entry(node: Node, options: d
     assert (caught.value.report.failed, caught.value.report.open, caught.value.report.exit_code) == (1, 0, 1)
     with pytest.raises(NotRunningError):
         running.push(1)
+
+
+def test_a_temporary_folder_is_kept_where_an_item_has_stopped_the_run(options: dict[str, Any]) -> None:
+    del options["state_dir"]
+
+    with pytest.raises(StoppedByItemError, match="another run with this state_dir goes on without it") as caught:
+        Pipeline(Plain("picky").on_error("stop")).run([BAD], **options)
+
+    found = check_state_dir(Path(caught.value.report.state_dir))
+    shutil.rmtree(caught.value.report.state_dir)
+    assert [origin.given_up for origin in found.origins] == [1]
 
 
 @pytest.mark.parametrize("robustness", ["none", "confirm", "track"])

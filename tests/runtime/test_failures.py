@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,8 @@ class Runs:
         self.uncounted = folder / "uncounted"
 
     def chain(self) -> Node:
-        weigh = Weigh("weigh", bad=self.bad)
-        return Producer(range(10), name="numbers") | weigh | Count("count", uncounted=self.uncounted) | self.sink()
+        weigh, count = Weigh("weigh", bad=self.bad), Count("count", uncounted=self.uncounted)
+        return Producer(range(10), name="numbers") | weigh | count | self.sink()
 
     def sink(self) -> Node:
         return Collect("sink", self.folder / "out")
@@ -317,6 +318,17 @@ def test_what_a_durable_task_keeps_cannot_go_to_the_source_and_nothing_is_change
 
     assert runs.check().finished
     assert all(failed.given_up for failed in runs.failed)
+
+
+def test_an_item_that_waits_for_a_try_when_the_stream_ends_makes_end_run_again_afterwards(runs: Runs) -> None:
+    runs(uncounted=[7])
+    seen = len(runs.out)
+    runs.change(lambda store: store.retry(Selection(), now=lambda: time.time() + 0.3))
+
+    again = runs()
+
+    assert runs.out[seen:] == [7, "10 counted"]
+    assert (again.failed, again.open) == (0, 0)
 
 
 def test_a_chunk_that_gets_an_item_after_its_end_flushes_again(tmp_path: Path) -> None:
