@@ -256,7 +256,8 @@ class AttributeApplier(_NodeApplier):
         self._table.restore(self._states)
         self.node.begin()
         for name, state in self._states.items():
-            setattr(self.node, name, state)
+            # A copy: what the node does to it must not reach the store before its group is kept.
+            setattr(self.node, name, self._codec.decode(self._codec.encode([state]))[0])
         # What is as the constructor and begin() left it is no state: the next run may be made with another value.
         self._saved = self._before_group = self._pickled()
 
