@@ -303,7 +303,7 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
     ("end before its own retries", Parts(origin=EndsBeforeItsRetries), "ran its end while", 50),
     ("end run twice", Parts(durable_host=ForgetsItHasEnded), "has run its end twice", 200),
     ("end recorded first", Parts(durable_host=RecordsTheEndFirst), "not one commit", 50),
-    ("nodes end in any order", Parts(ending=stateless.EndsAllAtOnce), "said to be over|stuck", 100),
+    ("nodes end in any order", Parts(ending=stateless.EndsAllAtOnce), "said to be over|stuck|said to be finished", 100),
     (
         "state of failed items kept",
         Parts(durable_host=KeepsStateOfFailedItems),
