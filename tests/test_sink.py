@@ -90,6 +90,28 @@ def test_in_a_run_the_items_at_fault_are_found_one_by_one() -> None:
     assert [failure.item for failure in report.failures] == ["bad", "bad"]
 
 
+@pytest.mark.parametrize("robustness", ["track", "robust"])
+def test_in_a_run_one_item_at_fault_among_many_costs_few_calls(robustness: str) -> None:
+    sink = Keeps()
+    items: list[Any] = [*range(600), "bad", *range(600, 1000)]
+
+    report = Pipeline(sink).run(items, mode="inline", robustness=robustness, retries=0)
+
+    assert (report.failed, sink.kept) == (1, [*range(1000)])
+    batches = len({call[0] for call in sink.calls if isinstance(call, tuple)})
+    assert len(sink.calls) < batches + 2 * 11 + len(["open", "close"])
+
+
+def test_item_by_item_one_item_at_fault_costs_few_calls() -> None:
+    sink = Keeps()
+
+    with pytest.raises(ValueError, match="bad"):
+        Pipeline(sink).consume([*range(600), "bad", *range(600, 900)])
+
+    assert sink.kept == [*range(600)]
+    assert len(sink.calls) < 2 * 11
+
+
 def test_a_sink_without_write_says_what_to_define() -> None:
     with pytest.raises(NotImplementedError, match=r"Sink 'plain' must define write\(self, batch_id, items\)"):
         Sink("plain").write(BATCH, [1])

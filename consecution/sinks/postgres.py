@@ -29,9 +29,17 @@ if TYPE_CHECKING:
     import psycopg
 
 SCHEMES = ("postgresql://", "postgres://")
-CONNECT_TIMEOUT_S = 5
-IDLE_LIMIT_S = 60
+IDLE_LIMIT_S = 20
 """A session that we lost sight of in the middle of a transaction lets go of its locks after this time."""
+DEFAULTS = {
+    "application_name": "consecution",
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""What the url may say otherwise. A host that is gone without a word is noticed in half a minute, not in two hours."""
 MAKING_TABLES = 0x636F6E73
 """The advisory lock of whoever makes a table: IF NOT EXISTS is no help where two do it at once."""
 
@@ -104,8 +112,7 @@ class Postgres:
 
     def _defaults(self, library: Any) -> dict[str, Any]:
         given = library.conninfo.conninfo_to_dict(self._url)
-        wanted = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "consecution"}
-        return {name: value for name, value in wanted.items() if name not in given}
+        return {name: value for name, value in DEFAULTS.items() if name not in given}
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[psycopg.Connection[Any]]:

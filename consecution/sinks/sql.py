@@ -35,6 +35,9 @@ class SqlSink(TransactionSink):
     looked up in the mark. At the other levels, and in `Pipeline.consume`, each frame is a transaction of its own,
     and rows are written again after a crash.
 
+    ``sync="power"``: SQLite syncs at each commit; with ``"process"`` it does not, and a power cut may take the last
+    rows and what is known of them. PostgreSQL commits as the server is set up to, but never asynchronously.
+
     With ``key``, the names of the columns that identify a row, a row replaces the one with the same key. A table that
     exists already must have these columns, and a PRIMARY KEY or UNIQUE constraint on the key.
 
