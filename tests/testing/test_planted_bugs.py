@@ -27,12 +27,13 @@ from consecution.testing import Outcome, run_schedule
 from consecution.testing.scene import Parts
 
 FIRST_SEED = 1
+"""Odd seeds have stateless tasks only; `test_planted_durable_bugs` has the others."""
 
 
 def find(parts: Parts, *, within: int, first_seed: int = FIRST_SEED) -> tuple[int, Outcome]:
     """The first schedule that goes wrong with these parts, and how many it took."""
     for number in range(within):
-        outcome = run_schedule(first_seed + number, parts)
+        outcome = run_schedule(first_seed + 2 * number, parts)
         if outcome.problem is not None:
             return number + 1, outcome
     pytest.fail(f"{within} schedules from seed {first_seed} on, and the bug was not found")
