@@ -253,7 +253,7 @@ class Postgres:
 
     def move_mark(self, owner: str, number: int, redo: bytes) -> bool:
         statement = f"UPDATE {MARKS} SET number = %s, redo = %s WHERE owner = %s AND number = %s"
-        return self._run(statement, [number, redo, owner, number - 1]).rowcount == 1
+        return bool(self._run(statement, [number, redo, owner, number - 1]).rowcount == 1)
 
 
 def _import_psycopg(sink: str) -> Any:
