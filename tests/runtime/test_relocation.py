@@ -76,8 +76,8 @@ def run(path: Path, items: list[Any], *nodes: Any, **options: Any) -> list[Any]:
         top = top | node
     given = {"mode": "inline", "state_dir": path, "sync": "process", "retries": 0, **options}
     running = Pipeline(top).start(**given)
-    for item in items:
-        running.push(item)
+    for receipt in [running.push(item) for item in items]:
+        receipt.wait(30.0)
     running.stop()
     return heard.items
 
@@ -130,8 +130,11 @@ def test_keyed_state_follows_its_keys_to_other_replicas(
     assert {origin.name for origin in result.origins} == {"pushed", *(f"total.{n}" for n in range(after))}
 
 
-def test_every_replica_holds_exactly_the_keys_it_owns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_table, "LOG_LIMIT_BYTES", 0)
+@pytest.mark.parametrize("merged", [True, False], ids=["merged", "in the log"])
+def test_every_replica_holds_exactly_the_keys_it_owns(
+    path: Path, monkeypatch: pytest.MonkeyPatch, merged: bool
+) -> None:
+    monkeypatch.setattr(state_table, "LOG_LIMIT_BYTES", 0 if merged else 2**30)
     items = amounts(300, 100)
     run(path, items, Total("total") * 2)
 
@@ -140,6 +143,16 @@ def test_every_replica_holds_exactly_the_keys_it_owns(path: Path, monkeypatch: p
     held = {origin.name: origin.keys for origin in sound(path).origins if origin.name != "pushed"}
     owners = [f"total.{replica_of_slot(slot_of(key), 5)}" for key in totals(items)]
     assert held == {name: owners.count(name) for name in held}
+
+
+def test_state_of_workers_moves_to_others(path: Path) -> None:
+    items = amounts(100, 30)
+    run(path, items, Total("total") * 2, mode="process")
+    run(path, items, Total("total") * 3, mode="process")
+
+    found = run(path, [(key, 0) for key in totals(items)], Total("total"))
+
+    assert dict(found) == totals(items + items)
 
 
 @settings(max_examples=15, deadline=None)
