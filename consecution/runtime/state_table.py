@@ -37,8 +37,8 @@ LONGEST_KEY_BYTES = 400
 """LMDB takes 511; what is longer is stored under its hash."""
 KEPT_FREE = 8
 """One in so many states leaves memory beyond those that have to, so that not every commit has to look for some."""
-OBJECT_BYTES = 600
-"""What a state takes in memory beside its pickled size: its key, its dict, their slots; measured on small dicts."""
+OBJECT_BYTES = 800
+"""What a state takes in memory beside its pickled size: its key, its dict, their slots, its part of the log; measured on small dicts."""
 SLOW_RESTORE_S = 1.0
 """A restart that reads its log for longer than this says so."""
 _SLOT = struct.Struct(">H")
