@@ -38,7 +38,7 @@ LONGEST_KEY_BYTES = 400
 KEPT_FREE = 8
 """One in so many states leaves memory beyond those that have to, so that not every commit has to look for some."""
 OBJECT_BYTES = 800
-"""What a state takes in memory beside its pickled size: its key, its dict, their slots, its part of the log; measured on small dicts."""
+"""What a state takes in memory beside its pickled size: key, dict, slots, part of the log; measured on small dicts."""
 SLOW_RESTORE_S = 1.0
 """A restart that reads its log for longer than this says so."""
 _SLOT = struct.Struct(">H")
