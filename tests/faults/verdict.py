@@ -148,9 +148,13 @@ def _number_of(item: Any) -> int | None:
 # -- the rest ------------------------------------------------------------------------------------
 
 
+SHARED_NAMES = ("sem.", "psm_", "consecution")
+"""How Python's semaphores and shared memory are named, and what we might name ourselves. Others share the machine."""
+
+
 def shared_memory() -> set[str]:
-    """What lies there, but for what database servers of the same machine come and go with."""
-    return {name for name in os.listdir("/dev/shm") if not name.startswith("PostgreSQL.")}
+    """What lies there that could be ours."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith(SHARED_NAMES)}
 
 
 def of_shared_memory(before: set[str], within_s: float = 2.0) -> list[str]:
