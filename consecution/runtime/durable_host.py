@@ -107,7 +107,7 @@ class DurableHost:
             store.close()
             raise
         self._store = store
-        self._timer = Timer(self._plan.node(self._plan.task(self.task).node).timer_s)
+        self._timer = Timer(None if self._end_done else self._plan.node(self._plan.task(self.task).node).timer_s)
 
     def _restore(self, store: DurableStore) -> None:
         self._durable = self._make_durable(store)
