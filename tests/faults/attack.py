@@ -186,6 +186,7 @@ class _Life:
         self._events = _Events(run.job.path(f"events-{number}"))
         self._traps = {self._lay(trap, place): trap for place, trap in enumerate(life.traps)}
         self._growing = list(map(str, WORKS[run.job.work].growing(run.job)))
+        self._stopped: list[int] = []
         self._started_before_kill = 0
         self._ended_supervisor = False
         self._nobody_cleans_up = False
@@ -218,6 +219,7 @@ class _Life:
                     process.kill()
                     process.wait()
         self._look_at_traps()
+        self._kill_stopped()
         self._measure()
         self._check_statuses()
         if code >= 0:
@@ -281,6 +283,8 @@ class _Life:
                 os.kill(pid, signal.SIGSTOP if attack.victim == "hang" else signal.SIGKILL)
         if not victims:
             return
+        if attack.victim == "hang":
+            self._stopped += victims
         self._ended_supervisor |= attack.victim in ("supervisor", "everything")
         self._nobody_cleans_up |= attack.victim in ("everything", "forkserver")
         self._events.kills.append((killed_s, attack.victim))
@@ -316,6 +320,13 @@ class _Life:
 
     def _may_hit_supervisor(self, trap: Trap) -> bool:
         return trap.point.startswith("supervisor") or self._job.source != "list"
+
+    def _kill_stopped(self) -> None:
+        """Who is stopped does not see that its supervisor is dead; the next run would say that it is in the way."""
+        ours = {found.pid for found in processes.of_run(self._run.mark)}
+        for pid in ours.intersection(self._stopped):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     # -- afterwards ------------------------------------------------------------------------------
 
