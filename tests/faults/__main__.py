@@ -59,7 +59,9 @@ def _run(work: str, seed: int, items: int, server: str, number: str) -> Outcome:
     outcome = attack.run(work, seed, items, server=server, deadline_s=attack.LONG_DEADLINE_S)
     verdict = f"FAILED: {'; '.join(outcome.problems)}" if outcome.problems else "ok"
     print(
-        f"        {outcome.seconds:.1f} s, {outcome.lives} lives, killed {_told(outcome.kills)}; {verdict}", flush=True
+        f"        {outcome.seconds:.1f} s, {outcome.lives} lives, killed {_told(outcome.kills)}; in the last life "
+        f"{outcome.replayed} batches replayed, {outcome.restarts} workers restarted; {verdict}",
+        flush=True,
     )
     return outcome
 
