@@ -32,6 +32,7 @@ class RunOptions(TypedDict, total=False):
     robustness: Literal["none", "confirm", "track", "robust"]
     state_dir: str | os.PathLike[str] | None
     workers: Literal["per-task"]
+    on_error: Literal["retry", "park", "stop"]
     retries: int
     retry_delay_s: float
     timeout_s: float
@@ -42,7 +43,9 @@ class RunOptions(TypedDict, total=False):
     linger_ms: float
     sync: Literal["power", "process"]
     fresh: bool
+    drop_state: bool
     cache_bytes: int
+    memory_limit_bytes: int | None
     max_restarts: int
     stop_timeout_s: float
 
