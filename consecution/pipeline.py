@@ -45,7 +45,7 @@ class RunOptions(TypedDict, total=False):
     fresh: bool
     drop_state: bool
     cache_bytes: int
-    memory_limit_bytes: int | None
+    memory_limit_bytes: int
     max_restarts: int
     stop_timeout_s: float
 
