@@ -85,33 +85,46 @@ def hold(question: Question, size: int, rounds: int, old_root: Path | None) -> I
 
 def _run(question: Question, name: str, items: int, expected: Any, old_root: Path | None) -> Run:
     command = [sys.executable, "-m", "benchmarks.child", question.name, name, str(items), str(old_root or "")]
-    cpu_before, all_before = _children_cpu_s(), _machine_cpu_s()
+    before = _cpu_by_process()
     started_s = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=RUN_TIMEOUT_S)
+    except BaseException:
+        process.kill()
+        raise
     wall_s = time.perf_counter() - started_s
-    if done.returncode:
-        raise RuntimeError(f"{question.name}: {name} broke down (exit code {done.returncode}):\n{done.stderr[-2000:]}")
-    told = json.loads(done.stdout.splitlines()[-1])
+    others = _cpu_of_others_s(before, session=process.pid) / wall_s
+    if process.returncode:
+        raise RuntimeError(f"{question.name}: {name} broke down (exit code {process.returncode}):\n{stderr[-2000:]}")
+    told = json.loads(stdout.splitlines()[-1])
     if told["answer"] != json.loads(json.dumps(expected)):
         raise ValueError(f"{question.name}: {name} answered {told['answer']!r}, expected {expected!r}")
-    own_s = _children_cpu_s() - cpu_before
-    others = max(0.0, _machine_cpu_s() - all_before - own_s) / wall_s
     return Run(name, items, told["seconds"], wall_s, others)
 
 
-def _children_cpu_s() -> float:
-    times = os.times()
-    return times.children_user + times.children_system
+def _cpu_by_process() -> dict[int, tuple[int, float]]:
+    """Process id → its session and the seconds of CPU it has had; nothing where the system does not tell."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks = int(fields[11]) + int(fields[12])
+        found[int(path.parent.name)] = (int(fields[3]), ticks / os.sysconf("SC_CLK_TCK"))
+    return found
 
 
-def _machine_cpu_s() -> float:
-    """Seconds that all cores together were busy; 0 where the system does not tell."""
-    try:
-        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
-    except OSError:
-        return 0.0
-    user, nice, system, _, _, irq, softirq = map(int, fields[:7])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+def _cpu_of_others_s(before: dict[int, tuple[int, float]], session: int) -> float:
+    """What processes outside the contestant's session, and not this one, have had since ``before``."""
+    return sum(
+        cpu_s - before.get(pid, (0, 0.0))[1]
+        for pid, (of_session, cpu_s) in _cpu_by_process().items()
+        if of_session != session and pid != os.getpid()
+    )
 
 
 @dataclass(frozen=True, slots=True)
