@@ -304,18 +304,22 @@ def describe(plan: Plan) -> str:
         f"{len(plan.nodes)} nodes, {len(plan.tasks)} tasks, {len(plan.edges)} edges; {options.mode} mode: "
         f"{workers[options.mode]}; {options.robustness}",
         "",
-        f"  {'node': <{width}}  replicas  kind    tasks",
+        f"  {'node': <{width}}  replicas  kind           tasks",
     ]
     for node in plan.nodes:
-        kind = "source" if node.is_source else "sink" if node.is_sink else "node"
+        kind = ("durable " if node.durable else "") + _kind_of(node)
         names = ", ".join(plan.task(index).name for index in node.tasks[:4])
         more = f", ... {node.name}.{node.replicas - 1}" if node.replicas > 4 else ""
-        lines.append(f"  {node.name: <{width}}  {node.replicas: >8}  {kind: <6}  {names}{more}")
+        lines.append(f"  {node.name: <{width}}  {node.replicas: >8}  {kind: <13}  {names}{more}")
     lines += ["", "  edges"]
     for edge, route in _edges_of(plan):
         via = f"   one of, by {route}" if route else ""
         lines.append(f"  {edge.source: >{width}} -> {edge.target: <{width}}  {edge.grouping.value}{via}")
     return "\n".join(lines)
+
+
+def _kind_of(node: NodePlan) -> str:
+    return "source" if node.is_source else "sink" if node.is_sink else "node"
 
 
 def to_mermaid(plan: Plan) -> str:

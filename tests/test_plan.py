@@ -153,6 +153,13 @@ def test_nodes_that_collect_until_the_end_are_durable_in_robust(node: Callable[[
     assert [planned.name for planned in plan.nodes if planned.durable] == ["n"]
 
 
+def test_the_description_says_which_nodes_are_durable() -> None:
+    text = describe(plan_of(Pass("a") | CountsUp("n"), options=Options()))
+
+    kinds = {line.split()[0]: line.split()[2:4] for line in text.splitlines()[3:6]}
+    assert (kinds["a"][0], kinds["n"]) == ("node", ["durable", "node"])
+
+
 @pytest.mark.parametrize("level", ["none", "confirm", "track"])
 def test_other_levels_take_nodes_that_collect_until_the_end(level: str) -> None:
     plan = plan_of(Pass("a") | CountsUp("n"), options=Options.of(robustness=level))
