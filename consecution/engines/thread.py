@@ -238,11 +238,9 @@ class ThreadRunning(Running):
             pass
 
     def _serve(self, host: Host, queue: SimpleQueue[Any]) -> None:
-        ending = False
+        ending, worked = False, True
         host.replay()
         while True:
-            worked = host.turn()
-            host.flush()
             for message in _take_some(queue, 0.0 if worked else host.next_wake_s()):
                 if isinstance(message, _Quit):
                     return
@@ -251,7 +249,7 @@ class ThreadRunning(Running):
                     self._end(host, message)
                 else:
                     host.receive(message)
-            host.turn()
+            worked = host.turn()
             host.flush()
             if ending and host.ended:
                 ending = False
