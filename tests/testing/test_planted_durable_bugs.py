@@ -19,22 +19,12 @@ from consecution.runtime.appliers import TransactionApplier
 from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.durable_store import CommittedOutside, EndRecorded
 from consecution.runtime.origin_host import OriginHost
-from consecution.testing import Outcome, run_schedule
 from consecution.testing.durable_store import DurableWriter
 from consecution.testing.scene import Parts
 from tests.testing import test_planted_bugs as stateless
 
 FIRST_SEED = 0
 """Even seeds have durable tasks."""
-
-
-def find(parts: Parts, *, within: int, first_seed: int = FIRST_SEED) -> tuple[int, Outcome]:
-    """The first schedule that goes wrong with these parts, and how many it took."""
-    for number in range(within):
-        outcome = run_schedule(first_seed + 2 * number, parts)
-        if outcome.problem is not None:
-            return number + 1, outcome
-    pytest.fail(f"{within} schedules from seed {first_seed} on, and the bug was not found")
 
 
 # -- commit, then answer -------------------------------------------------------------------------
@@ -319,7 +309,7 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
 
 @pytest.mark.parametrize(("parts", "problem", "within"), [p[1:] for p in PLANTED], ids=[p[0] for p in PLANTED])
 def test_a_planted_bug_is_found(parts: Parts, problem: str, within: int) -> None:
-    _, outcome = find(parts, within=within)
+    _, outcome = stateless.find(parts, within=within, first_seed=FIRST_SEED)
 
     assert re.search(problem, outcome.problem or ""), outcome.problem
 
@@ -329,7 +319,7 @@ def measure(seeds: int = 5, names: str = "") -> None:
     for name, parts, problem, within in PLANTED:
         took = []
         for start in range(seeds if re.search(names, name) else 0):
-            count, outcome = find(parts, within=3000, first_seed=10_000 * start + FIRST_SEED)
+            count, outcome = stateless.find(parts, within=3000, first_seed=10_000 * start + FIRST_SEED)
             matches = re.search(problem, outcome.problem or "")
             took.append(count if matches and problem else f"{count}: {(outcome.problem or '')[-150:]}")
         print(f"{name:40} {within:5} {took}", flush=True)
