@@ -364,6 +364,10 @@ class Node:
             del out[mark:]
             raise
 
+    def _push_into(self, out: list[Any]) -> None:
+        """Let ``self.push`` add to ``out``, for methods that push without an item at hand."""
+        self.push = self._logging_to(out.append) if self._logging == "output" else out.append
+
     def _logging_to(self, push: Callable[[Any], Any]) -> Callable[[Any], None]:
         def log_and_push(item: Any) -> None:
             self._write_log(item)

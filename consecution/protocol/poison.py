@@ -249,3 +249,14 @@ class Suspect:
         verdict = self._guilty.get(name)
         if verdict is not None:
             raise PoisonError(verdict.how, verdict.stack)
+
+
+def decode_apart(
+    payload: Any, decode: Callable[[Any], list[Any]], suspect: Suspect | None
+) -> tuple[list[Any], list[LostItem]]:
+    """The items of a frame's payload, and those of them that cannot be decoded or must not be touched."""
+    try:
+        return (decode(payload) if suspect is None else suspect.decode(payload, decode)), []
+    except PartlyDecodedError as partly:
+        lost = [item for item in partly.items if isinstance(item, LostItem)]
+        return [item for item in partly.items if not isinstance(item, LostItem)], lost

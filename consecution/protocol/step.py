@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from consecution.errors import OutageError
 from consecution.protocol.dispatch import Dispatch, Sent
-from consecution.protocol.poison import Guard, LostItem, PartlyDecodedError, PoisonError, Suspect
+from consecution.protocol.poison import Guard, PoisonError, Suspect, decode_apart
 from consecution.protocol.values import USER_ERRORS, Ack, BatchId, FailedItem, Frame, Stage, TaskIndex, Treatment
 
 SHOWN_LENGTH = 200
@@ -156,13 +156,9 @@ class Step:
 
     def _decode(self, frame: Frame, suspect: Suspect | None, failed: list[FailedItem]) -> list[Any]:
         """The items of a frame; those that cannot be decoded fail."""
-        try:
-            decode = self._codec.decode
-            return decode(frame.payload) if suspect is None else suspect.decode(frame.payload, decode)
-        except PartlyDecodedError as partly:
-            lost = [item for item in partly.items if isinstance(item, LostItem)]
-            failed.extend(self._describe(frame.stage, item, item.error) for item in lost)
-            return [item for item in partly.items if not isinstance(item, LostItem)]
+        items, lost = decode_apart(frame.payload, self._codec.decode, suspect)
+        failed.extend(self._describe(frame.stage, item, item.error) for item in lost)
+        return items
 
     def _run(self, frame: Frame, items: list[Any], failed: list[FailedItem]) -> list[Any]:
         return items if frame.stage is Stage.ROUTE else self._process(frame, items, failed)
@@ -260,6 +256,23 @@ class Step:
         counts.items_out += items_out
         counts.failed += failed
         counts.busy_s += busy_s
+
+
+def encode_apart(items: list[Any], codec: Codec) -> tuple[Any, list[Any], list[tuple[Any, BaseException]]]:
+    """The payload of the items that can be encoded, these items, and the others, each with what it raises."""
+    try:
+        return codec.encode(items), items, []
+    except USER_ERRORS:
+        good: list[Any] = []
+        refused: list[tuple[Any, BaseException]] = []
+    for item in items:
+        try:
+            codec.encode([item])
+        except USER_ERRORS as error:
+            refused.append((item, error))
+        else:
+            good.append(item)
+    return codec.encode(good), good, refused
 
 
 def describe_failure(

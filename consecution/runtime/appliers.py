@@ -171,8 +171,7 @@ class _NodeApplier:
 
     def call(self, method: Callable[[], object]) -> list[Any]:
         pushed: list[Any] = []
-        node = self.node
-        node.push = node._logging_to(pushed.append) if node._logging == "output" else pushed.append
+        self.node._push_into(pushed)
         method()
         return pushed
 

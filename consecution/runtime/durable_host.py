@@ -6,9 +6,8 @@ that were applied, their outputs as new batches, decisions and forgets of earlie
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from consecution.options import Options
 from consecution.plan import Plan
 from consecution.protocol.durable import Application, Durable, DurableTurn
 from consecution.protocol.origin import Origin
-from consecution.protocol.poison import Guard, LostItem, PartlyDecodedError
-from consecution.protocol.step import Codec, Counts, describe_failure
+from consecution.protocol.poison import Guard, decode_apart
+from consecution.protocol.step import Codec, Counts, describe_failure, encode_apart
 from consecution.protocol.values import (
     USER_ERRORS,
     Acks,
@@ -35,7 +34,8 @@ from consecution.protocol.values import (
 from consecution.runtime import failpoints
 from consecution.runtime.appliers import Applier, FailedInput, Work, make_applier
 from consecution.runtime.durable_store import DurableStore, EndRecorded, EndUndone
-from consecution.runtime.origin_host import OnStop, OriginHost, Outbox, origin_limits
+from consecution.runtime.occupation import Occupied
+from consecution.runtime.origin_host import OnStop, OriginHost, Outbox, by_task, origin_limits
 from consecution.runtime.timer import Timer
 from consecution.runtime.wiring import make_dispatch
 
@@ -43,7 +43,7 @@ GROUP_ITEMS = 8000
 """Items of decided batches that become one commit, while there are so many."""
 
 
-class DurableHost:
+class DurableHost(Occupied):
     """One replica of one durable node at work. Called by one thread. The same surface as `TaskHost`.
 
     ``codecs``: between tasks, and for what is stored.
@@ -67,7 +67,6 @@ class DurableHost:
         self.task = task
         self.name = plan.task(task).name
         self.node = node
-        self.occupied_with = ""
         self.counts = Counts()
         self._options: Options = plan.options
         self._codec, self._stored = codecs
@@ -182,21 +181,8 @@ class DurableHost:
 
     def _store_live(self, frame: Frame) -> tuple[FailedItem, ...]:
         """Live items become bytes: what lies in the inbox must not change under the hands of others."""
-        items = frame.payload
-        try:
-            frame.payload = self._stored.encode(list(items))
-            return ()
-        except USER_ERRORS:
-            good, failed = [], []
-        for item in items:
-            try:
-                self._stored.encode([item])
-            except USER_ERRORS as error:
-                failed.append(describe_failure(self.task, Stage.PROCESS, item, error, self._stored, self._judge))
-            else:
-                good.append(item)
-        frame.payload = self._stored.encode(good)
-        return tuple(failed)
+        frame.payload, _, refused = encode_apart(list(frame.payload), self._stored)
+        return tuple(describe_failure(self.task, Stage.PROCESS, *found, self._stored, self._judge) for found in refused)
 
     def turn(self) -> bool:
         """Apply what is decided, commit, answer. Returns whether there was work."""
@@ -249,12 +235,8 @@ class DurableHost:
     def _decode_frame(self, application: Application, frame: Frame, lost: list[FailedInput]) -> list[Any]:
         """The items of a frame; those that cannot be decoded fail when their batch is applied."""
         suspect = self._guard.take(frame.origin, frame.seq, frame.path)
-        decode = self._codec.decode
-        try:
-            items = decode(frame.payload) if suspect is None else suspect.decode(frame.payload, decode)
-        except PartlyDecodedError as partly:
-            items = [item for item in partly.items if not isinstance(item, LostItem)]
-            lost += [FailedInput(application, item, item.error) for item in partly.items if isinstance(item, LostItem)]
+        items, missing = decode_apart(frame.payload, self._codec.decode, suspect)
+        lost += [FailedInput(application, item, item.error) for item in missing]
         self._guard.leave()
         return items
 
@@ -323,21 +305,15 @@ class DurableHost:
         if self._applied:
             self._applied = False
             self._applier.committed()
-        acks: dict[TaskIndex, list[Any]] = {}
-        for origin, ack in answers.acks:
-            acks.setdefault(origin, []).append(ack)
-        for origin, listed in acks.items():
-            self._outbox.send(origin, Acks(self.task, listed))
-        if acks:
+        for origin, acks in by_task(answers.acks).items():
+            self._outbox.send(origin, Acks(self.task, acks))
+        if answers.acks:
             failpoints.passed("durable.acked")
-        confirms: dict[TaskIndex, list[int]] = {}
-        for origin, seq in answers.confirms:
-            confirms.setdefault(origin, []).append(seq)
-        for origin, seqs in confirms.items():
+        for origin, seqs in by_task(answers.confirms).items():
             self._outbox.send(origin, Confirms(self.task, seqs))
-        if confirms:
+        if answers.confirms:
             failpoints.passed("durable.confirmed")
-        return bool(acks or confirms)
+        return bool(answers.acks or answers.confirms)
 
     # -- the end of the stream -------------------------------------------------------------------
 
@@ -423,12 +399,3 @@ class DurableHost:
                 self._applier.close()
         finally:
             store.close()
-
-    @contextlib.contextmanager
-    def _occupied(self, what: str) -> Iterator[None]:
-        """Say that user code is running, for whoever watches over hanging tasks."""
-        self.occupied_with = what
-        try:
-            yield
-        finally:
-            self.occupied_with = ""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
 
 from consecution.errors import SourceError, WorldError
 from consecution.protocol.dispatch import Dispatch
@@ -18,8 +18,8 @@ from consecution.protocol.origin import (
     OriginLimits,
     Settled,
 )
-from consecution.protocol.poison import Guard, LostItem, PartlyDecodedError, Suspect
-from consecution.protocol.step import Codec, Judge, always_retry, describe_failure
+from consecution.protocol.poison import Guard, Suspect, decode_apart
+from consecution.protocol.step import Codec, Judge, always_retry, describe_failure, encode_apart
 from consecution.protocol.values import (
     USER_ERRORS,
     Acks,
@@ -60,6 +60,8 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
+_T = TypeVar("_T")
+
 OnStop = Callable[[TaskIndex, FailureEntry], None]
 """Told of an item for whose sake the run is to stop, and of its origin, before the entry is committed."""
 
@@ -93,6 +95,14 @@ class MemoryStore:
 
     def close(self) -> None:
         pass
+
+
+def by_task(pairs: Iterable[tuple[TaskIndex, _T]]) -> dict[TaskIndex, list[_T]]:
+    """What is to go to each task, in order: one message will carry it."""
+    found: dict[TaskIndex, list[_T]] = {}
+    for task, told in pairs:
+        found.setdefault(task, []).append(told)
+    return found
 
 
 class OriginHost:
@@ -169,20 +179,9 @@ class OriginHost:
         return seq
 
     def _encode(self, items: list[Any], codec: Codec) -> tuple[Any, list[Any], tuple[FailedItem, ...]]:
-        try:
-            return codec.encode(items), items, ()
-        except USER_ERRORS:
-            pass
-        good: list[Any] = []
-        failed: list[FailedItem] = []
-        for item in items:
-            try:
-                codec.encode([item])
-            except USER_ERRORS as error:
-                failed.append(describe_failure(self.task, Stage.ROUTE, item, error, codec, self._judge))
-            else:
-                good.append(item)
-        return codec.encode(good), good, tuple(failed)
+        payload, good, refused = encode_apart(items, codec)
+        failed = (describe_failure(self.task, Stage.ROUTE, *found, codec, self._judge) for found in refused)
+        return payload, good, tuple(failed)
 
     def start_due(self) -> None:
         """Start retries, and replay trees without progress, whose time has come."""
@@ -225,10 +224,7 @@ class OriginHost:
         return bool(turn or beside or answered)
 
     def _send_gos(self, ordered: list[tuple[TaskIndex, Go]]) -> None:
-        by_task: dict[TaskIndex, list[Go]] = {}
-        for task, go in ordered:
-            by_task.setdefault(task, []).append(go)
-        for task, gos in by_task.items():
+        for task, gos in by_task(ordered).items():
             self._outbox.send(task, Gos(self.task, gos))
         if ordered:
             failpoints.passed("origin.told")
@@ -292,16 +288,14 @@ class OriginHost:
 
     def _decode(self, launch: Launch, suspect: Suspect | None, failed: list[FailedItem]) -> list[Any]:
         try:
-            decode = self._codec.decode
-            return decode(launch.payload) if suspect is None else suspect.decode(launch.payload, decode)
-        except PartlyDecodedError as partly:
-            failed += [self._describe(item, item.error) for item in partly.items if isinstance(item, LostItem)]
-            return [item for item in partly.items if not isinstance(item, LostItem)]
+            items, lost = decode_apart(launch.payload, self._codec.decode, suspect)
         except Exception as error:
             raise WorldError(
                 f"batch {launch.seq} of the journal cannot be decoded ({type(error).__name__}: {error}): run again "
                 "with the code that it was written with; nothing was lost"
             ) from error
+        failed += [self._describe(item, item.error) for item in lost]
+        return items
 
     def _launch_retry(self, cause: Frame, target: TaskIndex, stage: Stage) -> None:
         frame_id = self._dispatch.make_id()

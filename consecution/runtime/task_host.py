@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import operator
 import sys
@@ -17,6 +16,7 @@ from consecution.protocol.step import Codec, Counts, Step
 from consecution.protocol.values import Ack, Acks, CreditReturn, Frame, Message, TaskIndex
 from consecution.runtime import failpoints
 from consecution.runtime.attribute_watch import AttributeWatch
+from consecution.runtime.occupation import Occupied
 from consecution.runtime.origin_host import MemoryStore, OnStop, OriginHost, Outbox, failures_kept, origin_limits
 from consecution.runtime.timer import Timer
 from consecution.runtime.wiring import make_dispatch
@@ -24,7 +24,7 @@ from consecution.sink import Sink
 from consecution.stateful import DurableNode
 
 
-class TaskHost:
+class TaskHost(Occupied):
     """One replica of one node at work. Called by one thread.
 
     ``receive`` takes messages in, ``flush`` sends the acknowledgements of everything received since.
@@ -60,7 +60,6 @@ class TaskHost:
         self._watch: AttributeWatch | None = None
         self._on_stop = on_stop
         self.origin_host: OriginHost | None = None
-        self.occupied_with = ""
         self.step = Step(
             task,
             node,
@@ -175,8 +174,7 @@ class TaskHost:
     def _call(self, what: str, method: Callable[[], object]) -> None:
         """Run a method of the node, and take what it pushes, even where it then raises."""
         pushed: list[Any] = []
-        node = self.node
-        node.push = node._logging_to(pushed.append) if node._logging == "output" else pushed.append
+        self.node._push_into(pushed)
         try:
             with self._occupied(what):
                 method()
@@ -232,15 +230,6 @@ class TaskHost:
         if isinstance(self.node, Sink):
             with self._occupied("close"):
                 self.node._close_for_good()
-
-    @contextlib.contextmanager
-    def _occupied(self, what: str) -> Iterator[None]:
-        """Say that user code is running, for whoever watches over hanging tasks."""
-        self.occupied_with = what
-        try:
-            yield
-        finally:
-            self.occupied_with = ""
 
 
 def _endless(limits: OriginLimits) -> OriginLimits:
