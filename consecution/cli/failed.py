@@ -89,7 +89,8 @@ def _add_retry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--at-source",
         action="store_true",
-        help="as new items of the source, from the beginning; not for what failed in durable nodes and sinks",
+        help="as new items of the source, from the beginning. An item has the form that it had where it failed: "
+        "mend it with --from where the nodes before that expect another one",
     )
     parser.add_argument(
         "--from",

@@ -53,10 +53,12 @@ def _describe(result: CheckResult) -> str:
 
 def _describe_origin(origin: OriginSummary) -> str:
     place = "" if origin.durable else f", at position {origin.position!r}"
+    moved = f"; failed items of other stores that are batches now, and void there, {origin.moved:,}"
     return (
         f"  {origin.name}: {origin.emitted:,} items emitted in {origin.next_seq:,} batches{place}; open batches "
         f"{origin.open_batches:,} ({origin.open_items:,} items), decided and not yet applied everywhere "
         f"{origin.decided:,}, waiting for a retry {origin.waiting:,}, given up {origin.given_up:,}"
+        f"{moved if origin.moved else ''}"
     )
 
 

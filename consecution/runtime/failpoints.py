@@ -39,6 +39,10 @@ NAMES = (
     "supervisor.mourned",
     "supervisor.finishing",
     "supervisor.finished",
+    "failed.reopened",
+    "failed.born",
+    "failed.dropped",
+    "failed.moved",
 )
 GROUP = "group"
 

@@ -17,7 +17,7 @@ import re
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -38,9 +38,11 @@ from consecution.protocol.origin import (
 )
 from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import USER_ERRORS
-from consecution.runtime.journal import Journal, check_is_there
+from consecution.runtime import failpoints
+from consecution.runtime.journal import FailuresMoved, Journal, check_is_there
 from consecution.runtime.journal_check import open_to_read
 from consecution.runtime.state import StateDir, lock_state_dir, look_at_state_dir
+from consecution.runtime.takeover import take_over
 from consecution.transport.codec import PickleCodec
 
 ENTRIES_PER_COMMIT = 1000
@@ -168,9 +170,13 @@ def _is_in(pattern: str, error: str) -> bool:
 def look(path: Path) -> Iterator[Failed]:
     """The failed items of a state directory, origin by origin, oldest first. A run may go on meanwhile."""
     state = look_at_state_dir(path)
+    moved: FailuresMoved | None = None
     for name in state.origins:
         with _Glimpse(state.origin_path(name)).opened() as journal:
-            yield from _named(state, name, journal)
+            if name == state.source:
+                moved = journal.moved
+            void = moved.keys if moved is not None and moved.origin == name else ()
+            yield from (failed for failed in _named(state, name, journal) if failed.entry.key not in void)
 
 
 class _Glimpse(Journal):
@@ -186,6 +192,7 @@ class _Glimpse(Journal):
             with self._explained("read"):
                 check_is_there(self.path)
                 self._env = stack.enter_context(open_to_read(self.path))
+                self._meta = self._env.open_db(b"meta", create=False)
                 self._failures = self._env.open_db(b"failures", create=False)
             yield self
 
@@ -263,7 +270,10 @@ class FailureStore:
         def changes(head: Head, failed: Failed) -> tuple[Head, list[Change]]:
             return _without(head, failed), [FailureTaken(failed.entry.key)]
 
-        return self._change(self._select(selection), changes, dry_run)
+        chosen = self._select(selection)
+        if not dry_run:
+            self._change(chosen, changes)
+        return [failed.id for failed in chosen]
 
     def retry(
         self,
@@ -284,14 +294,18 @@ class FailureStore:
         for failed in chosen:
             self._check_can_retry(failed, at_source)
 
-        def changes(head: Head, failed: Failed) -> tuple[Head, list[Change]]:
-            if at_source:
-                return _bear(head, failed)
+        def renew(head: Head, failed: Failed) -> tuple[Head, list[Change]]:
             return _without(head, failed), [FailureKept(_renewed(failed.entry, now()))]
 
         if chosen and not dry_run:
             self._state.unfinish()
-        return self._change(chosen, changes, dry_run)
+            failpoints.passed("failed.reopened")
+            if at_source:
+                self._take_over([failed for failed in chosen if failed.origin != self._state.source])
+                self._change([failed for failed in chosen if failed.origin == self._state.source], _bear_again)
+            else:
+                self._change(chosen, renew)
+        return [failed.id for failed in chosen]
 
     def _select(self, selection: Selection) -> list[Failed]:
         return list(selection.of(self._all()))
@@ -307,27 +321,51 @@ class FailureStore:
                 f"{failed.id}: the item could not be kept, so it cannot be tried again; give it with --from, or leave "
                 "it out with a filter"
             )
-        if at_source and failed.origin != self._state.source:
+        if at_source and not failed.given_up and self._state.kinds.get(failed.origin.rpartition(".")[0]) == "database":
             raise UsageError(
-                f"{failed.id}: what failed in the durable task {failed.origin} can be tried again at its node only: "
-                "leave out --at-source, or leave it out with a filter"
+                f"{failed.id}: it waits for another try, and the database of {failed.origin} may know more of that "
+                "than the state directory: let the next run try it, or leave it out with a filter"
             )
 
-    def _change(self, chosen: list[Failed], changes: Changes, dry_run: bool) -> list[str]:
+    def _change(self, chosen: list[Failed], changes: Changes) -> None:
         """Origin by origin, so many entries in one commit: a crash leaves the rest as it was."""
-        by_origin: dict[str, list[Failed]] = {}
-        for failed in chosen:
-            by_origin.setdefault(failed.origin, []).append(failed)
-        names = [] if dry_run else list(by_origin)
-        for name, journal in zip(names, self._state.journals(names), strict=True):
-            head = journal.restore().head
-            for start in range(0, len(by_origin[name]), ENTRIES_PER_COMMIT):
-                made: list[Change] = []
-                for failed in by_origin[name][start : start + ENTRIES_PER_COMMIT]:
-                    head, more = changes(head, failed)
-                    made += more
-                journal.apply([*made, HeadMoved(head)])
-        return [failed.id for failed in chosen]
+        for name, listed in _by_origin(chosen).items():
+            with closing(self._state.journal(name)) as journal:
+                head = journal.restore().head
+                for part in _parts(listed):
+                    head, made = _fold(head, part, changes)
+                    journal.apply([*made, HeadMoved(head)])
+
+    def _take_over(self, chosen: list[Failed]) -> None:
+        """What durable tasks keep becomes new items of the source; likewise, so many at a time."""
+        with closing(self._state.journal(self._state.source)) as source:
+            head = source.restore().head
+            for name, listed in _by_origin(chosen).items():
+                with closing(self._state.journal(name)) as store:
+                    for part in _parts(listed):
+                        head, born = _fold(head, part, _bear)
+                        moved = FailuresMoved(name, tuple(failed.entry.key for failed in part))
+                        take_over(source, store, [*born, HeadMoved(head)], moved)
+
+
+def _by_origin(chosen: list[Failed]) -> dict[str, list[Failed]]:
+    found: dict[str, list[Failed]] = {}
+    for failed in chosen:
+        found.setdefault(failed.origin, []).append(failed)
+    return found
+
+
+def _parts(listed: list[Failed]) -> Iterator[list[Failed]]:
+    return (listed[start : start + ENTRIES_PER_COMMIT] for start in range(0, len(listed), ENTRIES_PER_COMMIT))
+
+
+def _fold(head: Head, part: list[Failed], changes: Changes) -> tuple[Head, list[Change]]:
+    """What is to happen to some entries of one origin: the head after it, and all changes."""
+    made: list[Change] = []
+    for failed in part:
+        head, more = changes(head, failed)
+        made += more
+    return head, made
 
 
 def _without(head: Head, failed: Failed) -> Head:
@@ -343,8 +381,13 @@ def _renewed(entry: FailureEntry, now_s: float) -> FailureEntry:
 def _bear(head: Head, failed: Failed) -> tuple[Head, list[Change]]:
     """A new item of the source, in a batch of its own."""
     record = BatchRecord(head.next_seq, 1, failed.entry.failed.payload)
-    moved = replace(_without(head, failed), next_seq=head.next_seq + 1, emitted=head.emitted + 1)
-    return moved, [FailureTaken(failed.entry.key), BatchBorn(record)]
+    return replace(head, next_seq=head.next_seq + 1, emitted=head.emitted + 1), [BatchBorn(record)]
+
+
+def _bear_again(head: Head, failed: Failed) -> tuple[Head, list[Change]]:
+    """The same for an entry of the source's own, which goes in the same commit."""
+    head, born = _bear(_without(head, failed), failed)
+    return head, [FailureTaken(failed.entry.key), *born]
 
 
 def _edit(failed: Failed, edited: Edited | None) -> Failed:

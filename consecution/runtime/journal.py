@@ -5,6 +5,7 @@ key and body, 4 bytes big-endian, followed by the body in msgpack::
 
     meta      "identity"  [format, origin name, uuid, epoch]
               "head"      [next_seq, next_key, generation, position, emitted, failed, exhausted]
+              "moved"     [origin name, [key...]], while it holds; see `takeover`
     batches   seq  (8 bytes big-endian)   [count, payload, retry or nil, [failed...]]
     decided   seq  (8 bytes big-endian)   [generation, count, [[task, xor]...], retry or nil, held]
     failures  key  (8 bytes big-endian)   [failed, attempts, root, held, due_s or nil, failed_s]
@@ -28,8 +29,9 @@ import struct
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,19 @@ _DAMAGE = (
 )
 _KEY = struct.Struct(">Q")
 _CRC = struct.Struct(">I")
+
+
+@dataclass(frozen=True, slots=True)
+class FailuresMoved:
+    """Failed items of another origin are batches of this journal since the same commit; their entries are void."""
+
+    origin: str
+    keys: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MoveFinished:
+    """Those entries are gone."""
 
 
 class Journal:
@@ -204,6 +219,28 @@ class Journal:
             for key, value in txn.cursor(db=self._failures):
                 yield self._read_entry(key, value)
 
+    @property
+    def moved(self) -> FailuresMoved | None:
+        """What this journal has taken over from another origin, whose entries may still be there."""
+        with self._explained("read"), self._env.begin(db=self._meta) as txn:
+            found = txn.get(b"moved")
+        if found is None:
+            return None
+        origin, keys = self._unseal("meta", b"moved", found)
+        return FailuresMoved(origin, tuple(keys))
+
+    def drop_failures(self, keys: Iterable[int]) -> None:
+        """Remove those of these entries that are there; the head does not count them any more. One transaction."""
+        with self._explained("written"), self._env.begin(write=True) as txn:
+            head = self._read_head(txn)
+            for key in map(_KEY.pack, keys):
+                value = txn.get(key, db=self._failures)
+                if value is not None:
+                    given_up = self._read_entry(key, value).due_s is None
+                    head = replace(head, failed=head.failed - given_up)
+                    txn.delete(key, db=self._failures)
+            txn.put(b"head", _seal_head(head), db=self._meta)
+
     def apply(self, changes: list[Any]) -> None:
         """Apply the changes in order, as one transaction. A full disk raises and changes nothing.
 
@@ -255,7 +292,7 @@ class Journal:
             record=record,
         )
 
-    def _apply_one(self, txn: Any, change: Change) -> None:
+    def _apply_one(self, txn: Any, change: Change | FailuresMoved | MoveFinished) -> None:
         if isinstance(change, HeadMoved):
             txn.put(b"head", _seal_head(change.head), db=self._meta)
         elif isinstance(change, BatchBorn):
@@ -273,6 +310,10 @@ class Journal:
             txn.put(key, _seal(key, _entry_fields(change.entry)), db=self._failures)
         elif isinstance(change, FailureTaken):
             txn.delete(_KEY.pack(change.key), db=self._failures)
+        elif isinstance(change, FailuresMoved):
+            txn.put(b"moved", _seal(b"moved", [change.origin, change.keys]), db=self._meta)
+        elif isinstance(change, MoveFinished):
+            txn.delete(b"moved", db=self._meta)
 
     def close(self) -> None:
         """Release the environment and its lock. Harmless when repeated."""

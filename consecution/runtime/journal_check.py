@@ -48,6 +48,8 @@ class OriginSummary:
     """States in a durable task's table; those in its log may be more."""
     logged: int = 0
     """Records in a durable task's log of changes."""
+    moved: int = 0
+    """Entries of another store that are void, for they are batches here, and that may still be there."""
     durable: bool = False
     """The store of a durable task, and not of a source."""
     ledger: tuple[tuple[str, int], ...] = ()
@@ -135,6 +137,7 @@ def _disagreements(manifest: dict[str, Any], tables: dict[str, Tables]) -> Itera
         if name in tables:
             yield from _unstaged(index, name, names, tables)
             yield from _ahead(name, names, tables)
+            yield from _moved_from(name, name == manifest.get("source"), tables)
 
 
 def _unstaged(index: int, name: str, names: dict[int, Any], tables: dict[str, Tables]) -> Iterator[str]:
@@ -167,6 +170,19 @@ def _ahead(name: str, names: dict[int, Any], tables: dict[str, Tables]) -> Itera
         elif seq >= theirs["meta"]["head"][0]:
             born = theirs["meta"]["head"][0]
             yield f"{name}: has applied batch {seq} of {names[origin]}, whose next batch is {born}"
+
+
+def _moved_from(name: str, is_source: bool, tables: dict[str, Tables]) -> Iterator[str]:
+    """Only the source takes failed items over, from stores that had them."""
+    origin, keys = tables[name]["meta"].get("moved", (None, ()))
+    if origin is None:
+        return
+    theirs = tables.get(origin)
+    if not is_source or origin == name or theirs is None:
+        yield f"{name}: meta/moved says that failed items of {origin!r} have become batches here"
+    elif keys and max(keys) >= theirs["meta"]["head"][1]:
+        next_key = theirs["meta"]["head"][1]
+        yield f"{name}: meta/moved names the entry {max(keys)} of {origin}, whose next key is {next_key}"
 
 
 # -- the manifest --------------------------------------------------------------------------------
@@ -228,7 +244,7 @@ def _check_origins(manifest: dict[str, Any], path: Path, found: dict[Path, Origi
 
 def _unfinished(origins: Any, source: Any) -> Iterator[str]:
     for origin in origins:
-        if origin.open_batches or origin.waiting or origin.decided or origin.staged:
+        if origin.open_batches or origin.waiting or origin.decided or origin.staged or origin.moved:
             yield f"{origin.name}: the run is recorded as finished, but has work open"
         if origin.name == source and not origin.exhausted:
             yield f"{origin.name}: the run is recorded as finished, but its source has not ended"
@@ -320,6 +336,7 @@ def _is_participants(value: Any) -> bool:
 _RECORDS: dict[str, Callable[[Any], bool]] = {
     "meta/identity": _is_list(_is_count, _is_text, _is_text, _is_text),
     "meta/head": _is_list(_is_count, _is_count, _is_count, _is_anything, _is_count, _is_count, _is_flag),
+    "meta/moved": _is_list(_is_text, _is_counts),
     "meta/ended": _is_list(_is_flag),
     "meta/outside": _is_list(_is_count),
     "batches": _is_list(_is_count, _is_payload, _is_retry_or_nil, _is_failed_list),
@@ -532,5 +549,6 @@ def _summarize(identity: list[Any], head: list[Any], tables: dict[str, dict[Any,
         staged=len(tables.get("inbox", {})),
         keys=len(tables.get("state", {})),
         logged=len(tables.get("log", {})),
+        moved=len(tables["meta"].get("moved", (None, ()))[1]),
         durable="inbox" in tables,
     )

@@ -25,12 +25,13 @@ import tempfile
 import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from consecution.errors import DamagedStoreError, StateDirError, UsageError
 from consecution.plan import Plan
+from consecution.runtime import takeover
 from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import Journal, sync_folder
 from consecution.runtime.relocation import Relocation, kinds_of, origins_of
@@ -78,18 +79,24 @@ class StateDir:
         found: dict[str, Any] | None = self._manifest["finished"]
         return found
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What each durable node keeps in its store, by its name."""
+        return dict(self._manifest["nodes"])
+
     def origin_path(self, name: str) -> Path:
         """Where the journal of an origin lies."""
         return _origin_path(self.path, self._manifest, name)
 
+    def journal(self, name: str) -> Journal:
+        """The journal of an origin, open."""
+        return _open_origin(self.path, self._manifest, name, create=False)
+
     def journals(self, names: list[str]) -> Iterator[Journal]:
         """The journals of these origins, each open until the next is asked for."""
         for name in names:
-            journal = _open_origin(self.path, self._manifest, name, create=False)
-            try:
+            with closing(self.journal(name)) as journal:
                 yield journal
-            finally:
-                journal.close()
 
     def finish(self, report: dict[str, Any]) -> None:
         """Record that the stream has ended and all of it is processed."""
@@ -146,7 +153,9 @@ def lock_state_dir(path: Path) -> StateDir:
             path, "stop the run first (Ctrl-C, or kill -TERM to that process): it can go on afterwards where it stopped"
         )
     try:
-        return StateDir(path, lock, look_at_state_dir(path)._manifest, temporary=False)
+        manifest = look_at_state_dir(path)._manifest
+        _finish_takeover(path, manifest)
+        return StateDir(path, lock, manifest, temporary=False)
     except BaseException:
         os.close(lock)
         raise
@@ -192,6 +201,7 @@ def _settle(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
     if not manifest["origins"]:
         _make_origins(path, manifest, plan)
         return
+    _finish_takeover(path, manifest)
     in_flight = sum(_check_origin(path, manifest, name) for name in manifest["origins"])
     if (manifest["signature"], manifest["nodes"]) != (plan.signature, kinds_of(plan)):
         _move_to(path, manifest, plan, in_flight)
@@ -225,6 +235,13 @@ def _make_origin(path: Path, manifest: dict[str, Any], name: str) -> str:
     journal.close()
     sync_folder(journal.path)
     return journal.uuid
+
+
+def _finish_takeover(path: Path, manifest: dict[str, Any]) -> None:
+    """What a command that was killed has left half done (see `takeover`)."""
+    if manifest["origins"]:
+        with closing(_open_origin(path, manifest, manifest["source"], create=False)) as source:
+            takeover.finish(source, lambda name: _open_origin(path, manifest, name, create=False))
 
 
 def _check_origin(path: Path, manifest: dict[str, Any], name: str) -> int:

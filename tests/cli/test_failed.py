@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from consecution import Map, Pipeline, Producer
+from consecution import Map, Pipeline, Producer, Reduce
 from consecution.cli import main
 from consecution.cli.failed import _time_of
 from consecution.options import Options
@@ -239,6 +239,32 @@ def test_lines_may_come_from_standard_input(call: Call, monkeypatch: pytest.Monk
 
     assert (code, json.loads(out)) == (0, {"ids": ["numbers:0"], "dry_run": False})
     assert (again.emitted, again.completed, again.failed) == (5, 5, 2)
+
+
+def test_what_durable_nodes_keep_is_mended_on_its_way_to_the_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def total() -> Any:
+        return Producer(["1", "2", "x3"], name="texts") | Map(str.strip) | Reduce(lambda _: 0, 0, _add, "total")
+
+    state_dir, exported = tmp_path / "state", tmp_path / "failed.jsonl"
+    Pipeline(total()).run(mode="inline", state_dir=state_dir, retries=0)
+    main(["failed", "export", str(state_dir), "--output", str(exported)])
+    exported.write_text(exported.read_text().replace('"item": "x3"', '"item": " 3 "'))
+    capsys.readouterr()
+
+    code = main(["failed", "retry", str(state_dir), "--from", str(exported), "--at-source"])
+    again = Pipeline(total()).run(mode="inline", state_dir=state_dir, retries=0)
+
+    assert (code, capsys.readouterr().out) == (
+        0,
+        "1 failed item put back at the source; the next run with this state_dir tries them again\n",
+    )
+    assert (again.emitted, again.completed, again.failed) == (4, 4, 0)
+
+
+def _add(total: int, text: str) -> int:
+    return total + int(text)
 
 
 def test_from_and_filters_do_not_go_together(call: Call, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consecution import Chunk, KeyedNode, Node, Pipeline, Producer
+from consecution import Chunk, KeyedNode, Node, Pipeline, Producer, SqlSink
 from consecution.errors import StateDirError, UsageError
 from consecution.options import Options
 from consecution.plan import make_plan
@@ -310,14 +310,50 @@ def test_at_the_source_an_item_is_a_new_one_and_goes_all_the_way(runs: Runs) -> 
     assert [f.item() for f in runs.failed] == [5]
 
 
-def test_what_a_durable_task_keeps_cannot_go_to_the_source_and_nothing_is_changed(runs: Runs) -> None:
-    runs(bad=[2], uncounted=[7])
+def test_what_durable_tasks_keep_goes_to_the_source_too(runs: Runs) -> None:
+    runs(bad=[2], uncounted=[7, 8])
+    seen = len(runs.out)
+    edited = {"count.0:0": Edited.of({"id": "", "item": 70})}
 
-    with pytest.raises(UsageError, match=r"count.0:0: what failed in the durable task count.0 can .* at its node only"):
-        runs.change(lambda store: store.retry(Selection(), at_source=True))
+    runs.change(lambda store: store.retry(Selection(), edited=edited, at_source=True))
+    put_back = runs.ids()
+    again = runs(bad=[8])
 
+    assert put_back == []
+    assert (again.emitted, again.completed, again.failed) == (13, 13, 1)
+    assert [(f.id, f.item()) for f in runs.failed] == [("numbers:1", 8)]
+    assert sorted(runs.out[seen:], key=str) == [2, 70, "9 counted"]
     assert runs.check().finished
-    assert all(failed.given_up for failed in runs.failed)
+
+
+def test_what_waits_for_a_try_goes_to_the_source_too(runs: Runs) -> None:
+    runs(uncounted=[7])
+    runs.change(lambda store: store.retry(Selection()))
+    assert [failed.given_up for failed in runs.failed] == [False]
+
+    runs.change(lambda store: store.retry(Selection(), at_source=True))
+    again = runs()
+
+    assert (again.emitted, again.completed, again.failed, runs.ids()) == (11, 11, 0, [])
+    assert "10 counted" in runs.out
+
+
+def test_what_a_database_may_have_taken_in_meanwhile_stays_and_nothing_is_changed(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    runs.sink = lambda: SqlSink("table", f"sqlite:///{tmp_path / 'out.db'}", "rows", columns=["n"])  # type: ignore[method-assign]
+    runs.chain = lambda: Producer([(1,), 2], name="numbers") | runs.sink()  # type: ignore[method-assign]
+    runs()
+    runs.change(lambda store: store.retry(Selection()))
+
+    with pytest.raises(UsageError, match=r"table.0:0: it waits for another try, and the database of table.0 may know"):
+        runs.change(lambda store: store.retry(Selection(), at_source=True))
+    waiting = [(f.id, f.given_up) for f in runs.failed]
+    runs()
+    runs.change(lambda store: store.retry(Selection(), at_source=True))
+
+    assert waiting == [("table.0:0", False)]
+    assert runs.ids() == []
+    assert runs().emitted == 3
 
 
 def test_an_item_that_waits_for_a_try_when_the_stream_ends_makes_end_run_again_afterwards(runs: Runs) -> None:

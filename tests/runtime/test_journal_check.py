@@ -19,7 +19,7 @@ from consecution.protocol.origin import BatchBorn, BatchDecided, Decision, Failu
 from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
 from consecution.runtime import journal_check
 from consecution.runtime.durable_store import DurableStore
-from consecution.runtime.journal import Journal
+from consecution.runtime.journal import FailuresMoved, Journal
 from consecution.runtime.journal_check import CheckResult, check_state_dir
 from consecution.runtime.state import open_state_dir
 from tests.runtime import records
@@ -453,6 +453,35 @@ def test_what_only_seems_wrong_for_a_moment_is_none(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(journal_check, "_read_origins", read)
 
     assert problem(tmp_path) == ""
+
+
+BORN = [BatchBorn(batch(0)), HeadMoved(Head(next_seq=1, emitted=1))]
+KEPT = [FailureKept(entry(0, root=-1)), HeadMoved(Head(next_key=1, failed=1))]
+
+
+def test_failed_items_on_their_way_to_the_source_are_counted_and_no_problem(tmp_path: Path) -> None:
+    assert two_stores(tmp_path, [*BORN, FailuresMoved("total.0", (0,))], KEPT) == ""
+
+    assert [origin.moved for origin in check_state_dir(tmp_path).origins] == [1, 0]
+
+
+def test_a_move_that_nobody_can_have_made_is_found(tmp_path: Path) -> None:
+    for n, (source, task, wrong) in enumerate(
+        [
+            ([*BORN, FailuresMoved("total.0", (1,))], KEPT, "names the entry 1 of total.0, whose next key is 1"),
+            ([*BORN, FailuresMoved("numbers", (0,))], KEPT, "meta/moved says that failed items of 'numbers' have"),
+            ([*BORN, FailuresMoved("total.7", (0,))], KEPT, "meta/moved says that failed items of 'total.7' have"),
+            (BORN, [*KEPT, FailuresMoved("total.0", (0,))], "total.0: meta/moved says that failed items of"),
+        ]
+    ):
+        assert wrong in two_stores(tmp_path / str(n), source, task)
+
+
+def test_a_finished_run_moves_nothing(tmp_path: Path) -> None:
+    two_stores(tmp_path, [HeadMoved(Head(exhausted=True)), FailuresMoved("total.0", (0,))], KEPT)
+    change_manifest(tmp_path, finished={})
+
+    assert problem(tmp_path) == "numbers: the run is recorded as finished, but has work open"
 
 
 def test_a_durable_task_is_summed_up(tmp_path: Path) -> None:
