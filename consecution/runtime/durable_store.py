@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgpack
 
 from consecution.protocol.durable import FramesDropped, FrameStaged, LedgerMoved
+from consecution.protocol.origin import HeadMoved
 from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
 from consecution.runtime.journal import Journal, _seal
 
@@ -133,13 +134,18 @@ class DurableStore(Journal):
         return redo
 
     def carry_out(self, redo: bytes) -> None:
-        """The commit that a crash has prevented."""
+        """The commit that a crash has prevented.
+
+        It holds the head of that moment. A person may have dropped failed items, or put some back, since then.
+        """
         with self._explained("written"), self._env.begin(write=True) as txn:
             for table, key, value in msgpack.unpackb(redo):
                 if value is None:
                     txn.delete(key, db=self._handles[table])
                 else:
                     txn.put(key, value, db=self._handles[table])
+            given_up = sum(entry.due_s is None for entry in self._entries(txn))
+            self._apply_one(txn, HeadMoved(replace(self._read_head(txn), failed=given_up)))
 
     # -- for a task's own tables (`state_table.Tables`) --------------------------------------------
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from consecution.errors import DamagedStoreError, WorldError
 from consecution.protocol.durable import FramesDropped, FrameStaged, LedgerMoved
-from consecution.protocol.origin import BatchBorn, BatchDecided, Decision, Head, HeadMoved
+from consecution.protocol.origin import BatchBorn, BatchDecided, Decision, FailureKept, Head, HeadMoved
 from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
 from consecution.runtime.durable_store import CommittedOutside, DurableStore, EndRecorded, TableWrite
 from consecution.runtime.journal import seal
-from tests.runtime.records import batch
+from tests.runtime.records import batch, entry
 
 ROOT = Path(__file__).parents[2]
 TABLES = ("meta", "batches", "decided", "failures", "inbox", "ledger", "state", "log")
@@ -190,6 +190,18 @@ def test_a_redo_leaves_out_what_is_only_just_being_staged(store: DurableStore) -
     store.carry_out(store.redo_of([FrameStaged(frame()), LedgerMoved(TaskIndex(0), 1)]))
 
     assert store.restore_inbox() == ({0: 1}, [])
+
+
+def test_a_redo_after_failed_items_were_put_back_or_dropped_leaves_the_books_right(store: DurableStore) -> None:
+    kept = [FailureKept(entry(0)), FailureKept(entry(1)), FailureKept(entry(2))]
+    store.apply([*kept, HeadMoved(Head(next_key=3, failed=3))])
+    redo = store.redo_of([FailureKept(entry(3)), HeadMoved(Head(next_key=4, failed=4))])
+
+    store.drop_failures([0, 7])
+    store.apply([FailureKept(entry(1, due_s=5.0)), HeadMoved(Head(next_key=3, failed=1))])
+    store.carry_out(redo)
+
+    assert store.restore().head == Head(next_key=4, failed=2)
 
 
 # -- damage ------------------------------------------------------------------------------------------
