@@ -126,7 +126,8 @@ class Journal:
             _cover_map(self._env, data)
             # A reader that was killed would keep its snapshot, and the file growing, for good.
             self._env.reader_check()
-            self._handles = {name: self._env.open_db(name.encode()) for name in self.tables}
+            with self._env.begin(write=True) as txn:  # one commit makes them all
+                self._handles = {name: self._env.open_db(name.encode(), txn=txn) for name in self.tables}
             self._meta = self._handles["meta"]
             self._batches = self._handles["batches"]
             self._decided = self._handles["decided"]

@@ -286,8 +286,9 @@ def test_a_file_cut_off_anywhere_is_found_and_kills_nobody(state_dir: Path, tmp_
 def test_a_file_shorter_than_its_page_count_says_is_sound_where_nothing_is_missing(tmp_path: Path) -> None:
     state = open_state(tmp_path / "state")
     journal = open_journal(state)
-    big = [BatchBorn(batch(0, b"x" * 100_000)), BatchDecided(0)]
-    journal.apply([*big, BatchBorn(batch(0)), HeadMoved(Head(next_seq=1, emitted=1))])
+    for seq in range(3):  # Pages that earlier commits have let go are taken first.
+        journal.apply([BatchBorn(batch(seq)), HeadMoved(Head(next_seq=seq + 1, emitted=seq + 1))])
+    journal.apply([BatchBorn(batch(3, b"x" * 100_000)), BatchDecided(3)])
     journal.close()
     state.close()
     assert records.missing_bytes(tmp_path / "state" / "origins" / "source") > 0
