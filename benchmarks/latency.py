@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,20 +74,27 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.001)
 
 
-def first_result() -> float:
-    """Seconds from calling ``run`` in a fresh Python process to the first write, four nodes in four workers."""
+def first_result(mode: str, byte_code: Path) -> float:
+    """Seconds from calling ``run`` in a fresh Python process to the first write, four nodes.
+
+    Compiled modules are kept in ``byte_code``, as they would be beside an installed package: the first call fills it.
+    """
     with tempfile.TemporaryDirectory(prefix="consecution-bench-") as made:
         path = Path(made) / "times"
-        command = [sys.executable, "-m", "benchmarks.latency", str(path)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=True)
+        command = [sys.executable, "-m", "benchmarks.latency", mode, str(path)]
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(byte_code)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=True
+        )
         return times_in(path)[0] - float(done.stdout.split()[0])
 
 
-def run_once(path: Path) -> None:
+def run_once(mode: Any, path: Path) -> None:
     """In the fresh process: print when ``run`` was called."""
     pipeline = Pipeline(Producer(range(10)) | Map(pass_on, "one") | Map(pass_on, "two") | TimesSink("sink", path))
     print(repr(time.time()), flush=True)
-    pipeline.run()
+    pipeline.run(mode=mode)
 
 
 def recovery() -> float:
@@ -128,17 +135,28 @@ def _recover(middle: Node, prepare: Callable[[Running], None]) -> float:
 def report(rounds: int, states: Sequence[int] = STATES) -> str:
     """All figures, for people."""
     lines = ["latency: process mode, robust"]
-    for title, measure in (
-        ("first result after run(), four fresh workers", first_result),
+    with tempfile.TemporaryDirectory(prefix="consecution-bench-") as byte_code:
+        fresh = {mode: functools.partial(first_result, mode, Path(byte_code)) for mode in ("process", "inline")}
+        for measure in fresh.values():
+            measure()
+        lines += _measured(
+            rounds,
+            ("first result after run(), four fresh workers", fresh["process"]),
+            ("the same, inline", fresh["inline"]),
+        )
+    lines += _measured(
+        rounds,
         ("output again after kill -9 of a worker", recovery),
         *((f"the same, a durable one with {n:,} states", functools.partial(durable_recovery, n)) for n in states),
-    ):
-        found = sorted(measure() * 1000 for _ in range(rounds))
-        lines.append(
-            f"  {title: <46}  median {statistics.median(found):6.0f} ms  least {found[0]:6.0f}  most {found[-1]:6.0f}"
-        )
+    )
     return "\n".join(lines)
 
 
+def _measured(rounds: int, *questions: tuple[str, Callable[[], float]]) -> Iterator[str]:
+    for title, measure in questions:
+        found = sorted(measure() * 1000 for _ in range(rounds))
+        yield f"  {title: <46}  median {statistics.median(found):6.0f} ms  least {found[0]:6.0f}  most {found[-1]:6.0f}"
+
+
 if __name__ == "__main__":
-    run_once(Path(sys.argv[1]))
+    run_once(sys.argv[1], Path(sys.argv[2]))

@@ -63,6 +63,7 @@ def test_latencies_are_told_in_milliseconds() -> None:
 
     assert [line.split("  ")[1] for line in told[1:]] == [
         "first result after run(), four fresh workers",
+        "the same, inline",
         "output again after kill -9 of a worker",
         "the same, a durable one with 10 states",
     ]
