@@ -30,6 +30,8 @@ ENGINES = {
     "process": "consecution.engines.process",
 }
 """Mode → module with a function ``start(plan, pipeline, iterable, options) -> Running``."""
+PREPARED = {"process": "consecution.runtime.fork_server"}
+"""Mode → module with a function ``prepare()``: it gets under way what takes time, before the engine is imported."""
 
 
 class Running(ABC):
@@ -127,6 +129,8 @@ class Running(ABC):
 def start(pipeline: Pipeline, iterable: Any, options: Options) -> Running:
     """Start a run of ``pipeline`` over ``iterable`` (None: over its own Producer)."""
     plan = make_plan(pipeline.top_node, options, has_iterable=iterable is not None)
+    if options.mode in PREPARED:
+        importlib.import_module(PREPARED[options.mode]).prepare()
     module = importlib.import_module(ENGINES[options.mode])
     running: Running = module.start(plan, pipeline, iterable, options)
     running.stop_timeout_s = options.stop_timeout_s

@@ -17,7 +17,7 @@ from consecution.report import Report, Status
 from consecution.runtime import assembly, failpoints
 from consecution.runtime.assembly import SOURCE_TASK
 from consecution.runtime.books import Books, read_books
-from consecution.runtime.launcher import ProcessWorker, ThreadWorker, refuse_in_worker_start
+from consecution.runtime.launcher import ProcessWorker, ThreadWorker
 from consecution.runtime.local_run import finished_before, open_run_state, push_into, status_of
 from consecution.runtime.logs import LogPump
 from consecution.runtime.memory import can_limit_memory
@@ -27,12 +27,11 @@ from consecution.runtime.supervisor import Supervisor
 from consecution.runtime.worker import WorkerSpec
 from consecution.source import Source
 from consecution.sources.manual import ManualSource, Receipt
-from consecution.transport.sockets import SocketFolder, base_folder, sweep
+from consecution.transport.socket_folder import SocketFolder, base_folder, sweep
 
 
 def start(plan: Plan, pipeline: Any, iterable: Any, options: Any) -> Running:
     """Check that everything can be shipped, lock the state directory, start the supervisor."""
-    refuse_in_worker_start()
     return ProcessRunning(plan, pipeline, iterable)
 
 

@@ -5,29 +5,98 @@ Its own socket lies in a folder that any later run sweeps away; what the server 
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import multiprocess
+import multiprocess.forkserver
 import multiprocess.process
+import multiprocess.resource_tracker
 import multiprocess.util
 
-from consecution.transport.sockets import SocketFolder
+from consecution.errors import UsageError
+from consecution.transport.socket_folder import SocketFolder
 
 START_WITHIN_S = 5.0
 ASK_AGAIN_S = 0.01
-PRELOADED = ["consecution.runtime.nursery"]
+EXIT_UNGUARDED = 71
+PROCESS_NAME = "consecution worker "
+NURSERY = "consecution.runtime.nursery"
 
 Started = TypeVar("Started")
+
+_starting = threading.Lock()
+
+
+def prepare() -> None:
+    """Let the server import what workers need, while this process imports what the run needs. Returns at once."""
+    refuse_in_worker_start()
+    context()
+    with contextlib.suppress(OSError), without_tracker():
+        multiprocess.forkserver.ensure_running()
+
+
+def refuse_in_worker_start() -> None:
+    """An unguarded script would start the run again in every worker that imports it."""
+    process = multiprocess.process.current_process()
+    if not getattr(process, "_inheriting", False):
+        return
+    if process.name.startswith(PROCESS_NAME):
+        os._exit(EXIT_UNGUARDED)
+    raise unguarded()
+
+
+def unguarded() -> UsageError:
+    """What is wrong with a script that would start the run again in every worker."""
+    return UsageError(
+        "run() was called while a worker imports your script: put the call under `if __name__ == '__main__':`"
+    )
 
 
 def context() -> Any:
     """The context that starts processes by the fork server."""
     _use_swept_folder()
     made = multiprocess.get_context("forkserver")
-    made.set_forkserver_preload(PRELOADED)
+    made.set_forkserver_preload([*_imported(), NURSERY])
     return made
+
+
+def _imported() -> list[str]:
+    """Our own modules that are imported here: every worker imports the main module, and with it most of these."""
+    return sorted(name for name in sys.modules if name.startswith("consecution.") and not name.endswith("__main__"))
+
+
+@contextlib.contextmanager
+def without_tracker() -> Iterator[None]:
+    """Start neither server nor worker with a resource tracker beside it.
+
+    It is one more interpreter, which imports as much as the server does, just when that is waited for. Its work
+    is to remove semaphores and shared memory of multiprocess, and ours has none of these. Whoever uses them starts it.
+    """
+    tracker = multiprocess.resource_tracker._resource_tracker
+    with _starting:
+        if tracker._fd is not None:
+            yield
+            return
+        tracker._fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            yield
+        finally:
+            os.close(tracker._fd)
+            tracker._fd = None
+
+
+def leave_tracker() -> None:
+    """In a worker: forget the tracker that `without_tracker` has put there; the first who needs one gets it."""
+    tracker = multiprocess.resource_tracker._resource_tracker
+    if tracker._fd is not None and os.path.samestat(os.fstat(tracker._fd), os.stat(os.devnull)):
+        os.close(tracker._fd)
+        tracker._fd = None
 
 
 def insist(start: Callable[[], Started]) -> Started:

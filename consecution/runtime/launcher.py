@@ -14,9 +14,8 @@ from typing import Any, Protocol
 
 import multiprocess
 import multiprocess.connection
-import multiprocess.process
 
-from consecution.errors import ConsecutionError, UsageError
+from consecution.errors import ConsecutionError
 from consecution.protocol.poison import InHand
 from consecution.runtime import fork_server
 from consecution.runtime.logs import LogPump
@@ -25,8 +24,6 @@ from consecution.runtime.slots import SlotFile
 from consecution.runtime.worker import Worker, WorkerSpec, _report, run_worker
 
 LOOK_EVERY_S = 0.01
-EXIT_UNGUARDED = 71
-PROCESS_NAME = "consecution worker "
 
 
 class WorkerProcess(Protocol):
@@ -57,22 +54,6 @@ class WorkerProcess(Protocol):
         """Whether it is gone for certain."""
 
 
-def refuse_in_worker_start() -> None:
-    """An unguarded script would start the run again in every worker that imports it."""
-    process = multiprocess.process.current_process()
-    if not getattr(process, "_inheriting", False):
-        return
-    if process.name.startswith(PROCESS_NAME):
-        os._exit(EXIT_UNGUARDED)
-    raise _unguarded()
-
-
-def _unguarded() -> UsageError:
-    return UsageError(
-        "run() was called while a worker imports your script: put the call under `if __name__ == '__main__':`"
-    )
-
-
 class ProcessWorker:
     """A worker in a process of its own. OSError or EOFError if it cannot be started just now.
 
@@ -100,7 +81,7 @@ class ProcessWorker:
         return f"exit code {code}"
 
     def start_error(self) -> ConsecutionError | None:
-        return _unguarded() if self._process.exitcode == EXIT_UNGUARDED else None
+        return fork_server.unguarded() if self._process.exitcode == fork_server.EXIT_UNGUARDED else None
 
     def in_hand(self) -> InHand | None:
         return None if self._slot is None else self._slot.take()
@@ -152,9 +133,9 @@ def _start_process(spec: WorkerSpec, parcel: Parcel, mark: str, slot: SlotFile |
     sent = multiprocess.connection.Connection(os.dup(parcel.fileno()), writable=False)
     lent = None if slot is None else multiprocess.connection.Connection(os.dup(slot.fileno()))
     args = (spec, theirs, log, sent, lent)
-    process = made.Process(target=run_worker, args=args, name=PROCESS_NAME + mark, daemon=True)
+    process = made.Process(target=run_worker, args=args, name=fork_server.PROCESS_NAME + mark, daemon=True)
     try:
-        with _main_if_needed():
+        with _main_if_needed(), fork_server.without_tracker():
             process.start()
     except BaseException:
         os.close(log_read)

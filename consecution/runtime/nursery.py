@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import signal
 import time
 
+import multiprocess.popen_forkserver
+
 from consecution.runtime import worker
-from consecution.transport.sockets import base_folder, sweep
+from consecution.transport.socket_folder import base_folder, sweep
 
 PARENT_EXIT_WAIT_S = 0.5
 LOOK_EVERY_S = 0.005
@@ -43,4 +46,6 @@ def _clean_up_after(parent: int, server: int) -> None:
 _outlive_signals()
 atexit.register(_clean_up_after, os.getppid(), os.getpid())
 
-__all__ = ["worker"]
+gc.freeze()  # What is here stays: no worker's collector looks at it, and so copies it.
+
+__all__ = ["multiprocess", "worker"]

@@ -31,13 +31,15 @@ from consecution.protocol.origin import FailureEntry
 from consecution.protocol.poison import Guard, Verdict
 from consecution.protocol.values import TaskIndex
 from consecution.runtime import assembly, control, failpoints
+from consecution.runtime.fork_server import leave_tracker
 from consecution.runtime.memory import limit_memory
 from consecution.runtime.origin_host import SourceHost, process_codec
 from consecution.runtime.shipping import Shipment, read_parcel, unship
 from consecution.runtime.slots import SlotNote
 from consecution.sink import Sink
 from consecution.transport.salvage import salvage
-from consecution.transport.sockets import Inbox, SocketOutbox, remove_if_empty
+from consecution.transport.socket_folder import remove_if_empty
+from consecution.transport.sockets import Inbox, SocketOutbox
 
 MESSAGES_PER_TURN = 16
 BEAT_EVERY_S = 0.25
@@ -66,6 +68,7 @@ def run_worker(spec: WorkerSpec, pipe: Any, log: Any, parcel: Any, slot: Any = N
     """The main function of a worker process."""
     _take_over_output(log)
     _take_over_environment(spec.environment)
+    leave_tracker()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave_it_to_the_supervisor)
     _die_with_parent()

@@ -553,7 +553,8 @@ def test_a_killed_supervisor_leaves_no_process_and_no_socket(house: House, sourc
 
     os.kill(supervisor.pid, signal.SIGSTOP if victims.endswith("slowly") else signal.SIGKILL)
     for worker in workers if victims.endswith("workers") else []:
-        os.kill(worker, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may have seen already that its supervisor is gone
+            os.kill(worker, signal.SIGKILL)
     os.kill(supervisor.pid, signal.SIGKILL)
     supervisor.communicate()
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import multiprocess.forkserver
 import multiprocess.process
 import pytest
 
@@ -15,7 +18,7 @@ from consecution import Node, Pipeline, Producer
 from consecution.errors import UsageError
 from consecution.protocol.values import TaskIndex
 from consecution.runtime import control, fork_server, launcher
-from consecution.runtime.launcher import ProcessWorker, ThreadWorker, refuse_in_worker_start
+from consecution.runtime.launcher import ProcessWorker, ThreadWorker
 from consecution.runtime.logs import LogPump
 from consecution.runtime.shipping import Parcel, Shipment, ship
 from consecution.runtime.worker import EXIT_FAILED, WorkerSpec
@@ -188,6 +191,42 @@ def test_a_new_fork_server_takes_the_place_of_a_dead_one(pad: Launchpad) -> None
     assert next_word(pad.process(), control.Began)
 
 
+SHARES = """
+import os, sys
+from multiprocess import resource_tracker, shared_memory
+from consecution import Pipeline, Producer
+
+def share(item):
+    made = shared_memory.SharedMemory(create=True, size=8)  # left for the tracker to remove
+    made.close()
+    print("shared", made.name, flush=True)
+
+if __name__ == "__main__":
+    report = Pipeline(Producer([1]) | share).run(mode="process", robustness="none")
+    print(resource_tracker._resource_tracker._fd, report.completed)
+"""
+
+
+def test_a_tracker_of_shared_memory_is_started_only_by_those_who_need_it(tmp_path: Path) -> None:
+    (tmp_path / "shares.py").write_text(SHARES)
+    done = subprocess.run([sys.executable, str(tmp_path / "shares.py")], capture_output=True, text=True, timeout=60)
+
+    assert done.stdout.split() == ["None", "1"], done.stderr
+    (name,) = re.findall(r"shared (\S+)", done.stderr)
+    wait_for(lambda: not Path("/dev/shm", name).exists())
+
+
+def test_the_server_imports_while_the_run_is_only_being_prepared() -> None:
+    server = multiprocess.forkserver._forkserver
+
+    fork_server.prepare()
+    pid = server._forkserver_pid
+    fork_server.prepare()
+
+    assert pid is not None
+    assert server._forkserver_pid == pid
+
+
 def test_starting_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fork_server, "START_WITHIN_S", 0.05)
     tries: list[int] = []
@@ -265,8 +304,8 @@ def test_a_run_within_the_import_of_a_process_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(process, "_inheriting", True, raising=False)
 
     with pytest.raises(UsageError, match="put the call under `if __name__ == '__main__':`"):
-        refuse_in_worker_start()
+        fork_server.refuse_in_worker_start()
 
 
 def test_anywhere_else_a_run_may_start() -> None:
-    refuse_in_worker_start()
+    fork_server.refuse_in_worker_start()

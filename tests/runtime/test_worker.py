@@ -21,7 +21,8 @@ from consecution.runtime import control
 from consecution.runtime.shipping import Shipment
 from consecution.runtime.worker import Worker, WorkerSpec, _pickled
 from consecution.transport.codec import PickleCodec
-from consecution.transport.sockets import Inbox, SocketFolder, SocketOutbox
+from consecution.transport.socket_folder import SocketFolder
+from consecution.transport.sockets import Inbox, SocketOutbox
 from tests.engines.misbehaving import Copy, wait_for
 
 WAIT_S = 30.0
