@@ -28,8 +28,8 @@ check: $(STAMP) ## format, lint, types and tests: what continuous integration ru
 	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
 
-faults: $(STAMP) ## kill real processes for some minutes; SEED=n RUNS=n WORK=travel|ledger to choose
-	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS)) $(if $(WORK),--work $(WORK))
+faults: $(STAMP) ## kill real processes for hours; SEED=n RUNS=n ITEMS=n WORK=travel|ledger for less
+	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS)) $(if $(ITEMS),--items $(ITEMS)) $(if $(WORK),--work $(WORK))
 
 bench: $(STAMP) ## measure against a plain loop and consecution 0.2.0, side by side
 	@$(BIN)/python -m benchmarks

@@ -7,6 +7,8 @@ import random
 import statistics
 import sys
 from collections import Counter
+from collections.abc import Mapping
+from contextlib import nullcontext
 
 from tests.faults import attack
 from tests.faults.attack import Outcome
@@ -14,22 +16,21 @@ from tests.faults.schedule import draw
 from tests.faults.server import a_server
 from tests.faults.works import WORKS
 
-ITEMS = 200_000
-RUNS = 40
+ITEMS = {"travel": 200_000, "ledger": 1_000_000}
+RUNS = {"travel": 20, "ledger": 100}
 
 
 def main() -> int:
     options = _parse()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
-    runs = options.runs or (RUNS if options.seed is None else 1)
-    works = [options.work] if options.work else list(WORKS)
-    print(f"{runs} runs of {options.items:,} items from seed {seed}", flush=True)
+    works = _works(options)
+    print(f"{len(works)} runs from seed {seed}", flush=True)
     outcomes = []
     with a_server(options.server) as make_database:
-        for number in range(runs):
-            work = works[number % len(works)]
-            server = make_database() if work == "ledger" else ""
-            outcomes.append(_run(work, seed + number, options.items, server, f"{number + 1}/{runs}"))
+        for number, work in enumerate(works):
+            with make_database() if work == "ledger" else nullcontext("") as server:
+                items = options.items or ITEMS[work]
+                outcomes.append(_run(work, seed + number, items, server, f"{number + 1}/{len(works)}"))
             if outcomes[-1].problems and options.stop:
                 break
     print(_table(outcomes))
@@ -39,12 +40,21 @@ def main() -> int:
     return 1 if bad else 0
 
 
+def _works(options: argparse.Namespace) -> list[str]:
+    """The work of each run: those that were asked for in turn, or as many of each as there are in `RUNS`."""
+    chosen = [options.work] if options.work else list(WORKS)
+    runs = options.runs or (1 if options.seed is not None else None)
+    if runs is not None:
+        return [chosen[number % len(chosen)] for number in range(runs)]
+    return [work for work in chosen for _ in range(RUNS[work])]
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seed", type=int, help="the first seed; alone: this one run")
-    parser.add_argument("--runs", type=int, help=f"how many seeds, one after the other (default {RUNS})")
-    parser.add_argument("--items", type=int, default=ITEMS, help=f"items of the source (default {ITEMS})")
-    parser.add_argument("--work", choices=sorted(WORKS), help="only this kind of work (default: in turn)")
+    parser.add_argument("--runs", type=int, help=f"how many seeds, one after the other (default {_told(RUNS)})")
+    parser.add_argument("--items", type=int, help=f"items of the source (default {_told(ITEMS)})")
+    parser.add_argument("--work", choices=sorted(WORKS), help="only this kind of work (default: all)")
     parser.add_argument(
         "--server",
         action=argparse.BooleanOptionalAction,
@@ -56,7 +66,8 @@ def _parse() -> argparse.Namespace:
 
 def _run(work: str, seed: int, items: int, server: str, number: str) -> Outcome:
     print(f"[{number}] seed {seed}: {draw(work, seed, items, server=server)}", flush=True)
-    outcome = attack.run(work, seed, items, server=server, deadline_s=attack.LONG_DEADLINE_S)
+    deadline_s = max(attack.LONG_DEADLINE_S, items * attack.DEADLINE_PER_ITEM_S)
+    outcome = attack.run(work, seed, items, server=server, deadline_s=deadline_s)
     verdict = f"FAILED: {'; '.join(outcome.problems)}" if outcome.problems else "ok"
     print(
         f"        {outcome.seconds:.1f} s, {outcome.lives} lives, killed {_told(outcome.kills)}; in the last life "
@@ -66,8 +77,8 @@ def _run(work: str, seed: int, items: int, server: str, number: str) -> Outcome:
     return outcome
 
 
-def _told(kills: Counter[str]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(kills.items())) or "nothing"
+def _told(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items())) or "nothing"
 
 
 def _table(outcomes: list[Outcome]) -> str:
@@ -78,12 +89,17 @@ def _table(outcomes: list[Outcome]) -> str:
         *((f"killed: {kind}", str(count)) for kind, count in sorted(kills.items())),
         ("batches replayed, last lives", str(sum(outcome.replayed for outcome in outcomes))),
         ("workers restarted, last lives", str(sum(outcome.restarts for outcome in outcomes))),
+        ("killed in a run", _span([sum(outcome.kills.values()) for outcome in outcomes])),
         ("longest run", f"{max(outcome.seconds for outcome in outcomes):.1f} s"),
         ("worker killed to replay ordered", _spread([s for outcome in outcomes for s in outcome.recovery_s])),
         ("supervisor killed to all gone", _spread([s for outcome in outcomes for s in outcome.orphans_s])),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(["", *(f"  {name: <{width}}  {value}" for name, value in rows)])
+
+
+def _span(counts: list[int]) -> str:
+    return f"least {min(counts)}, median {statistics.median(counts):.0f}, most {max(counts)}"
 
 
 def _spread(seconds: list[float]) -> str:

@@ -26,10 +26,18 @@ from tests.faults.works import WORKS
 DEADLINE_S = 150.0
 LONG_DEADLINE_S = 600.0
 """With hundreds of thousands of items, and while others work on the machine."""
+DEADLINE_PER_ITEM_S = 0.003
+"""Where that is more."""
 GONE_WITHIN_S = 20.0
 LOOK_EVERY_S = 0.002
+LOOK_AGAIN_S = 0.1
+"""For a victim that was not there."""
 MORE_LIVES = 9
 """Than were drawn: failpoints may hit the supervisor when it reads the source itself."""
+FAR = 0.02
+"""So far on after a kill, or from its start, the run has recovered, whoever had to be started for it."""
+FEWEST_KILLS = 10
+"""Of a stubborn schedule."""
 SHOWN_LOG_LINES = 40
 REPOSITORY = Path(__file__).parents[2]
 VERDICTS: dict[str, Any] = {"travel": travel_verdict, "ledger": ledger_verdict}
@@ -108,6 +116,7 @@ class _Run:
     def __init__(self, schedule: Schedule, outcome: Outcome, deadline_s: float) -> None:
         self.job = schedule.job
         self.impatient = schedule.impatient
+        self.stubborn = schedule.stubborn
         self.outcome = outcome
         self.deadline_s = deadline_s
         self._schedule = schedule
@@ -124,14 +133,20 @@ class _Run:
             (self._folder / "lines").write_text("".join(work.lines(self.job)))
 
     def to_the_end(self) -> None:
+        drawn = self._schedule.lives
+        most_lives = len(drawn) + MORE_LIVES + sum(len(life.traps) for life in drawn) * self._schedule.stubborn
+        left = Life()
         for number in itertools.count(1):
-            if number > len(self._schedule.lives) + MORE_LIVES:
+            if number > most_lives:
                 raise _Broken(f"not at its end after {number - 1} lives")
-            life = self._schedule.lives[number - 1] if number <= len(self._schedule.lives) else Life()
+            life = drawn[number - 1] if number <= len(drawn) else Life()
             self.outcome.lives = number
-            code = _Life(self, number, life).live()
+            living = _Life(self, number, left.and_then(life))
+            code = living.live()
             if code is not None:
                 break
+            if self._schedule.stubborn:
+                left = living.left()
         self._judge(code)
 
     def _judge(self, code: int) -> None:
@@ -152,6 +167,9 @@ class _Run:
         failed = len(WORKS[job.work].expected_failures(job))
         outcome.problems += verdict.of_report(job, report, code, failed) + verdict.of_final_journals(job, failed)
         torn_at_most = sum(outcome.kills.values()) * 8
+        kills = sum(count for kind, count in outcome.kills.items() if kind != "by an item")
+        if self._schedule.stubborn and kills < FEWEST_KILLS:
+            outcome.problems.append(f"only {kills} kills came about, expected at least {FEWEST_KILLS}")
         outcome.problems += VERDICTS[job.work].of_end(job, list(report.failures), torn_at_most=torn_at_most)
 
     def clean_up(self) -> None:
@@ -188,6 +206,8 @@ class _Life:
         self._growing = list(map(str, WORKS[run.job.work].growing(run.job)))
         self._stopped: list[int] = []
         self._started_before_kill = 0
+        self._progress_at_kill = self._progress()
+        self._look_again_s = 0.0
         self._ended_supervisor = False
         self._nobody_cleans_up = False
         """The fork server died too, or was not there yet: the next run does it."""
@@ -230,6 +250,10 @@ class _Life:
             self._after_death()
         return None
 
+    def left(self) -> Life:
+        """What has not come about."""
+        return Life(tuple(self._attacks), tuple(self._traps.values()))
+
     @contextlib.contextmanager
     def _standard_input(self) -> Iterator[int]:
         """The lines, as a file or through a pipe; nothing for other sources."""
@@ -252,7 +276,7 @@ class _Life:
             self._events.look()
             self._look_at_traps()
             if self._attacks and self._is_due(self._attacks[0]):
-                self._carry_out(self._attacks.pop(0), process)
+                self._attack(process)
             time.sleep(LOOK_EVERY_S)
         self._events.look()
         return code
@@ -264,9 +288,11 @@ class _Life:
         if isinstance(trigger, AtProgress):
             return self._progress() >= trigger.fraction
         if isinstance(trigger, AtStart):
-            return self._events.started >= trigger.workers
-        assert isinstance(trigger, AtRecovery)
-        return self._events.started >= max(1, self._started_before_kill) + trigger.workers
+            started = trigger.workers
+        else:
+            assert isinstance(trigger, AtRecovery)
+            started = max(1, self._started_before_kill) + trigger.workers
+        return self._events.started >= started or self._progress() >= self._progress_at_kill + FAR
 
     def _progress(self) -> float:
         found_bytes = sum(os.path.getsize(path) for path in self._growing if os.path.exists(path))
@@ -274,15 +300,29 @@ class _Life:
 
     # -- whom ------------------------------------------------------------------------------------
 
-    def _carry_out(self, attack: Attack, process: subprocess.Popen[bytes]) -> None:
-        victims = list(self._victims(attack, process))
+    def _attack(self, process: subprocess.Popen[bytes]) -> None:
+        """Carry out the next one, if its victims are there; else go on to the one after it, or wait for them."""
+        if time.monotonic() < self._look_again_s:
+            return
+        victims = list(self._victims(self._attacks[0], process))
+        if victims:
+            self._carry_out(self._attacks.pop(0), victims)
+        elif self._run.stubborn:
+            self._look_again_s = time.monotonic() + LOOK_AGAIN_S
+        else:
+            del self._attacks[0]
+            self._note_kill()
+
+    def _note_kill(self) -> None:
         self._started_before_kill = self._events.started
+        self._progress_at_kill = self._progress()
+
+    def _carry_out(self, attack: Attack, victims: list[int]) -> None:
+        self._note_kill()
         killed_s = time.monotonic()
         for pid in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP if attack.victim == "hang" else signal.SIGKILL)
-        if not victims:
-            return
         if attack.victim == "hang":
             self._stopped += victims
         self._ended_supervisor |= attack.victim in ("supervisor", "everything")
@@ -313,7 +353,7 @@ class _Life:
                 del self._traps[token]
                 self._ended_supervisor |= trap.group or self._may_hit_supervisor(trap)
                 self._nobody_cleans_up |= trap.group
-                self._started_before_kill = self._events.started
+                self._note_kill()
                 self._events.kills.append((time.monotonic(), "trap"))
                 kind = "everything@failpoint" if trap.group else f"{trap.point.partition('.')[0]}@failpoint"
                 self._run.note(kind, f"life {self._number}: {trap}", trap.group_of_points)

@@ -34,7 +34,7 @@ LEDGER_POINT_GROUPS = {
 VICTIMS = ("worker", "several", "hang", "forkserver", "supervisor", "everything")
 HANG_TIMEOUT_S = 2.0
 LONG_ITEMS = 50_000
-"""From here on there is time for many kills. Some of those that are drawn never come about."""
+"""From here on there is time for many kills."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,11 @@ class Life:
     attacks: tuple[Attack, ...] = ()
     traps: tuple[Trap, ...] = ()
 
+    def and_then(self, later: Life) -> Life:
+        """Both in one; of two traps at a point only the first."""
+        traps = {trap.point: trap for trap in (*later.traps, *self.traps)}
+        return Life(self.attacks + later.attacks, tuple(traps.values()))
+
     def __str__(self) -> str:
         return ", ".join(map(str, (*self.attacks, *self.traps))) or "nothing"
 
@@ -118,6 +123,8 @@ class Schedule:
     lives: tuple[Life, ...]
     impatient: bool = False
     """Start the next life while workers of the last one may still be dying."""
+    stubborn: bool = False
+    """What did not come about in one life is done in the next, and who is not there is waited for."""
 
     def kinds(self) -> set[str]:
         """The kinds of victims, and the groups of failpoints, as ``@group``."""
@@ -226,9 +233,10 @@ class _LedgerDraw:
     rng: random.Random
     source: str
     tasks: tuple[str, ...]
-    is_long: bool
-    fractions: Iterator[float]
-    """How far the run is at the next attacks."""
+    most_passes: int
+    fractions: list[float]
+    """How far the run is at each of the attacks: all over it, though not all attacks wait for it."""
+    drawn: int = 0
 
     @property
     def spares_supervisor(self) -> bool:
@@ -242,10 +250,12 @@ class _LedgerDraw:
             attacks.append(self.attack(("supervisor", "everything"), (1, 1)))
         elif not is_last:
             traps.append(self.deadly_trap())
+            self.drawn += 1
         return Life(tuple(attacks), tuple({trap.point: trap for trap in traps}.values()))
 
     def attack(self, victims: tuple[str, ...], weights: tuple[int, ...]) -> Attack:
         victim = self.rng.choices(victims, weights)[0]
+        self.drawn += 1
         count = {"worker": 1, "hang": 1, "several": self.rng.randint(2, 5)}.get(victim, 0)
         return Attack(self.trigger(), victim, tuple(self.rng.sample(self.tasks, count)))
 
@@ -255,7 +265,7 @@ class _LedgerDraw:
             return AtStart(self.rng.randint(1, len(self.tasks)))
         if kind == "recovery":
             return AtRecovery(self.rng.randint(0, 2))
-        return AtProgress(next(self.fractions))
+        return AtProgress(self.fractions[self.drawn - 1])
 
     def harmless_trap(self) -> Trap:
         """One that the supervisor survives, unless it reads the source itself."""
@@ -270,7 +280,7 @@ class _LedgerDraw:
 
     def trap(self, group: str) -> Trap:
         points = {**LEDGER_POINT_GROUPS, "worker": ("worker.begun", "worker.switched", "worker.closing")}[group]
-        most = {"start": 3, "recovery": 2, "worker": 3, "end": 1}.get(group, 400 if self.is_long else 30)
+        most = {"start": 3, "recovery": 2, "worker": 3, "end": 1}.get(group, self.most_passes)
         return Trap(self.rng.choice(points), int(most ** self.rng.random()), False)
 
 
@@ -278,13 +288,14 @@ def _draw_ledger(seed: int, items: int, folder: str, server: str) -> Schedule:
     rng = random.Random(f"ledger {seed}")
     source = SOURCES[seed % len(SOURCES)]
     is_long = items >= LONG_ITEMS
-    kills = rng.randint(15, 55) if is_long else rng.randint(3, 5)
+    kills = rng.randint(16, 38) if is_long else rng.randint(3, 5)
     lives = 1 if source == "pipe" else rng.randint(1, 2 + kills // 12)
     tasks = ledger.TASKS_WITH_SERVER if server else ledger.TASKS
     if source == "list":
         tasks = ("source.0", *tasks)
-    fractions = iter(sorted(rng.random() for _ in range(kills)))
-    drawing = _LedgerDraw(rng, source, tasks, is_long, fractions)
+    fractions = sorted(rng.random() for _ in range(kills))
+    most_passes = max(400, items // 1000) if is_long else 30
+    drawing = _LedgerDraw(rng, source, tasks, most_passes, fractions)
     shares = [(kills - lives + 1) * n // lives for n in range(lives + 1)]
     drawn = tuple(
         drawing.life(until - since, is_last=number == lives)
@@ -302,7 +313,7 @@ def _draw_ledger(seed: int, items: int, folder: str, server: str) -> Schedule:
         stores=rng.choice(("own", "bundled")),
         server=server,
     )
-    return Schedule(job, drawn, impatient=rng.random() < 0.3)
+    return Schedule(job, drawn, impatient=rng.random() < 0.3, stubborn=is_long)
 
 
 def _travel_lives(drawing: _TravelDraw, count: int) -> Iterator[Life]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from tests.sinks.cluster import Cluster, Unavailable
 
+Databases = Callable[[], AbstractContextManager[str]]
+"""Makes a database, gives its url, and drops it afterwards; "" where there is no server."""
+
 
 @contextmanager
-def a_server(wanted: bool | None) -> Iterator[Callable[[], str]]:
-    """Gives a function that makes a database and returns its url; "" where there is no server.
-
-    ``wanted`` None: where one can be started.
-    """
+def a_server(wanted: bool | None) -> Iterator[Databases]:
+    """``wanted`` None: where one can be started."""
     if wanted is False:
-        yield lambda: ""
+        yield lambda: nullcontext("")
         return
     try:
         import psycopg
@@ -28,15 +28,17 @@ def a_server(wanted: bool | None) -> Iterator[Callable[[], str]]:
         if wanted:
             raise
         print(f"without PostgreSQL: {error}")
-        yield lambda: ""
+        yield lambda: nullcontext("")
         return
     numbers = itertools.count(1)
 
-    def make_database() -> str:
+    @contextmanager
+    def make_database() -> Iterator[str]:
         name = f"ledger_{next(numbers)}"
         with psycopg.connect(cluster.url(), autocommit=True) as server:
             server.execute(f"CREATE DATABASE {name}")
-        return cluster.url(name)
+            yield cluster.url(name)
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     try:
         yield make_database

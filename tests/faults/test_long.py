@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 
 from tests.faults import attack
-from tests.faults.server import a_server
+from tests.faults.server import Databases, a_server
 
 ITEMS = {"travel": 200_000, "ledger": 100_000}
 RUNS = [*(("travel", seed) for seed in range(1000, 1020)), *(("ledger", seed) for seed in range(1000, 1020))]
 
 
 @pytest.fixture(scope="module")
-def make_database() -> Iterator[Callable[[], str]]:
+def make_database() -> Iterator[Databases]:
     with a_server(wanted=None) as make:
         yield make
 
@@ -22,11 +23,8 @@ def make_database() -> Iterator[Callable[[], str]]:
 @pytest.mark.faults
 @pytest.mark.timeout(2 * attack.LONG_DEADLINE_S)
 @pytest.mark.parametrize(("work", "seed"), RUNS)
-def test_every_item_is_completely_processed_whatever_dies(
-    work: str, seed: int, make_database: Callable[[], str]
-) -> None:
-    server = make_database() if work == "ledger" else ""
-
-    outcome = attack.run(work, seed, ITEMS[work], server=server, deadline_s=attack.LONG_DEADLINE_S)
+def test_every_item_is_completely_processed_whatever_dies(work: str, seed: int, make_database: Databases) -> None:
+    with make_database() if work == "ledger" else nullcontext("") as server:
+        outcome = attack.run(work, seed, ITEMS[work], server=server, deadline_s=attack.LONG_DEADLINE_S)
 
     assert not outcome.problems, attack.describe(outcome)
