@@ -148,8 +148,9 @@ def _number_of(item: Any) -> int | None:
 # -- the rest ------------------------------------------------------------------------------------
 
 
-SHARED_NAMES = ("sem.", "psm_", "consecution")
-"""How Python's semaphores and shared memory are named, and what we might name ourselves. Others share the machine."""
+SHARED_NAMES = ("sem.", "consecution")
+"""How Python's semaphores are named, and what we might name ourselves. Others share the machine, and its blocks of
+shared memory ("psm_"), of which nothing here makes any."""
 
 
 def shared_memory() -> set[str]:
