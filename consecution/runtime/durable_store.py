@@ -73,10 +73,6 @@ class DurableStore(Journal):
     def has_ended(self) -> bool:
         return self.read("meta", b"ended") is not None
 
-    def _records(self, table: str) -> list[tuple[bytes, bytes]]:
-        with self._explained("read"), self._env.begin(db=self._handles[table]) as txn:
-            return [(bytes(key), bytes(value)) for key, value in txn.cursor()]
-
     def _read_frame(self, key: bytes, value: bytes) -> Frame:
         path, low, sender, stage, payload = self._unseal("inbox", key, value)  # checks the key, too
         origin, seq, generation, frame_id = _FRAME_KEY.unpack(key)
@@ -166,13 +162,15 @@ class DurableStore(Journal):
     def scan(self, table: str, since: bytes = b"", until: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """All (key, body) of a table from ``since`` to before ``until``, as of now, by key."""
         with self._explained("read"), self._env.begin(db=self._handles[table]) as txn:
-            cursor = txn.cursor()
-            if not (cursor.set_range(since) if since else cursor.first()):
-                return
-            for key, value in cursor:
-                if until is not None and key >= until:
-                    return
-                yield bytes(key), self._body(table, key, value)
+            cursor, found = txn.cursor(), 0
+            if cursor.set_range(since) if since else cursor.first():
+                for key, value in cursor:
+                    found += 1
+                    if until is not None and key >= until:
+                        return
+                    yield bytes(key), self._body(table, key, value)
+            if not since:
+                self._check_count(table, found, txn.stat(self._handles[table])["entries"])
 
 
 class _Recorder:

@@ -61,6 +61,8 @@ FORMAT = 1
 MAP_SIZE_BYTES = 16 * 1024**3
 """Reserved, not used: the file grows with what it holds. Twice its size, where that is more."""
 LOCK_WAIT_S = 10.0
+META_RECORDS = (b"head", b"identity", b"moved", b"ended", b"outside")
+"""The last two are a durable task's."""
 NO_ROOM_BYTES = 1 << 20
 """With less than that LMDB's "Input/output error" means a full disk: it cannot tell the one from the other."""
 _DAMAGE = (
@@ -105,13 +107,13 @@ class Journal:
         with self._explained("locked"):
             self._lock = _lock_environment(path)
         try:
-            self._open(power=sync == "power")
+            self._open(power=sync == "power", create=create)
             self.uuid = self._settle_identity(origin, epoch, create)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, *, power: bool) -> None:
+    def _open(self, *, power: bool, create: bool) -> None:
         data = self.path / "data.mdb"
         size_bytes = data.stat().st_size if data.exists() else 0
         with self._explained("opened"):
@@ -126,14 +128,60 @@ class Journal:
             _cover_map(self._env, data)
             # A reader that was killed would keep its snapshot, and the file growing, for good.
             self._env.reader_check()
-            with self._env.begin(write=True) as txn:  # one commit makes them all
-                self._handles = {name: self._env.open_db(name.encode(), txn=txn) for name in self.tables}
+            self._handles = self._open_tables(create=create)
             self._meta = self._handles["meta"]
             self._batches = self._handles["batches"]
             self._decided = self._handles["decided"]
             self._failures = self._handles["failures"]
 
+    def _open_tables(self, *, create: bool) -> dict[str, Any]:
+        """All are made in one commit; made later, an empty one would hide that its name has been damaged."""
+        with self._env.begin(write=True) as txn:  # handles outlive only such a one
+            found = {name: self._find_table(txn, name) for name in self.tables}
+            missing = [name for name, handle in found.items() if handle is None]
+            if create and len(missing) == len(found):
+                return {name: self._env.open_db(name.encode(), txn=txn) for name in self.tables}
+        if "meta" in missing:
+            raise self._damaged("meta/identity", "is missing")
+        if missing:
+            raise self._damaged(missing[0], "is missing: the whole table")
+        return found
+
+    def _find_table(self, txn: Any, name: str) -> Any:
+        try:
+            return self._env.open_db(name.encode(), txn=txn, create=False)
+        except lmdb.NotFoundError:
+            return None
+
+    def _check_meta(self) -> None:
+        """What is missed by nobody must not be lost by a damaged name: each of these records is a known one."""
+        for key, value in self._records("meta"):
+            if key not in META_RECORDS:
+                raise self._damaged(f"meta/{key.decode(errors='replace')}", "is none that belongs there")
+            self._body("meta", key, value)
+
+    def _records(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        """All that a table holds."""
+        with self._explained("read"), self._env.begin() as txn:
+            yield from self._records_in(txn, table)
+
+    def _records_in(self, txn: Any, table: str) -> Iterator[tuple[bytes, bytes]]:
+        """DamagedStoreError in the end if that was not as much as the table counts.
+
+        Each is to be looked at before the next is asked for: behind one that is damaged LMDB may abort.
+        """
+        db, found = self._handles[table], 0
+        for key, value in txn.cursor(db=db):
+            found += 1
+            yield bytes(key), bytes(value)
+        self._check_count(table, found, txn.stat(db)["entries"])
+
+    def _check_count(self, table: str, found: int, counted: int) -> None:
+        if found != counted:
+            raise self._damaged(table, f"gives {found} records, and counts {counted}")
+
     def _settle_identity(self, origin: str, epoch: str, create: bool) -> str:
+        self._check_meta()
         with self._explained("read"), self._env.begin(db=self._meta) as txn:
             found = txn.get(b"identity")
         if found is None:
@@ -169,8 +217,8 @@ class Journal:
         """Everything that is not over yet; DamagedStoreError names the first record that is not sound."""
         with self._explained("read"), self._env.begin() as txn:
             head = self._read_head(txn)
-            batches = tuple(self._read_batch(k, v) for k, v in txn.cursor(db=self._batches))
-            decided = tuple(self._read_decision(k, v) for k, v in txn.cursor(db=self._decided))
+            batches = tuple(self._read_batch(k, v) for k, v in self._records_in(txn, "batches"))
+            decided = tuple(self._read_decision(k, v) for k, v in self._records_in(txn, "decided"))
             entries = self._entries(txn)
         self._check_complete(head, batches, entries)
         return Restored(head, batches, tuple(entry for entry in entries if entry.due_s is not None), decided)
@@ -325,7 +373,7 @@ class Journal:
             self._lock = -1
 
     def _entries(self, txn: lmdb.Transaction) -> list[FailureEntry]:
-        return [self._read_entry(key, value) for key, value in txn.cursor(db=self._failures)]
+        return [self._read_entry(key, value) for key, value in self._records_in(txn, "failures")]
 
     def _read_batch(self, key: Any, value: Any) -> BatchRecord:
         count, payload, retry, failed = self._unseal("batches", key, value)

@@ -382,6 +382,34 @@ def test_a_record_that_is_gone_is_missed(filled: Path, table: str, key: bytes, n
         restore(filled)
 
 
+@pytest.mark.parametrize("table", ["batches", "decided", "failures"])
+def test_a_table_whose_name_is_damaged_is_missed(filled: Path, table: str) -> None:
+    """It is not made anew: an empty table would hide what was in it."""
+    content = (filled / "data.mdb").read_bytes()
+    (filled / "data.mdb").write_bytes(content.replace(table.encode(), table.encode()[:-1] + b"_"))
+
+    with pytest.raises(DamagedStoreError, match=f"record {table} is missing: the whole table"):
+        restore(filled)
+
+
+def test_a_record_whose_name_is_damaged_is_noticed(filled: Path) -> None:
+    raw = RawJournal(filled)
+    raw.put("meta", b"hea_", raw.records()["meta", b"head"])
+
+    with pytest.raises(DamagedStoreError, match="record meta/hea_ is none that belongs there"):
+        restore(filled)
+
+
+def test_a_table_that_gives_fewer_records_than_it_counts_is_damage(filled: Path) -> None:
+    """LMDB keeps the count 32 bytes into what it knows of the table, behind the name of that."""
+    content = (filled / "data.mdb").read_bytes()
+    place = content.rindex(b"decided") + len(b"decided") + 32
+    (filled / "data.mdb").write_bytes(content[:place] + b"\5" + content[place + 1 :])
+
+    with pytest.raises(DamagedStoreError, match="record decided gives 0 records, and counts 5"):
+        restore(filled)
+
+
 def test_a_batch_that_the_head_does_not_know_is_damage(filled: Path) -> None:
     RawJournal(filled).put("batches", number(6), seal(number(6), [1, b"", None, []]))
 
