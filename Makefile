@@ -29,6 +29,7 @@ check: $(STAMP) ## format, lint, types and tests: what continuous integration ru
 	@$(MAKE) --no-print-directory test
 
 faults: $(STAMP) ## kill real processes for hours; SEED=n RUNS=n ITEMS=n WORK=travel|ledger for less
+	@$(if $(SEED)$(RUNS)$(WORK),,$(BIN)/python -m tests.damage)
 	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS)) $(if $(ITEMS),--items $(ITEMS)) $(if $(WORK),--work $(WORK))
 
 bench: $(STAMP) ## measure against a plain loop and consecution 0.2.0, side by side

@@ -98,11 +98,11 @@ def everything(size_bytes: int) -> Iterator[str]:
 
 
 def sample(size_bytes: int, count: int, seed: int) -> Iterator[str]:
-    """Some of everything, and as many single bits."""
+    """Some of everything, and some single bits."""
     chance = random.Random(seed)
     damages = list(everything(size_bytes))
     damages += [f"flip {place} {1 << chance.randrange(8)}" for place in range(size_bytes)]
-    yield from damages if len(damages) <= count else chance.sample(damages, count)
+    yield from chance.sample(damages, min(count, len(damages)))
 
 
 def attack(subject: str, damages: Callable[[int], Iterable[str]], seen: Callable[[Tally], None] = id) -> Tally:

@@ -115,6 +115,8 @@ def look_at_manifest(folder: Path) -> Any:
         state.close()
 
 
+PLAIN = "plain"
+"""Has no checksums: shows that other answers are found."""
 LINES = [f"line {number}" for number in range(40)]
 
 
@@ -138,11 +140,20 @@ def look_at_lines(folder: Path) -> Any:
     return (folder / "out.txt").read_bytes()
 
 
+def make_plain(folder: Path) -> None:
+    (folder / "plain").write_bytes(b"without a checksum")
+
+
+def look_at_plain(folder: Path) -> Any:
+    return (folder / "plain").read_bytes()
+
+
 SUBJECTS = {
     "journal": Subject("data.mdb", make_journal, look_at_journal),
     "durable": Subject("data.mdb", make_durable, look_at_durable),
     "manifest": Subject("manifest.json", make_manifest, look_at_manifest),
     "lines": Subject("out.txt", make_lines, look_at_lines),
+    PLAIN: Subject("plain", make_plain, look_at_plain),
 }
 
 
