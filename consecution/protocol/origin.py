@@ -205,12 +205,16 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a journal held when it was opened. Entries that were given up are not among ``waiting``."""
+    """What a journal held when it was opened. Entries that were given up are not among ``waiting``.
+
+    ``given_up`` are the roots of these, one for each.
+    """
 
     head: Head = Head()
     batches: tuple[BatchRecord, ...] = ()
     waiting: tuple[FailureEntry, ...] = ()
     decided: tuple[Decision, ...] = ()
+    given_up: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +329,9 @@ class Origin:
         for entry in restored.waiting:
             self._wait(entry)
             self._hold(entry.root, entry.held)
+        for root in restored.given_up:
+            if root in self._roots:
+                self._roots[root].failed += 1
 
     # -- what others may ask ---------------------------------------------------------------------
 

@@ -221,7 +221,9 @@ class Journal:
             decided = tuple(self._read_decision(k, v) for k, v in self._records_in(txn, "decided"))
             entries = self._entries(txn)
         self._check_complete(head, batches, entries)
-        return Restored(head, batches, tuple(entry for entry in entries if entry.due_s is not None), decided)
+        waiting = tuple(entry for entry in entries if entry.due_s is not None)
+        given_up = tuple(entry.root for entry in entries if entry.due_s is None)
+        return Restored(head, batches, waiting, decided, given_up)
 
     def _read_head(self, txn: lmdb.Transaction) -> Head:
         found = txn.get(b"head", db=self._meta)

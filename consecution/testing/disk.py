@@ -68,7 +68,8 @@ class Disk:
 
     def restore(self) -> Restored:
         records = tuple(self.batches[seq] for seq in sorted(self.batches))
-        return Restored(self.head, records, tuple(self.waiting), tuple(self.decided.values()))
+        given_up = tuple(entry.root for entry in self.given_up)
+        return Restored(self.head, records, tuple(self.waiting), tuple(self.decided.values()), given_up)
 
 
 class Writer:

@@ -707,6 +707,25 @@ def test_roots_with_open_retries_are_pending_after_a_restart() -> None:
     assert again.counts().pending == 0
 
 
+def test_what_was_given_up_before_a_restart_counts_when_the_batch_is_settled() -> None:
+    disk = Disk()
+    origin = running()
+    birth(origin, 4)
+    commit(origin, disk)
+    origin.launched(0, 1, 7, 0.0)
+    never = failed_item(2)._replace(retryable=False)
+    origin.acked(ack(0, 7, 1, failed_item(1), never), 0.0)
+    commit(origin, disk)
+
+    again = Origin(LIMITS, disk.restore(), 2.0)
+    again.replay(2.0)
+    again.start_retries(2.0)
+    again.take_turn()
+
+    assert complete(again, 1).settled == [Settled(0, 1, confirmed=True)]
+    assert again.counts().failed == 1
+
+
 def test_a_finished_origin_is_finished_after_a_restart() -> None:
     disk = Disk()
     origin = running()

@@ -141,7 +141,8 @@ class JournalAgainstDict(RuleBasedStateMachine):
         waiting = tuple(found for found in by_key if found.due_s is not None)
         given_up = [found for found in by_key if found.due_s is None]
 
-        assert self.journal.restore() == Restored(self.head, tuple(self.batches.values()), waiting)
+        roots = tuple(found.root for found in given_up)
+        assert self.journal.restore() == Restored(self.head, tuple(self.batches.values()), waiting, (), roots)
         for limit in (0, 1, len(given_up), len(given_up) + 1):
             assert self.journal.failures(limit) == (given_up[-limit:] if limit else [])
 
