@@ -521,10 +521,14 @@ def _wait_for_lock(lock: int, path: Path) -> None:
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
             return
         except BlockingIOError as error:
             if time.monotonic() > deadline_s:
+                holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
                 raise StateDirError(
-                    f"the journal {path} is in use by another process; wait until that run has ended, or stop it"
+                    f"the journal {path} is in use by another process ({holder}); wait until that run has ended, or "
+                    f"stop it; if it is a worker that its run has left behind: kill -9 {holder}"
                 ) from error
             time.sleep(0.005)

@@ -124,15 +124,16 @@ def _take_over_environment(environment: dict[str, str]) -> None:
 def _die_with_parent() -> None:
     """A net under the pipe, for workers whose user code holds the interpreter.
 
-    The fork server ends with the supervisor once no worker holds its pipe; Linux then kills the workers.
+    The fork server ends with the supervisor once no worker holds its pipe; Linux then kills the workers, stopped
+    ones too. Asked for while this one still holds the pipe: it could end before, unnoticed.
     """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     server = multiprocess.forkserver._forkserver
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)
         server._forkserver_alive_fd = None
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _report(pipe: Any, task: TaskIndex, doing: str, error: BaseException) -> None:

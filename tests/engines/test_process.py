@@ -583,6 +583,23 @@ def test_a_killed_supervisor_takes_along_even_who_holds_the_interpreter(house: H
     assert os.listdir(house.sockets) == []
 
 
+@linux_only
+def test_a_killed_supervisor_takes_along_even_who_was_stopped(house: House) -> None:
+    """A stopped process does nothing by itself, but it can be killed."""
+    supervisor = endless(house, count=COUNT)
+    wait_for((house.folder / "reached").exists)
+    workers = [pid for pid in house.processes() if pid != supervisor.pid and is_worker(pid)]
+
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    os.kill(supervisor.pid, signal.SIGKILL)
+    supervisor.communicate()
+
+    assert workers
+    wait_for(lambda: not house.processes(), 30)
+    assert_all_arrived(finish(house, COUNT), house.out)
+
+
 def blocked_in_sleep(pid: int) -> bool:
     """The main thread sleeps in native code."""
     with contextlib.suppress(OSError):

@@ -305,7 +305,7 @@ def test_a_journal_that_stays_locked_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(journal_module, "LOCK_WAIT_S", 0.02)
     holder = make(tmp_path)
 
-    with pytest.raises(StateDirError, match="is in use by another process"):
+    with pytest.raises(StateDirError, match=rf"in use by another process \({os.getpid()}\); .* kill -9 {os.getpid()}$"):
         make(tmp_path)
 
     holder.close()
