@@ -364,6 +364,11 @@ class SourceHost:
             raise self._problem
 
     @property
+    def reading_since_s(self) -> float | None:
+        """When (monotonic) the source was asked for items, while it has not answered."""
+        return self._reader.asked_s
+
+    @property
     def wants_to_read(self) -> bool:
         return self.origin.room() > 0
 
@@ -452,6 +457,7 @@ class _Reader:
         self._since_s = 0.0
         self._ended = False
         self._error: BaseException | None = None
+        self.asked_s: float | None = None
 
     def read(self, max_items: int) -> list[Any] | None:
         if self._error is not None:
@@ -477,6 +483,7 @@ class _Reader:
 
     def _ask(self, max_items: int) -> list[Any] | None:
         """What the source has; None at its end, and where it raises after something was kept: that goes first."""
+        self.asked_s = self._clock()
         try:
             found = self._source.read(max_items)
         except USER_ERRORS as error:
@@ -484,6 +491,8 @@ class _Reader:
                 raise
             self._error = error
             return None
+        finally:
+            self.asked_s = None
         self._ended = found is None
         return found
 

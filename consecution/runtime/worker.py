@@ -383,6 +383,23 @@ class Worker:
         while not self._stop_beating.wait(BEAT_EVERY_S):
             with contextlib.suppress(OSError):
                 self._tell(self.beat())
+            if self._source is not None:
+                self._warn_of_blocking(self._source)
+
+    def _warn_of_blocking(self, source: SourceHost) -> None:
+        """Once for each call of a source that waits where it must not; a slow one would not survive a kill."""
+        since_s, limit_s = source.reading_since_s, self._plan.options.timeout_s
+        if since_s is None or since_s == self._warned_of_s or time.monotonic() - since_s <= limit_s:
+            return
+        self._warned_of_s = since_s
+        print(
+            f"the source {source.source!r} has not come back from read() for {limit_s:g} s; meanwhile nothing that it "
+            "has given is decided, and no stop is heard. read() must not wait: let it return [] while there is "
+            "nothing, and fileno() say what to wait for; or give Producer a generator, which may wait",
+            file=sys.stderr,
+        )
+
+    _warned_of_s: float | None = None
 
     def beat(self) -> control.Beat:
         """How far this task is."""

@@ -20,6 +20,7 @@ from consecution.protocol.values import Ack, Acks, Frame, FrameId, Message, Stag
 from consecution.runtime import control
 from consecution.runtime.shipping import Shipment
 from consecution.runtime.worker import Worker, WorkerSpec, _pickled
+from consecution.source import Source
 from consecution.transport.codec import PickleCodec
 from consecution.transport.socket_folder import SocketFolder
 from consecution.transport.sockets import Inbox, SocketOutbox
@@ -57,10 +58,13 @@ class Slow(Node):
 class Bench:
     """One worker, and everything around it."""
 
-    def __init__(self, node: Node | None, *, source: Any = (), robustness: str = "confirm") -> None:
+    def __init__(
+        self, node: Node | None, *, source: Any = (), robustness: str = "confirm", timeout_s: float = 30.0
+    ) -> None:
         self.folder = SocketFolder()
-        pipeline = Pipeline(Producer(list(source)) | (node or Copy("node")) | Copy("peer"))
-        plan = pipeline.plan(mode="process", robustness=robustness, batch_size=10)
+        given = source if isinstance(source, Source) else list(source)
+        pipeline = Pipeline(Producer(given) | (node or Copy("node")) | Copy("peer"))
+        plan = pipeline.plan(mode="process", robustness=robustness, batch_size=10, timeout_s=timeout_s)
         producer: Any = pipeline.top_node
         task = TaskIndex(0) if node is None else ME
         shipment = Shipment(plan, node, producer.make_source() if node is None else None, None)
@@ -264,6 +268,49 @@ def test_a_source_waits_until_all_have_switched(bench: Make) -> None:
 
     assert held.origin.emitted == 0
     assert PickleCodec().decode(frame.payload) == [0, 1, 2, 3, 4]
+
+
+class Blocks(Source):
+    """Waits for this test in its second `read`."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.leave = threading.Event()
+
+    def read(self, max_items: int) -> list[Any] | None:
+        self.reads += 1
+        if self.reads == 2:
+            assert self.leave.wait(WAIT_S)
+        return None if self.reads == 3 else ["item"]
+
+    def position(self) -> int:
+        return self.reads
+
+    def __repr__(self) -> str:
+        return "Blocks()"
+
+
+def test_a_source_that_waits_in_read_is_warned_of_once(bench: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    blocks, warned = Blocks(), ""
+    one = bench(source=blocks, timeout_s=0.05)
+    one.wire()
+    one.tell(control.Replay(after_death=False))
+
+    def look() -> bool:
+        nonlocal warned
+        warned += capfd.readouterr().err
+        return "has not come back" in warned
+
+    try:
+        wait_for(look, WAIT_S)
+        for _ in range(3):
+            one.hear(control.Beat)
+    finally:
+        blocks.leave.set()
+    one.receive(Frame)
+    warned += capfd.readouterr().err
+
+    assert warned.count("the source Blocks() has not come back from read() for 0.05 s; meanwhile") == 1
 
 
 def test_a_source_tells_at_once_that_it_has_finished(bench: Make) -> None:
