@@ -75,6 +75,9 @@ _DAMAGE = (
 )
 _KEY = struct.Struct(">Q")
 _CRC = struct.Struct(">I")
+_COMMIT = struct.Struct("=Q")
+_COMMIT_AT = 144
+"""Where LMDB has a commit's number, in the page that it ends with: behind 16 bytes of header and 128 of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,7 @@ class Journal:
                 metasync=power,
                 max_readers=16,
             )
+            self._check_commits(data)
             _cover_map(self._env, data)
             # A reader that was killed would keep its snapshot, and the file growing, for good.
             self._env.reader_check()
@@ -152,6 +156,16 @@ class Journal:
             return self._env.open_db(name.encode(), txn=txn, create=False)
         except lmdb.NotFoundError:
             return None
+
+    def _check_commits(self, data: Path) -> None:
+        """The last two commits stand in the first two pages, in turn. LMDB takes the later: it must be the last."""
+        size_bytes = self._env.stat()["psize"]
+        with open(data, "rb") as file:
+            numbers = [_COMMIT.unpack(os.pread(file.fileno(), 8, page * size_bytes + _COMMIT_AT))[0] for page in (0, 1)]
+        if numbers != [0, 0] and (abs(numbers[0] - numbers[1]) != 1 or numbers[0] % 2):
+            raise self._damaged(
+                "data.mdb", f"says that its last commits are {numbers[0]} and {numbers[1]}: one must follow the other"
+            )
 
     def _check_meta(self) -> None:
         """What is missed by nobody must not be lost by a damaged name: each of these records is a known one."""

@@ -393,6 +393,16 @@ def test_a_table_whose_name_is_damaged_is_missed(filled: Path, table: str) -> No
         restore(filled)
 
 
+@pytest.mark.parametrize("place", [144, 145, 151, 4096 + 144, 4096 + 145, 4096 + 151])
+def test_a_file_that_would_go_back_to_an_earlier_commit_is_damage(filled: Path, place: int) -> None:
+    """LMDB takes the later of the two commits that its first pages hold, by their numbers alone."""
+    content = (filled / "data.mdb").read_bytes()
+    (filled / "data.mdb").write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+
+    with pytest.raises(DamagedStoreError, match=r"record data\.mdb says that its last commits are \d+ and \d+"):
+        restore(filled)
+
+
 def test_a_record_whose_name_is_damaged_is_noticed(filled: Path) -> None:
     raw = RawJournal(filled)
     raw.put("meta", b"hea_", raw.records()["meta", b"head"])
