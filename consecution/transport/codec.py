@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 from consecution.protocol.poison import PartlyDecodedError
@@ -22,7 +23,7 @@ class PickleCodec:
 
     def encode(self, items: list[Any]) -> bytes:
         try:
-            return pickle.dumps(items, 5)
+            return _dumps(items)
         except (pickle.PicklingError, AttributeError, TypeError):
             return _dill_dumps(items)
 
@@ -74,6 +75,25 @@ class LiveCodec:
 
     def encode_failed(self, item: Any) -> Any:
         return [item] if self._stored is None else self._stored.encode([item])
+
+
+class _Gathering:
+    """Stands for a file: pickle hands it large bytes and buffers as they are, and all else in pieces of 64 KiB."""
+
+    __slots__ = ("write",)
+
+    def __init__(self, write: Callable[[Any], Any]) -> None:
+        self.write = write
+
+
+def _dumps(items: list[Any]) -> bytes:
+    """`pickle.dumps`, which copies what is large again and again as its output grows: here once, at the end."""
+    parts: list[Any] = []
+    pickle.Pickler(_Gathering(parts.append), 5).dump(items)
+    if len(parts) == 1:
+        whole: bytes = parts[0]
+        return whole
+    return b"".join([part if type(part) is bytes else pickle.PickleBuffer(part).raw() for part in parts])
 
 
 def _loads(payload: Any) -> list[Any]:

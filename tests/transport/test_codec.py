@@ -162,3 +162,49 @@ def test_sizes_are_bytes_and_an_estimate_for_live_items() -> None:
     assert PickleCodec().size(b"four") == 4
     assert LiveCodec(stores_bytes=True).size(b"four") == 4
     assert LiveCodec(stores_bytes=True).size([1, 2, 3]) == 3 * LIVE_ITEM_BYTES
+
+
+LARGE = 300_000
+
+
+class Matrix:
+    """Hands its bytes over as numpy does."""
+
+    def __init__(self, buffer: Any) -> None:
+        self.buffer = buffer
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Matrix, (pickle.PickleBuffer(self.buffer),)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        b"\x07" * LARGE,
+        bytearray(b"\x07" * LARGE),
+        "ü" * LARGE,
+        {"deep": [(b"\x07" * LARGE, 1), b"\x08" * LARGE]},
+        ["x" * 9] * LARGE,
+    ],
+    ids=["bytes", "bytearray", "text", "nested", "many"],
+)
+def test_what_is_large_is_pickled_as_pickle_does(item: Any) -> None:
+    items = [1, item, "between", item]
+
+    payload = PickleCodec().encode(items)
+
+    assert pickle.loads(payload) == items
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_buffers_go_along_as_they_were_at_that_moment_and_may_be_written_to_afterwards(frozen: bool) -> None:
+    grid = memoryview(bytearray(range(250)) * 2000).cast("B", (2000, 250))
+    item = Matrix(grid.toreadonly() if frozen else grid)
+
+    payload = PickleCodec().encode([item, 7])
+    grid[0, 0] = 99
+    (found, seven) = PickleCodec().decode(payload)
+
+    assert seven == 7
+    assert bytes(found.buffer) == bytes(range(250)) * 2000
+    assert type(found.buffer) is (bytes if frozen else bytearray)
