@@ -34,6 +34,8 @@ SLOW_S = 1.0
 QUICK_S = 0.25
 """A full batch that took less than this doubles it."""
 FIRST_BATCH_SIZE = 16
+WINDOW_SHARE = 4
+"""So many batches of large items, at least, share the window's bytes."""
 LONGEST_RETRY_DELAY_S = 30.0
 NO_ROOT = -1
 """The root of what descends from no batch of this origin's stream: the failed inputs of its own durable task."""
@@ -313,6 +315,8 @@ class Origin:
         self._running = False
         self._no_expiry_before_s = math.inf
         self._target = min(FIRST_BATCH_SIZE, limits.batch_size)
+        self._fitting = limits.batch_size
+        """How many items like those of the last batch fit into a batch's share of the window."""
         self._restore(restored, now_s)
 
     def _restore(self, restored: Restored, now_s: float) -> None:
@@ -386,7 +390,7 @@ class Origin:
         """How many items the next batch may have now; 0 while nothing may be taken."""
         if not self._running or self.stopped or self.exhausted or not self._has_room():
             return 0
-        return self._target
+        return min(self._target, self._fitting)
 
     def next_due_s(self) -> float | None:
         """When `start_retries` and `expire` are to be called next; None: not before an event.
@@ -442,6 +446,9 @@ class Origin:
 
     def _birth(self, record: BatchRecord, size_bytes: int, now_s: float) -> None:
         self._next_seq = record.seq + 1
+        if record.retry is None and size_bytes:
+            share_bytes = self.limits.max_pending_bytes // WINDOW_SHARE
+            self._fitting = max(1, share_bytes * record.count // size_bytes)
         batch = self._open(record, size_bytes, now_s)
         self._turn.changes.append(BatchBorn(record))
         self._head_moved = True

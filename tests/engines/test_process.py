@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -294,6 +295,42 @@ def test_a_finished_run_says_so_and_starts_nothing(tmp_path: Path) -> None:
 
     assert again.already_finished
     assert begun == ["begun"]
+
+
+# -- large items -----------------------------------------------------------------------------------
+
+
+MEBIBYTE = 1 << 20
+
+
+class Weigh(Node):
+    """Passes on how large each item was, and how much memory its process has taken at most, in bytes."""
+
+    def begin(self) -> None:
+        self.at_first = self.peak()
+
+    def process(self, item: bytes) -> None:
+        self.push(f"{len(item)}:{self.peak() - self.at_first}")
+
+    def peak(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@pytest.mark.parametrize("robustness", ["confirm", "robust"])
+def test_large_items_go_through_and_memory_stays_flat(tmp_path: Path, robustness: Any) -> None:
+    def large() -> Iterator[bytes]:
+        return (bytes([n % 256]) * MEBIBYTE for n in range(150))
+
+    graph = Producer(large) | Weigh("weigh") | TextLines("out", tmp_path / "out")
+    options: dict[str, Any] = {**OPTIONS, "batch_size": 1000, "robustness": robustness}
+
+    report = Pipeline(graph).run(max_pending_bytes=8 * MEBIBYTE, **options)
+
+    assert (report.completed, report.failed) == (150, 0)
+    weighed = [line.split(":") for line in (tmp_path / "out").read_text().split()]
+    assert [int(size) for size, _ in weighed] == [MEBIBYTE] * 150
+    # The first batch, of 16, is cut before anybody knows how large the items are: coded, and as items.
+    assert max(int(taken) for _, taken in weighed) < 80 * MEBIBYTE
 
 
 # -- output --------------------------------------------------------------------------------------

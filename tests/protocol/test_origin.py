@@ -130,6 +130,16 @@ def test_batches_grow_while_they_are_quick_and_shrink_when_they_are_slow() -> No
     assert [*sizes, origin.room()] == [16, 32, 64, 32, 32]
 
 
+def test_batches_of_large_items_are_small_whatever_their_speed() -> None:
+    origin = running(batch_size=1000, max_pending_bytes=400, max_pending=1)
+    sizes = []
+    for size_bytes in (50, 50, 50, 1, 1, 1000):
+        sizes.append(room := origin.room())
+        complete(origin, origin.born(room, b"x" * room * size_bytes, 0, 0.0), 0.1)
+
+    assert [*sizes, origin.room()] == [16, 2, 2, 2, 32, 64, 1]
+
+
 def test_retries_say_nothing_about_the_size_of_batches() -> None:
     origin = running(batch_size=1000)
     size = origin.room()
