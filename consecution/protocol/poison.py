@@ -202,6 +202,20 @@ class Guard:
         guilty = self._cases.get(key)
         return None if guilty is None else Suspect(key, guilty, self._note, self._decode)
 
+    def one_by_one(
+        self, suspect: Suspect | None, items: list[Any], codec: Encoder, condemn: Callable[[Condemned], None]
+    ) -> Iterator[Any]:
+        """The items of the frame in hand, each noted while its turn lasts; the guilty go to ``condemn`` instead."""
+        for index, item in enumerate(items):
+            self.steps += 1
+            condemned = None if suspect is None else suspect.meet(index, item, codec)
+            if condemned is None:
+                yield item
+            else:
+                condemn(condemned)
+        if suspect is not None:
+            suspect.all_met()
+
     def leave(self) -> None:
         """The task has got through. Not to be called where it is about to go down."""
         if self._note is not None:

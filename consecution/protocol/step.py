@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from consecution.errors import OutageError
 from consecution.protocol.dispatch import Dispatch, Sent
-from consecution.protocol.poison import Guard, PoisonError, Suspect, decode_apart
+from consecution.protocol.poison import Condemned, Guard, PoisonError, Suspect, decode_apart
 from consecution.protocol.values import USER_ERRORS, Ack, BatchId, FailedItem, Frame, Stage, TaskIndex, Treatment
 
 SHOWN_LENGTH = 200
@@ -166,16 +166,14 @@ class Step:
     def _run_suspect(self, frame: Frame, suspect: Suspect, items: list[Any], failed: list[FailedItem]) -> list[Any]:
         """Item by item, up to where its outputs could be sent; the guilty fail without being touched."""
         made: list[Any] = []
-        for index, item in enumerate(items):
-            self._guard.steps += 1
-            condemned = suspect.meet(index, item, self._codec)
-            if condemned is not None:
-                failed.append(self._describe(frame.stage, condemned.item, condemned.error))
-                continue
+
+        def condemn(guilty: Condemned) -> None:
+            failed.append(self._describe(frame.stage, *guilty))
+
+        for item in self._guard.one_by_one(suspect, items, self._codec, condemn):
             out = self._run(frame, [item], failed)
             self._dispatch.rehearse(out)
             made += out
-        suspect.all_met()
         return made
 
     def _is_repeat(self, frame: Frame) -> bool:

@@ -18,7 +18,7 @@ from consecution.errors import DamagedStoreError, OutageError, WorldError
 from consecution.nodes import Node
 from consecution.plan import Plan
 from consecution.protocol.durable import Application
-from consecution.protocol.poison import Guard, Suspect
+from consecution.protocol.poison import Condemned, Guard, Suspect
 from consecution.protocol.values import USER_ERRORS, BatchId, Frame, TaskIndex
 from consecution.runtime import failpoints
 from consecution.runtime.durable_store import CommittedOutside, DurableStore, TableWrite
@@ -61,6 +61,10 @@ class Outcome(NamedTuple):
 
     pushed: list[Any]
     failed: list[FailedInput]
+
+
+def _condemn_into(failed: list[FailedInput], application: Application) -> Callable[[Condemned], None]:
+    return lambda guilty: failed.append(FailedInput(application, *guilty))
 
 
 class Applier(Protocol):
@@ -137,15 +141,11 @@ class _NodeApplier:
     def _apply_carefully(self, group: list[Work]) -> Outcome:
         outcome = Outcome([], [])
         for work in group:
+            condemn = _condemn_into(outcome.failed, work.application)
             for frame, items in work.parts():
                 suspect = self.guard.take(frame.origin, frame.seq, frame.path)
-                for index, item in enumerate(items):
-                    self.guard.steps += 1
-                    condemned = None if suspect is None else suspect.meet(index, item, self._codec)
-                    if condemned is None:
-                        self._apply_item(work.application, item, outcome)
-                    else:
-                        outcome.failed.append(FailedInput(work.application, *condemned))
+                for item in self.guard.one_by_one(suspect, items, self._codec, condemn):
+                    self._apply_item(work.application, item, outcome)
         return outcome
 
     def _apply_item(self, application: Application, item: Any, outcome: Outcome) -> None:
@@ -336,14 +336,8 @@ class SinkApplier:
         self, app: Application, batch_id: BatchId, items: list[Any], suspect: Suspect, failed: list[FailedInput]
     ) -> None:
         """For a frame that is suspect of taking the task down; the guilty are not offered."""
-        for index, item in enumerate(items):
-            self.guard.steps += 1
-            condemned = suspect.meet(index, item, self._codec)
-            if condemned is None:
-                self._write(app, batch_id, [item], failed)
-            else:
-                failed.append(FailedInput(app, *condemned))
-        suspect.all_met()
+        for item in self.guard.one_by_one(suspect, items, self._codec, _condemn_into(failed, app)):
+            self._write(app, batch_id, [item], failed)
 
     def _write(self, app: Application, batch_id: BatchId, items: list[Any], failed: list[FailedInput]) -> None:
         """Offer all items; if that raises, half by half, to find the ones at fault."""

@@ -18,7 +18,7 @@ from consecution.protocol.origin import (
     OriginLimits,
     Settled,
 )
-from consecution.protocol.poison import Guard, Suspect, decode_apart
+from consecution.protocol.poison import Condemned, Guard, Suspect, decode_apart
 from consecution.protocol.step import Codec, Judge, always_retry, describe_failure, encode_apart
 from consecution.protocol.values import (
     USER_ERRORS,
@@ -272,15 +272,13 @@ class OriginHost:
     def _sift(self, suspect: Suspect, items: list[Any], failed: list[FailedItem]) -> list[Any]:
         """Try the way of each item, for one of them has taken the process down; the guilty are left out."""
         good: list[Any] = []
-        for index, item in enumerate(items):
-            self._guard.steps += 1
-            condemned = suspect.meet(index, item, self._codec)
-            if condemned is not None:
-                failed.append(self._describe(condemned.item, condemned.error))
-                continue
+
+        def condemn(guilty: Condemned) -> None:
+            failed.append(self._describe(*guilty))
+
+        for item in self._guard.one_by_one(suspect, items, self._codec, condemn):
             self._dispatch.rehearse([item])
             good.append(item)
-        suspect.all_met()
         return good
 
     def _describe(self, item: Any, error: BaseException) -> FailedItem:
