@@ -446,13 +446,16 @@ class Origin:
 
     def _birth(self, record: BatchRecord, size_bytes: int, now_s: float) -> None:
         self._next_seq = record.seq + 1
-        if record.retry is None and size_bytes:
-            share_bytes = self.limits.max_pending_bytes // WINDOW_SHARE
-            self._fitting = max(1, share_bytes * record.count // size_bytes)
+        self._fit(record, size_bytes)
         batch = self._open(record, size_bytes, now_s)
         self._turn.changes.append(BatchBorn(record))
         self._head_moved = True
         self._launch(batch, now_s)
+
+    def _fit(self, record: BatchRecord, size_bytes: int) -> None:
+        if record.retry is None and size_bytes:
+            share_bytes = self.limits.max_pending_bytes // WINDOW_SHARE
+            self._fitting = max(1, share_bytes * record.count // size_bytes)
 
     def _open(self, record: BatchRecord, size_bytes: int, now_s: float) -> _Batch:
         batch = _Batch(record, self.generation, now_s, now_s, size_bytes)
@@ -503,6 +506,7 @@ class Origin:
         if batch is None or batch.generation != generation:
             return
         batch.launched = True
+        self._fit(batch.record, batch.size_bytes + produced_bytes)
         self._fold(batch, xor, failed, produced_bytes, now_s)
 
     def acked(self, ack: Ack, now_s: float, sender: TaskIndex = TaskIndex(-1)) -> None:

@@ -140,6 +140,16 @@ def test_batches_of_large_items_are_small_whatever_their_speed() -> None:
     assert [*sizes, origin.room()] == [16, 2, 2, 2, 32, 64, 1]
 
 
+def test_without_a_journal_the_size_of_items_is_known_when_they_have_left() -> None:
+    origin = running(batch_size=1000, max_pending_bytes=400)
+
+    seq = origin.born(10, None, 0, 0.0)
+    origin.launched(seq, 1, 7, 0.0, produced_bytes=500)
+    origin.acked(ack(seq, 7), 0.0)
+
+    assert origin.room() == 2
+
+
 def test_retries_say_nothing_about_the_size_of_batches() -> None:
     origin = running(batch_size=1000)
     size = origin.room()
