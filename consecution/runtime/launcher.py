@@ -19,6 +19,7 @@ from consecution.errors import ConsecutionError
 from consecution.protocol.poison import InHand
 from consecution.runtime import fork_server
 from consecution.runtime.logs import LogPump
+from consecution.runtime.patient_pipe import PatientPipe
 from consecution.runtime.shipping import Parcel, Shipment, main_travels
 from consecution.runtime.slots import SlotFile
 from consecution.runtime.worker import Worker, WorkerSpec, _report, run_worker
@@ -63,7 +64,8 @@ class ProcessWorker:
     def __init__(
         self, spec: WorkerSpec, parcel: Parcel, mark: str, logs: LogPump, slot: SlotFile | None = None
     ) -> None:
-        self.pipe, log_read, self._process = fork_server.insist(lambda: _start_process(spec, parcel, mark, slot))
+        ours, log_read, self._process = fork_server.insist(lambda: _start_process(spec, parcel, mark, slot))
+        self.pipe = PatientPipe(ours)
         self.pid: int = self._process.pid
         self._slot = slot
         self._tail = logs.add(log_read, f"{mark} {self.pid}")

@@ -78,11 +78,11 @@ def pad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launchpad]:
 
 def next_word(worker: Any, kind: type) -> Any:
     """The next word of this kind; beats in between are passed over."""
-    while worker.pipe.poll(WAIT_S):
+    while True:
+        wait_for(worker.pipe.poll, WAIT_S)
         word = worker.pipe.recv()
         if isinstance(word, kind):
             return word
-    raise AssertionError(f"no {kind.__name__} came")
 
 
 # -- processes -----------------------------------------------------------------------------------
