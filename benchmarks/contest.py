@@ -8,19 +8,18 @@ Every answer is checked against the question's own.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.neighbours import BUSY_CORES, watched
+
 ROOT = Path(__file__).parents[1]
 RUN_TIMEOUT_S = 600
-BUSY_CORES = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,10 @@ class Run:
     def items_per_s(self) -> float:
         return self.items / self.seconds
 
+    @property
+    def busy(self) -> bool:
+        return self.others > BUSY_CORES
+
 
 def hold(question: Question, size: int, rounds: int, old_root: Path | None) -> Iterator[Run]:
     """Run every contestant once per round. ValueError for a wrong answer; RuntimeError where one breaks down."""
@@ -80,51 +83,26 @@ def hold(question: Question, size: int, rounds: int, old_root: Path | None) -> I
             if name in question.old and old_root is None:
                 continue
             items = question.size_for(name, size)
-            yield _run(question, name, items, expected[items], old_root if name in question.old else None)
+            older = old_root if name in question.old else None
+            yield run_child(question.name, name, items, expected[items], old_root=older)
 
 
-def _run(question: Question, name: str, items: int, expected: Any, old_root: Path | None) -> Run:
-    command = [sys.executable, "-m", "benchmarks.child", question.name, name, str(items), str(old_root or "")]
-    before = _cpu_by_process()
-    started_s = time.perf_counter()
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
+def run_child(
+    question: str, name: str, items: int, expected: Any, *, root: Path = ROOT, old_root: Path | None = None
+) -> Run:
+    """One run, with the benchmarks and the package of the checkout at ``root``."""
+    command = [sys.executable, "-m", "benchmarks.child", question, name, str(items), str(old_root or "")]
+    with watched() as seen:
+        process = subprocess.Popen(
+            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         stdout, stderr = process.communicate(timeout=RUN_TIMEOUT_S)
-    except BaseException:
-        process.kill()
-        raise
-    wall_s = time.perf_counter() - started_s
-    others = _cpu_of_others_s(before, session=process.pid) / wall_s
     if process.returncode:
-        raise RuntimeError(f"{question.name}: {name} broke down (exit code {process.returncode}):\n{stderr[-2000:]}")
+        raise RuntimeError(f"{question}: {name} broke down (exit code {process.returncode}):\n{stderr[-2000:]}")
     told = json.loads(stdout.splitlines()[-1])
     if told["answer"] != json.loads(json.dumps(expected)):
-        raise ValueError(f"{question.name}: {name} answered {told['answer']!r}, expected {expected!r}")
-    return Run(name, items, told["seconds"], wall_s, others)
-
-
-def _cpu_by_process() -> dict[int, tuple[int, float]]:
-    """Process id → its session and the seconds of CPU it has had; nothing where the system does not tell."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        ticks = int(fields[11]) + int(fields[12])
-        found[int(path.parent.name)] = (int(fields[3]), ticks / os.sysconf("SC_CLK_TCK"))
-    return found
-
-
-def _cpu_of_others_s(before: dict[int, tuple[int, float]], session: int) -> float:
-    """What processes outside the contestant's session, and not this one, have had since ``before``."""
-    return sum(
-        cpu_s - before.get(pid, (0, 0.0))[1]
-        for pid, (of_session, cpu_s) in _cpu_by_process().items()
-        if of_session != session and pid != os.getpid()
-    )
+        raise ValueError(f"{question}: {name} answered {told['answer']!r}, expected {expected!r}")
+    return Run(name, items, told["seconds"], seen.wall_s, seen.others or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +130,7 @@ def sum_up(question: Question, runs: list[Run]) -> list[Standing]:
 def _standing(name: str, own: list[Run], beside: list[Run]) -> Standing:
     rates = [run.items_per_s for run in own]
     ratios = [a.items_per_s / b.items_per_s for a, b in zip(own, beside, strict=True)]
-    busy = sum(run.others > BUSY_CORES for run in own)
+    busy = sum(run.busy for run in own)
     wall_s = statistics.median(run.wall_s for run in own)
     return Standing(name, statistics.median(rates), min(rates), max(rates), statistics.median(ratios), wall_s, busy)
 
