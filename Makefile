@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check faults bench docs clean
+.PHONY: help demo test check faults bench bench-peers bench-compare docs clean
 
 help: ## show these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -34,6 +34,14 @@ faults: $(STAMP) ## kill real processes for hours; SEED=n RUNS=n ITEMS=n WORK=tr
 
 bench: $(STAMP) ## measure against a plain loop and consecution 0.2.0, side by side
 	@$(BIN)/python -m benchmarks
+
+bench-peers: $(STAMP) ## measure beside Bytewax, Ray and others into docs/performance.md; PEERS= WORKS= ROUNDS= QUICK=1
+	@$(BIN)/python -m benchmarks.peers $(if $(PEERS),--peers $(PEERS)) $(if $(WORKS),--works $(WORKS)) \
+		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(QUICK),--quick)
+
+bench-compare: $(STAMP) ## measure this checkout beside revision REV; QUESTIONS="identity cpu" ROUNDS=n QUICK=1
+	@test -n "$(REV)" || { echo "say which revision: make bench-compare REV=HEAD~1"; exit 2; }
+	@$(BIN)/python -m benchmarks.compare $(REV) $(QUESTIONS) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(QUICK),--quick)
 
 docs: $(STAMP) ## write docs/options.md from the settings, and check what the documentation says
 	@$(BIN)/python docs/options_table.py

@@ -80,10 +80,13 @@ def look(folder: Path) -> list[int]:
 
 
 class Writer:
-    """Rows and lines as a careful person writes them by hand: a transaction for every thousand."""
+    """Rows and lines as a careful person writes them by hand: a transaction for every thousand.
+
+    One thread at a time may use it, not always the same one.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._connection = sqlite3.connect(folder / "out.db", isolation_level=None)
+        self._connection = sqlite3.connect(folder / "out.db", isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("CREATE TABLE distances (a TEXT, b TEXT, km REAL)")
         self._file = open(folder / "out.txt", "w")
@@ -96,6 +99,9 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
+        self._file.flush()
+        if not self._rows:
+            return
         self._connection.execute("BEGIN")
         self._connection.executemany("INSERT INTO distances VALUES (?, ?, ?)", self._rows)
         self._connection.execute("COMMIT")

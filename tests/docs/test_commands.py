@@ -12,8 +12,8 @@ import pytest
 from consecution.cli import make_parser
 from tests.docs.pages import PAGES, ROOT, blocks_of, commands_of, name_of, prose_of
 
-INLINE = re.compile(r"`(consecution [a-z][^`]*|make [a-z]+[^`]*|python -m [a-z.]+[^`]*)`")
-MAKE_TARGET = re.compile(r"^([a-z]+):", re.MULTILINE)
+INLINE = re.compile(r"`(consecution [a-z][^`]*|make [a-z-]+[^`]*|python -m [a-z.]+[^`]*)`")
+MAKE_TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
 
 
 def shown_in(page: Path) -> list[str]:
