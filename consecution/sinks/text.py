@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
 from collections.abc import Callable
 from typing import Any
 
+from consecution.protocol.step import shorten_repr
+from consecution.report import Failure
 from consecution.sinks.file import FileSink
 
 
@@ -36,7 +39,8 @@ class TextLines(FileSink):
 class JsonLines(TextLines):
     """Appends each item as a line of JSON. An item that JSON cannot hold, NaN included, fails at this node.
 
-    Named tuples and tuples become arrays, keys that are no text become text, as `json.dumps` has it.
+    Named tuples and tuples become arrays, keys that are no text become text, as `json.dumps` has it; dataclasses
+    become objects. Of a `Failure` the item is written as its ``repr`` where JSON cannot hold it.
     The rest as in `TextLines` and `FileSink`.
     """
 
@@ -50,7 +54,27 @@ class JsonLines(TextLines):
         return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
+def _fields_of(item: Any) -> dict[str, Any]:
+    """A dataclass as JSON writes it; TypeError for whatever else JSON does not know."""
+    if not dataclasses.is_dataclass(item) or isinstance(item, type):
+        raise TypeError(f"Object of type {type(item).__name__} is not JSON serializable")
+    fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    if isinstance(item, Failure) and not _is_json(item.item):
+        fields["item"] = shorten_repr(item.item)
+    return fields
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        _ENCODER.encode(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False, default=_fields_of
+)
 
 
 def _to_json(item: Any) -> str:
