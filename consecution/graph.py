@@ -295,7 +295,7 @@ def exposed(member: Member, pointing: str) -> list[Node]:
         raise ValueError('pointing must be "left" or "right"')
     found: dict[Node, None] = {}
     for node in flatten(member):
-        for walked in walk(node, "up" if pointing == "left" else "down", "breadth_first"):
+        for walked in walk(node, "up" if pointing == "left" else "down", "breadth_first", over_failed=False):
             links = walked._upstream_nodes if pointing == "left" else walked._downstream_nodes
             if not links:
                 found.setdefault(walked)
@@ -321,6 +321,16 @@ def replace(old: Node, new: Node) -> None:
     new._upstream_nodes = old._upstream_nodes + new._upstream_nodes
     new._downstream_nodes = old._downstream_nodes + new._downstream_nodes
     old._upstream_nodes, old._downstream_nodes = [], []
+    if old._failed_edge is not None:
+        _hand_on(old._failed_edge, new)
+
+
+def _hand_on(edge: Node, new: Node) -> None:
+    """The handlers behind a failed edge are those of another node from now on."""
+    handlers, edge._downstream_nodes = edge._downstream_nodes, []
+    for handler in handlers:
+        handler._upstream_nodes = [node for node in handler._upstream_nodes if node is not edge]
+        new._own_failed_edge().add_downstream(handler)
 
 
 # -- names ---------------------------------------------------------------------------------------
@@ -365,8 +375,17 @@ def check_names(node: Node) -> None:
 # -- walking -------------------------------------------------------------------------------------
 
 
-def walk(node: Node, direction: str, how: str) -> list[Node]:
-    """All nodes that can be reached, in the order they are met. ValueError for another word."""
+def children_of(node: Node) -> list[Node]:
+    """The nodes right after this one; last the start of its failed edge, where that leads somewhere."""
+    edge = node._failed_edge
+    return node._downstream_nodes if edge is None or not edge._downstream_nodes else [*node._downstream_nodes, edge]
+
+
+def walk(node: Node, direction: str, how: str, *, over_failed: bool = True) -> list[Node]:
+    """All nodes that can be reached, in the order they are met. ValueError for another word.
+
+    ``over_failed`` False: on the way down only those that pushed items come to, and no given-up ones.
+    """
     if how not in ("depth_first", "breadth_first"):
         raise ValueError(f"'how' argument must be one of ['depth_first', 'breadth_first'], found {how!r}")
     if direction not in ("up", "down", "both"):
@@ -380,7 +399,7 @@ def walk(node: Node, direction: str, how: str) -> list[Node]:
             continue
         met[current] = None
         ups = current._upstream_nodes if direction != "down" else []
-        downs = current._downstream_nodes if direction != "up" else []
+        downs = (children_of(current) if over_failed else current._downstream_nodes) if direction != "up" else []
         for neighbor in (*ups, *downs):
             if neighbor not in met:
                 add(neighbor)
@@ -408,7 +427,7 @@ def sort_top_down(top_node: Node) -> list[Node]:
 def _sort(top_node: Node, *, depth_first: bool) -> list[Node]:
     """A node's turn has come when it has been arrived at from all its parents."""
     below = walk(top_node, "down", "breadth_first")
-    waits_for = Counter([top_node, *(child for node in below for child in node._downstream_nodes)])
+    waits_for = Counter([top_node, *(child for node in below for child in children_of(node))])
     arrivals = deque([top_node])
     ordered: list[Node] = []
     while arrivals:
@@ -416,7 +435,7 @@ def _sort(top_node: Node, *, depth_first: bool) -> list[Node]:
         waits_for[node] -= 1
         if not waits_for[node]:
             ordered.append(node)
-            children = node._downstream_nodes
+            children = children_of(node)
             arrivals.extend(reversed(children) if depth_first else children)
     if len(ordered) < len(below):
         raise GraphError("\n\nYour graph is not acyclic.  It has loops.")

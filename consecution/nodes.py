@@ -11,7 +11,7 @@ import operator
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from consecution import graph
 from consecution.clock import Clock
@@ -36,6 +36,17 @@ On ubuntu:   apt-get install graphviz
 """
 
 
+class _Failed:
+    """`Node.failed`. Assigning is allowed: a node with an attribute of its own of that name keeps it."""
+
+    @overload
+    def __get__(self, node: None, owner: type[Node]) -> _Failed: ...
+    @overload
+    def __get__(self, node: Node, owner: type[Node]) -> FailedEdge: ...
+    def __get__(self, node: Node | None, owner: type[Node]) -> _Failed | FailedEdge:
+        return self if node is None else node._own_failed_edge()
+
+
 class Node:
     """A step of a pipeline. Inherit from it and define ``process(self, item)``.
 
@@ -55,6 +66,8 @@ class Node:
     """How often `on_timer` is called, in seconds; None: never."""
     key_function: Callable[[Any], Any] | None = None
     error_policy: ErrorPolicy | None = None
+    failed = _Failed()
+    """Where items go that are given up here: ``node.failed | handler``. See `FailedEdge`."""
     pipeline: Pipeline
     push: Callable[[Any], Any]
     global_state: Any
@@ -70,6 +83,7 @@ class Node:
         self.clock = Clock()
         self._upstream_nodes: list[Node] = []
         self._downstream_nodes: list[Node] = []
+        self._failed_edge: FailedEdge | None = None
         self._logging: str | None = None
 
     # -- what users override ---------------------------------------------------------------------
@@ -121,7 +135,7 @@ class Node:
     def rename(self, name: str) -> None:
         """Give the node another name. Nobody looks whether it is free: `add_downstream` does."""
         self.name = name
-        for node in self._downstream_nodes:
+        for node in graph.children_of(self):
             node._parent_renamed(self)
 
     def _parent_renamed(self, parent: Node) -> None:
@@ -190,6 +204,11 @@ class Node:
             self._downstream_nodes.pop()
             other._upstream_nodes.pop()
             raise
+
+    def _own_failed_edge(self) -> FailedEdge:
+        if self._failed_edge is None:
+            self._failed_edge = FailedEdge(self)
+        return self._failed_edge
 
     def remove_downstream(self, other: Node) -> None:
         """Disconnect a node; nothing happens if it is not connected."""
@@ -284,12 +303,14 @@ class Node:
                 "plotting needs the graphviz package: pip install 'consecution[plot]'", extra="plot"
             ) from error
         drawing = Digraph(comment="pipeline")
-        nodes = graph.walk(self, "both", "breadth_first")
+        nodes = [node for node in graph.walk(self, "both", "breadth_first") if not isinstance(node, FailedEdge)]
         for node in nodes:
             drawing.node(name=node.name, shape=node._plot_shape)
         for node in nodes:
             for below in node._downstream_nodes:
                 drawing.edge(tail_name=node.name, head_name=below.name)
+            for handler in node._failed_edge._downstream_nodes if node._failed_edge is not None else ():
+                drawing.edge(tail_name=node.name, head_name=handler.name, label="failed", style="dashed")
         return drawing
 
     def plot(self, file_name: str = "pipeline", kind: str = "png") -> None:
@@ -395,8 +416,33 @@ class Node:
         twin = copy.copy(self)
         for attribute in ("pipeline", "push", "global_state", "_process"):
             twin.__dict__.pop(attribute, None)
-        twin._upstream_nodes, twin._downstream_nodes = [], []
+        twin._upstream_nodes, twin._downstream_nodes, twin._failed_edge = [], [], None
         return twin
+
+
+class FailedEdge(Node):
+    """Leads the items that are given up at a node to whoever wants them: ``parse.failed | JsonLines("bad", ...)``.
+
+    What arrives is a `Failure` per item: node, item, error, traceback, attempts. It comes instead of the entry in
+    the failure store: after the retries, at once where ``on_error`` says "park", and for items that take their
+    worker down. At "stop" the item is kept, and the run stops. Anything may follow that may follow a node, and
+    several nodes may share a handler: ``[parse.failed, store.failed] | handler``. What fails further down is kept as
+    failed; no failed edge takes it but its own node's.
+
+    The edge is no step of its own: engines make it part of the node before it. `Pipeline.consume` does without it.
+    """
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(f"{node.name}.failed")
+        self._stem = self.name
+        self._upstream_nodes = [node]
+
+    def _parent_renamed(self, parent: Node) -> None:
+        self._stem = f"{parent.name}.failed"
+        self.rename(self._stem)
+
+    def process(self, item: Any) -> None:
+        """Never called: nothing is pushed into it."""
 
 
 class RouterNode(Node):
@@ -660,6 +706,7 @@ def node_from_function(function: Callable[[Any], Any]) -> Node:
 
 __all__ = [
     "Chunk",
+    "FailedEdge",
     "Filter",
     "FlatMap",
     "GroupByNode",

@@ -16,7 +16,7 @@ from typing import Any
 from consecution.error_policy import ErrorPolicy
 from consecution.errors import GraphError, UsageError
 from consecution.graph import check_names, sort_topologically
-from consecution.nodes import Node, RouterNode
+from consecution.nodes import FailedEdge, Node, RouterNode
 from consecution.options import Options
 from consecution.producer import Producer
 from consecution.sink import Sink
@@ -43,6 +43,8 @@ class EdgePlan:
     target: str
     grouping: Grouping
     key_function: Callable[[Any], Any] | None
+    failed: bool = False
+    """It leads to those who want the items that are given up at its source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class NodePlan:
     """It stages what arrives and applies it after the decision (robust only)."""
     error_policy: ErrorPolicy
     """What becomes of an item that raises here; the run's default is in it."""
+    failed_outlets: tuple[Outlet, ...] = ()
+    """Where it goes when it is given up; nowhere: it is kept as failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,9 @@ def _check_node(node: Node, options: Options) -> None:
     if isinstance(node, Producer) and (node.replicas > 1 or node.key_function is not None):
         raise GraphError(f"{node}: a producer has one replica and no key; give replicas to the node after it")
     _check_error_policy(node)
+    _check_failed_edge(node)
+    if isinstance(node, FailedEdge):
+        return
     if isinstance(node, RouterNode):
         _check_router(node)
         return
@@ -161,8 +168,21 @@ def _check_error_policy(node: Node) -> None:
     if "on_error" in vars(node):
         given = vars(node)["on_error"]
         raise GraphError(f"{node}: on_error={given!r} is only an attribute; write ....on_error({given!r})")
-    if isinstance(node, RouterNode) and node.error_policy is not None:
-        raise GraphError(f"{node}: a router is part of the node before it; say on_error(...) there")
+    if isinstance(node, (RouterNode, FailedEdge)) and node.error_policy is not None:
+        raise GraphError(f"{node}: a {_part_name(node)} is part of the node before it; say on_error(...) there")
+
+
+def _part_name(node: Node) -> str:
+    return "router" if isinstance(node, RouterNode) else "failed edge"
+
+
+def _check_failed_edge(node: Node) -> None:
+    if not isinstance(node, (RouterNode, FailedEdge)):
+        return
+    if node._failed_edge is not None and node._failed_edge._downstream_nodes:
+        raise GraphError(f"{node}.failed: a {_part_name(node)} is part of the node before it; say .failed there")
+    if isinstance(node, FailedEdge) and (node.replicas > 1 or node.key_function is not None):
+        raise GraphError(f"{node}: a failed edge is part of the node before it; give replicas to the node after it")
 
 
 def _check_router(node: RouterNode) -> None:
@@ -191,7 +211,8 @@ def _check_sink(node: Sink) -> None:
 
 class _Planner:
     def __init__(self, ordered: list[Node], source: Producer | None, options: Options) -> None:
-        self._ordered = [node for node in ordered if not isinstance(node, RouterNode) and node is not source]
+        parts = (RouterNode, FailedEdge)
+        self._ordered = [node for node in ordered if not isinstance(node, parts) and node is not source]
         self._top = ordered[0]
         self._source = source
         self._options = options
@@ -205,9 +226,10 @@ class _Planner:
             outlets = self._outlets(self._source, name)
         else:
             outlets = (self._outlet(self._top, name),)
-        nodes = [self._node_plan(name, self._source, outlets, is_source=True)]
-        drawn = [(node, self._outlets(node, node.name)) for node in self._ordered]
-        nodes += [self._node_plan(node.name, node, below, is_source=False) for node, below in drawn]
+        failed = self._failed_outlets(self._source)
+        nodes = [self._node_plan(name, self._source, outlets, failed, is_source=True)]
+        drawn = [(node, self._outlets(node, node.name), self._failed_outlets(node)) for node in self._ordered]
+        nodes += [self._node_plan(node.name, node, below, failed, is_source=False) for node, below, failed in drawn]
         edges = tuple(self._edges)
         return Plan(tuple(nodes), edges, tuple(self._tasks), self._options, name, _sign(nodes, edges))
 
@@ -221,22 +243,35 @@ class _Planner:
     def _outlets(self, node: Node, owner: str) -> tuple[Outlet, ...]:
         return tuple(self._outlet(child, owner) for child in node._downstream_nodes)
 
-    def _outlet(self, child: Node, owner: str) -> Outlet:
+    def _failed_outlets(self, node: Node | None) -> tuple[Outlet, ...]:
+        if node is None or node._failed_edge is None:
+            return ()
+        return tuple(self._outlet(child, node.name, failed=True) for child in node._failed_edge._downstream_nodes)
+
+    def _outlet(self, child: Node, owner: str, *, failed: bool = False) -> Outlet:
         if isinstance(child, RouterNode):
-            ways = tuple((self._outlet(end, owner),) for end in child._end_point_map.values())
+            ways = tuple((self._outlet(end, owner, failed=failed),) for end in child._end_point_map.values())
             return RoutePlan(child.name, child.choose, tuple(child._end_point_map), ways)
         key_function = child._grouping_key() if child.replicas > 1 else None
         if child.replicas == 1:
             grouping = Grouping.SINGLE
         else:
             grouping = Grouping.SHUFFLE if key_function is None else Grouping.BY_KEY
-        edge = EdgePlan(len(self._edges), owner, child.name, grouping, key_function)
+        edge = EdgePlan(len(self._edges), owner, child.name, grouping, key_function, failed)
         self._edges.append(edge)
         if owner not in self._parents[child.name]:
             self._parents[child.name].append(owner)
         return edge
 
-    def _node_plan(self, name: str, node: Node | None, outlets: tuple[Outlet, ...], *, is_source: bool) -> NodePlan:
+    def _node_plan(
+        self,
+        name: str,
+        node: Node | None,
+        outlets: tuple[Outlet, ...],
+        failed_outlets: tuple[Outlet, ...],
+        *,
+        is_source: bool,
+    ) -> NodePlan:
         replicas = 1 if node is None else node.replicas
         first = len(self._tasks)
         self._tasks += [TaskPlan(first + r, name, r, f"{name}.{r}") for r in range(replicas)]
@@ -254,15 +289,19 @@ class _Planner:
             timer_s=None if node is None else node.timer_s,
             durable=self._options.robust and node is not None and not is_source and node._is_durable(),
             error_policy=((node and node.error_policy) or ErrorPolicy()).with_default(self._options.on_error),
+            failed_outlets=failed_outlets,
         )
 
 
 def _sign(nodes: list[NodePlan], edges: tuple[EdgePlan, ...]) -> str:
     """A hash of the graph's shape (not of its code), the same in every run."""
-    shape = (
+    shape: list[Any] = [
         [[n.name, n.replicas, [_shape_of(outlet) for outlet in n.outlets]] for n in nodes],
         [[e.source, e.target, e.grouping.value] for e in edges],
-    )
+    ]
+    failed = [[n.name, [_shape_of(outlet) for outlet in n.failed_outlets]] for n in nodes if n.failed_outlets]
+    if failed:
+        shape.append(failed)
     return hashlib.blake2b(json.dumps(shape).encode(), digest_size=16).hexdigest()
 
 
@@ -288,7 +327,7 @@ def _ways(outlets: tuple[Outlet, ...], label: str = "") -> Iterator[tuple[EdgePl
 
 
 def _edges_of(plan: Plan) -> list[tuple[EdgePlan, str]]:
-    return [pair for node in plan.nodes for pair in _ways(node.outlets)]
+    return [pair for node in plan.nodes for pair in _ways((*node.outlets, *node.failed_outlets))]
 
 
 def describe(plan: Plan) -> str:
@@ -313,7 +352,8 @@ def describe(plan: Plan) -> str:
         lines.append(f"  {node.name: <{width}}  {node.replicas: >8}  {kind: <13}  {names}{more}")
     lines += ["", "  edges"]
     for edge, route in _edges_of(plan):
-        via = f"   one of, by {route}" if route else ""
+        via = "   failed items" if edge.failed else ""
+        via += f"   one of, by {route}" if route else ""
         lines.append(f"  {edge.source: >{width}} -> {edge.target: <{width}}  {edge.grouping.value}{via}")
     return "\n".join(lines)
 
@@ -331,9 +371,10 @@ def to_mermaid(plan: Plan) -> str:
         opening, closing = ("([", "])") if node.is_source else ("[(", ")]") if node.is_sink else ("[", "]")
         lines.append(f'    {ids[node.name]}{opening}"{label}"{closing}')
     for edge, route in _edges_of(plan):
-        words = [word for word in (_escape(route), _grouping_label(edge)) if word]
+        words = [_escape(word) for word in _words_at(edge, route)]
         label = f'|"{", ".join(words)}"|' if words else ""
-        lines.append(f"    {ids[edge.source]} -->{label} {ids[edge.target]}")
+        arrow = "-.->" if edge.failed else "-->"
+        lines.append(f"    {ids[edge.source]} {arrow}{label} {ids[edge.target]}")
     return "\n".join(lines)
 
 
@@ -346,14 +387,16 @@ def to_dot(plan: Plan) -> str:
         shape = "oval" if node.is_source else "cylinder" if node.is_sink else "box"
         lines.append(f"  {ids[node.name]} [label={json.dumps(label, ensure_ascii=False)}, shape={shape}];")
     for edge, route in _edges_of(plan):
-        words = ", ".join(word for word in (route, _grouping_label(edge)) if word)
-        label = json.dumps(words, ensure_ascii=False)
-        lines.append(f"  {ids[edge.source]} -> {ids[edge.target]} [label={label}];")
+        label = json.dumps(", ".join(_words_at(edge, route)), ensure_ascii=False)
+        style = ", style=dashed" if edge.failed else ""
+        lines.append(f"  {ids[edge.source]} -> {ids[edge.target]} [label={label}{style}];")
     return "\n".join([*lines, "}"])
 
 
-def _grouping_label(edge: EdgePlan) -> str:
-    return "" if edge.grouping is Grouping.SINGLE else edge.grouping.value
+def _words_at(edge: EdgePlan, route: str) -> list[str]:
+    """What a picture says at an edge."""
+    grouping = "" if edge.grouping is Grouping.SINGLE else edge.grouping.value
+    return [word for word in ("failed" if edge.failed else "", route, grouping) if word]
 
 
 def _escape(text: str) -> str:

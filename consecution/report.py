@@ -15,6 +15,8 @@ WIDTH = 100
 class Failure:
     """An item that was given up at a node. ``item`` is what the node was given (or made, if it could not
     be sent on); its ``repr`` where it could not be kept. ``attempts`` counts how often it was tried.
+
+    Reports list them, and ``node.failed | handler`` brings them to a handler.
     """
 
     node: str
@@ -43,7 +45,8 @@ class NodeCounts:
 class Status:
     """A run at one moment. ``emitted == completed + pending``, always; these count items of the source.
 
-    ``pending_below`` counts what durable nodes have pushed, or have to try again, and is not yet processed.
+    ``pending_below`` counts what durable nodes have pushed, or have to try again, and is not yet processed;
+    ``handled`` what was given up at nodes with a failed edge, and is not among the ``failed``.
     """
 
     state: str
@@ -56,6 +59,7 @@ class Status:
     seconds: float
     nodes: tuple[NodeCounts, ...]
     pending_below: int = 0
+    handled: int = 0
 
     @property
     def open(self) -> int:
@@ -74,6 +78,7 @@ class Status:
         ]
         for count, word in (
             (self.failed, "failed"),
+            (self.handled, "handled as failed"),
             (self.replayed, "batches replayed"),
             (self.restarts, "restarts"),
         ):
@@ -85,6 +90,8 @@ class Status:
 @dataclass(frozen=True, slots=True)
 class Report:
     """A run that is over. ``emitted == completed + pending``; every item given up counts as ``failed``.
+
+    Not so what went over a node's failed edge instead: it counts as ``handled``, and is completed, not failed.
 
     ``pending_below`` counts what durable nodes had pushed, or had to try again, and was not yet processed.
 
@@ -110,6 +117,7 @@ class Report:
     already_finished: bool
     result: Any = None
     pending_below: int = 0
+    handled: int = 0
 
     @property
     def open(self) -> int:
@@ -159,9 +167,10 @@ class Report:
         balance = "=" if self.emitted == self.completed + self.pending else "≠"
         confirmed = {None: "not asked for", True: "yes", False: "no"}[self.confirmed]
         below = f"   (and {self.pending_below:,} below)" if self.pending_below else ""
+        handled = f"   handled {self.handled:,}" if self.handled else ""
         return [
             f"  emitted {self.emitted:,} {balance} completed {self.completed:,} + pending {self.pending:,}{below}",
-            f"  failed {self.failed:,}   replayed batches {self.replayed:,}   restarts {self.restarts:,}   "
+            f"  failed {self.failed:,}{handled}   replayed batches {self.replayed:,}   restarts {self.restarts:,}   "
             f"confirmed: {confirmed}",
         ]
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consecution.errors import GraphError
-from consecution.graph import Broadcast, Group, Merge, Route, sort_top_down, sort_topologically, walk
+from consecution.graph import Broadcast, Group, Merge, Route, replace, sort_top_down, sort_topologically, walk
 from consecution.nodes import Filter, FlatMap, Map, Node, RouterNode
 
 
@@ -226,6 +226,62 @@ def test_functions_of_all_kinds_give_names() -> None:
     assert [type(n).__name__ for n in sort_topologically(Node("a") | Repeater() | functools.partial(letters))] == [
         *("Node", "FlatMap", "FlatMap"),
     ]
+
+
+# -- failed edges --------------------------------------------------------------------------------
+
+
+def test_handlers_stand_behind_the_failed_edge_and_not_behind_the_node() -> None:
+    a, b, c, d = nodes("abcd")
+    assert (a.failed | c) is a.failed
+    _ = a | b
+    _ = a.failed | d
+    assert edges(a) == {"a>b", "a.failed>c", "c>d"}
+    assert a.failed._upstream_nodes == [a]
+    assert [node.name for node in sort_topologically(a)] == ["a", "b", "a.failed", "c", "d"]
+
+
+def test_a_failed_edge_that_leads_nowhere_is_no_part_of_the_graph() -> None:
+    a, b = nodes("ab")
+    assert a.failed is a.failed
+    _ = a | b
+    assert a.all_nodes == {a, b}
+
+
+def test_several_failed_edges_lead_to_one_handler_and_back_into_the_stream() -> None:
+    a, b, c, d = nodes("abcd")
+    _ = a | b
+    _ = [a.failed, b.failed] | c
+    _ = [b, c] | d
+    assert edges(a) == {"a>b", "a.failed>c", "b.failed>c", "b>d", "c>d"}
+
+
+def test_a_failed_edge_follows_the_name_and_the_place_of_its_node() -> None:
+    a, b, c = nodes("abc")
+    _ = a | b
+    _ = b.failed | c
+    b.rename("x")
+    assert edges(a) == {"a>x", "x.failed>c"}
+    other = Node("x")
+    replace(b, other)
+    assert edges(a) == {"a>x", "x.failed>c"}
+    assert c._upstream_nodes == [other.failed]
+
+
+def test_a_node_with_an_attribute_of_that_name_keeps_it() -> None:
+    node = Node("a", failed=3)
+    assert node.failed == 3
+
+
+def test_a_cycle_through_a_failed_edge_is_refused() -> None:
+    a, b, c = nodes("abc")
+    _ = a | b
+    _ = b.failed | c
+    with pytest.raises(GraphError, match="not acyclic"):
+        c.add_downstream(a)
+    with pytest.raises(GraphError, match="not acyclic"):
+        _ = a.failed | a
+    assert edges(a) == {"a>b", "b.failed>c"}
 
 
 # -- refusals ------------------------------------------------------------------------------------

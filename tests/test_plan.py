@@ -276,6 +276,80 @@ def test_the_description_names_tasks_edges_and_routes() -> None:
     assert "one of, by a.by_first" in text
 
 
+def with_failed_edge() -> tuple[Node, Node]:
+    """A node, and the top of the graph: what fails there goes to two handlers."""
+    a = Pass("a") * 2
+    a.failed | [Pass("mend") * 2, Pass("bad")]
+    return a, a | Pass("good")
+
+
+def test_a_failed_edge_leads_from_its_node_to_the_handlers() -> None:
+    plan = plan_of(with_failed_edge()[1])
+
+    assert [(e.source, e.target, e.grouping, e.failed) for e in plan.edges] == [
+        ("source", "a", Grouping.SHUFFLE, False),
+        ("a", "good", Grouping.SINGLE, False),
+        ("a", "mend", Grouping.SHUFFLE, True),
+        ("a", "bad", Grouping.SINGLE, True),
+    ]
+    assert plan.node("a").outlets == (plan.edge(1),)
+    assert plan.node("a").failed_outlets == (plan.edge(2), plan.edge(3))
+    assert plan.node("mend").parents == ("a",)
+    assert [node.name for node in plan.nodes] == ["source", "a", "good", "mend", "bad"]
+
+
+def test_a_failed_edge_may_route_and_the_sources_own_is_one_too() -> None:
+    source = Producer([1])
+    source.failed | [Pass("b"), Pass("c"), by_first]
+
+    plan = plan_of(source | Pass("a"), has_iterable=False)
+
+    (route,) = plan.node("producer").failed_outlets
+    assert isinstance(route, RoutePlan)
+    assert (route.name, route.choices) == ("producer.failed.by_first", ("b", "c"))
+    assert all(edge.failed for branch in route.outlets for edge in branch if isinstance(edge, EdgePlan))
+
+
+def test_a_failed_edge_changes_the_signature_once_it_leads_somewhere() -> None:
+    plain, looked_at, handled, broadcast = Pass("a"), Pass("a"), Pass("a"), Pass("a")
+    assert looked_at.failed
+    handled.failed | Pass("bad")
+    broadcast | Pass("bad")
+
+    signatures = [plan_of(top | Pass("good")).signature for top in (plain, looked_at, handled)]
+
+    assert signatures[0] == signatures[1] != signatures[2]
+    assert plan_of(handled).signature != plan_of(broadcast).signature
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.failed * 2, "give replicas to the node after it"),
+        (lambda a: a.failed.by(by_first), "give replicas to the node after it"),
+        (lambda a: a.failed.on_error("park"), r"part of the node before it; say on_error\(...\) there"),
+        (lambda a: a.failed.failed | Pass("x"), "part of the node before it; say .failed there"),
+        (lambda a: a._downstream_nodes[0].failed | Pass("x"), "a router is part of the node before it; say .failed"),
+    ],
+)
+def test_a_failed_edge_is_no_node_of_its_own(change: Callable[[Node], Any], message: str) -> None:
+    a = Pass("a")
+    a | [Pass("b"), Pass("c"), by_first]
+    a.failed | Pass("bad")
+    change(a)
+
+    with pytest.raises(GraphError, match=message):
+        plan_of(a)
+
+
+def test_pictures_draw_failed_edges_apart() -> None:
+    plan = plan_of(with_failed_edge()[1])
+
+    assert "a -> mend    shuffle   failed items" in describe(plan)
+    assert '    n1 -.->|"failed, shuffle"| n3' in to_mermaid(plan).splitlines()
+    assert '  n1 -> n4 [label="failed", style=dashed];' in to_dot(plan).splitlines()
+
+
 def test_a_mermaid_picture_shows_every_node_and_edge() -> None:
     text = to_mermaid(plan_of(Pass('a "b" <c>') | Pass("d") * 2))
 

@@ -12,6 +12,8 @@ The rules this file keeps:
 5. Before every replay the generation rises, in the journal.
 6. The failed inputs of a durable task are its own origin's: their retries enter at that very task, and
    descend from no batch (``root`` is `NO_ROOT`).
+7. An item that is given up at a node with a failed edge never becomes an entry: in the commit that would keep
+   it, a batch is born that goes over that edge. In the books it is a retry, pending until it is over.
 
 The origin neither sends nor commits. It collects what has to be done in a `Turn`; the shell around it
 first commits ``changes`` as one transaction, and only then launches, sends ``go``s and tells.
@@ -25,9 +27,9 @@ import heapq
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from consecution.protocol.values import Ack, Action, Entry, FailedItem, Go, TaskIndex
+from consecution.protocol.values import Ack, Action, Entry, FailedItem, Go, Stage, TaskIndex
 
 SLOW_S = 1.0
 """A batch that took longer than this from birth to completion halves the size of the next ones."""
@@ -57,7 +59,7 @@ class OriginLimits:
 
 @dataclass(frozen=True, slots=True)
 class RetryMark:
-    """What a batch that is a retry carries on behalf of the failed item.
+    """What a batch that is a retry carries on behalf of the failed item; one over a failed edge may hold several.
 
     ``root`` is the batch of the source stream the item descends from; ``held`` how many of that batch's
     items are counted as pending until all of its retries are settled.
@@ -117,7 +119,8 @@ class FailureEntry:
 class Head:
     """An origin's counters and its place in the source; one small record, rewritten with every commit.
 
-    ``failed`` counts the entries of the failure store that are given up.
+    ``failed`` counts the entries of the failure store that are given up, ``handled`` the items that went over
+    failed edges instead.
     """
 
     next_seq: int = 0
@@ -127,6 +130,7 @@ class Head:
     emitted: int = 0
     failed: int = 0
     exhausted: bool = False
+    handled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +227,7 @@ class Restored:
 class OriginCounts:
     """``emitted == completed + pending`` always; ``failed`` counts items given up at some node.
 
+    ``handled`` are those among the given up that went over a failed edge; they are not among the ``failed``.
     ``own_retries`` are failed inputs of this origin's own durable task that wait for, or are in, another try.
     """
 
@@ -233,6 +238,17 @@ class OriginCounts:
     replayed: int
     abandoned: int
     own_retries: int = 0
+    handled: int = 0
+
+
+class FailedEdges(Protocol):
+    """The failed edges of the graph, for an origin."""
+
+    def leads_from(self, task: TaskIndex) -> bool:
+        """Whether the node of this task has one."""
+
+    def payload_of(self, given_up: list[tuple[FailedItem, int]]) -> Any:
+        """What goes over it for these items, each with the number of its tries. Never raises."""
 
 
 @dataclass(slots=True)
@@ -289,8 +305,15 @@ class Origin:
     back until the first `replay`, which the supervisor orders once all tasks are wired.
     """
 
-    def __init__(self, limits: OriginLimits, restored: Restored = Restored(), now_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        limits: OriginLimits,
+        restored: Restored = Restored(),
+        now_s: float = 0.0,
+        failed_edges: FailedEdges | None = None,
+    ) -> None:
         self.limits = limits
+        self._failed_edges = failed_edges
         head = restored.head
         self.generation = head.generation
         self.position = head.position
@@ -300,6 +323,7 @@ class Origin:
         self._next_key = head.next_key
         self._emitted = head.emitted
         self._failed = head.failed
+        self._handled = head.handled
         self._replayed = 0
         self._abandoned = 0
         self._pending = 0
@@ -310,6 +334,8 @@ class Origin:
         self._waiting: dict[int, FailureEntry] = {}
         self._due: list[tuple[float, int]] = []
         self._roots: dict[int, _Root] = {}
+        self._handed: dict[RetryMark, list[tuple[FailedItem, int]]] = {}
+        self._handed_s = now_s
         self._head_moved = False
         self._turn = Turn()
         self._running = False
@@ -378,13 +404,15 @@ class Origin:
             replayed=self._replayed,
             abandoned=self._abandoned,
             own_retries=self._count_own_retries(),
+            handled=self._handled,
         )
 
     def _count_own_retries(self) -> int:
-        marks = [batch.record.retry for batch in self._batches.values()]
-        marks += [decided.decision.retry for decided in self._decided.values()]
-        roots = [entry.root for entry in self._waiting.values()] + [mark.root for mark in marks if mark is not None]
-        return roots.count(NO_ROOT)
+        found = [(batch.record.retry, batch.record.count) for batch in self._batches.values()]
+        found += [(decided.decision.retry, decided.decision.count) for decided in self._decided.values()]
+        found += [(mark, len(given_up)) for mark, given_up in self._handed.items()]
+        waiting = sum(entry.root == NO_ROOT for entry in self._waiting.values())
+        return waiting + sum(count for mark, count in found if mark is not None and mark.root == NO_ROOT)
 
     def room(self) -> int:
         """How many items the next batch may have now; 0 while nothing may be taken."""
@@ -443,6 +471,15 @@ class Origin:
         mark = RetryMark(entry.root, entry.held, entry.attempts, Entry(failed.task, failed.stage))
         record = BatchRecord(self._next_seq, 1, failed.payload, mark)
         self._birth(record, _size_of(failed.payload), now_s)
+
+    def _bear_handed(self) -> None:
+        """What was given up in this turn at a node with a failed edge goes over that; room or not, for it is here."""
+        handed, self._handed = self._handed, {}
+        for mark, given_up in handed.items():
+            assert self._failed_edges is not None
+            payload = self._failed_edges.payload_of(given_up)
+            record = BatchRecord(self._next_seq, len(given_up), payload, mark)
+            self._birth(record, _size_of(payload), self._handed_s)
 
     def _birth(self, record: BatchRecord, size_bytes: int, now_s: float) -> None:
         self._next_seq = record.seq + 1
@@ -559,7 +596,7 @@ class Origin:
         if record.retry is not None:
             root, held = record.retry.root, record.retry.held
         else:
-            root, held = record.seq, min(record.count, sum(1 for item in failed if self._may_retry(item, 1)))
+            root, held = record.seq, min(record.count, sum(1 for item in failed if self._is_held(item)))
         decision = self._decision(batch, held)
         self._turn.changes.append(BatchDecided(record.seq, decision))
         for item in failed:
@@ -624,6 +661,9 @@ class Origin:
     def _keep(self, failed: FailedItem, retry: RetryMark | None, root: int, held: int, now_s: float) -> None:
         again = retry is not None and retry.entry == (failed.task, failed.stage)
         attempts = retry.attempts + 1 if retry is not None and again else 1
+        if self._leaves(failed, attempts):
+            self._hand_over(failed, attempts, root, held, now_s)
+            return
         due_s = now_s + self._delay_s(failed, attempts) if self._may_retry(failed, attempts) else None
         entry = FailureEntry(self._next_key, failed, attempts, root, held, due_s, now_s)
         self._next_key += 1
@@ -638,6 +678,28 @@ class Origin:
             self._roots[root].failed += 1
         if failed.treatment.action is Action.STOP:
             self._turn.stops.append(entry)
+
+    def _is_held(self, failed: FailedItem) -> bool:
+        """After its first try: whether its batch is not over with it."""
+        return self._may_retry(failed, 1) or self._leaves(failed, 1)
+
+    def _leaves(self, failed: FailedItem, attempts: int) -> bool:
+        """Given up, and its node has a failed edge. It stays where it failed on that edge, or the run is to stop."""
+        edges = self._failed_edges
+        if edges is None or failed.stage is Stage.FAILED or failed.treatment.action is Action.STOP:
+            return False
+        return edges.leads_from(failed.task) and not self._may_retry(failed, attempts)
+
+    def _hand_over(self, failed: FailedItem, attempts: int, root: int, held: int, now_s: float) -> None:
+        """All that leaves a node in one turn and descends from one batch will be one batch."""
+        mark = RetryMark(root, held, 0, Entry(failed.task, Stage.FAILED))
+        if mark not in self._handed:
+            self._handed[mark] = []
+            self._hold(root, held)
+        self._handed[mark].append((failed, attempts))
+        self._handed_s = now_s
+        self._handled += 1
+        self._head_moved = True
 
     def _wait(self, entry: FailureEntry) -> None:
         assert entry.due_s is not None
@@ -745,14 +807,14 @@ class Origin:
 
     def abandon(self) -> int:
         """Without a journal a death closes all open trees as not confirmed. Returns how many items."""
-        lost = sum(batch.record.count for batch in self._batches.values())
-        for batch in self._batches.values():
-            self._pending_bytes -= batch.size_bytes + batch.produced_bytes
-            self._roots.pop(batch.record.seq, None)
-            self._turn.settled.append(Settled(batch.record.seq, 0, confirmed=False))
+        lost = self._pending
+        self._pending_bytes -= sum(batch.size_bytes + batch.produced_bytes for batch in self._batches.values())
+        self._turn.settled += [Settled(root, 0, confirmed=False) for root in self._roots]
         self._batches.clear()
+        self._roots.clear()
+        self._handed.clear()
         self._turn.launches.clear()
-        self._pending -= lost
+        self._pending = 0
         self._abandoned += lost
         self._running = True
         return lost
@@ -761,6 +823,7 @@ class Origin:
 
     def take_turn(self) -> Turn:
         """Everything to be done since the last call: commit, launch, tell, in this order."""
+        self._bear_handed()
         turn, self._turn = self._turn, Turn()
         if self._head_moved:
             self._head_moved = False
@@ -776,6 +839,7 @@ class Origin:
             self._emitted,
             self._failed,
             self.exhausted,
+            self._handled,
         )
 
 

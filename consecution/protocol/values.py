@@ -37,6 +37,8 @@ class Stage(enum.IntEnum):
     """The node's own code raised; the item is an input of the node."""
     ROUTE = 1
     """The node was done; choosing the way on (router, key) raised. The item is an output of the node."""
+    FAILED = 2
+    """The item was given up here, and goes over the node's failed edge."""
 
 
 class Entry(NamedTuple):

@@ -20,6 +20,7 @@ from consecution.protocol.values import TaskIndex
 from consecution.report import Failure, NodeCounts, Report, Status
 from consecution.runtime.books import Books
 from consecution.runtime.durable_host import DurableHost
+from consecution.runtime.failed_edges import PlannedFailedEdges
 from consecution.runtime.journal import Journal
 from consecution.runtime.origin_host import (
     MemoryStore,
@@ -76,9 +77,10 @@ def make_source_host(
     """The source's task, its journal restored and its source not yet open."""
     codec, stored = codecs
     store, restored = make_store(plan.options, journal_path, origin=plan.source_name, epoch=epoch)
+    handlers = PlannedFailedEdges(plan, SOURCE_TASK, codec, stored)
     host = OriginHost(
         SOURCE_TASK,
-        Origin(origin_limits(plan.options), restored, now()),
+        Origin(origin_limits(plan.options), restored, now(), handlers),
         store,
         make_dispatch(plan, SOURCE_TASK, codec),
         codec,
@@ -88,6 +90,7 @@ def make_source_host(
         on_stop=on_stop,
         judge=plan.node(plan.source_name).error_policy.judge,
         guard=guard,
+        handlers=handlers,
     )
     return SourceHost(host, source, linger_s=plan.options.linger_ms / 1000)
 
@@ -231,6 +234,7 @@ def make_status(
         restarts=restarts,
         seconds=seconds,
         nodes=node_counts(plan, counts, origin.emitted),
+        handled=origin.handled + books.handled_below,
     )
 
 
@@ -264,4 +268,5 @@ def make_report(
         stopped=stopped,
         already_finished=False,
         result=result,
+        handled=status.handled,
     )

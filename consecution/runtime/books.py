@@ -14,16 +14,18 @@ from consecution.runtime.state import StateDir
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """``source`` counts items of the stream; ``failed_below`` and ``pending_below`` what durable nodes answer for."""
+    """``source`` counts items of the stream; what ends in ``below`` is what durable nodes answer for."""
 
     source: OriginCounts
     failed_below: int = 0
     pending_below: int = 0
+    handled_below: int = 0
 
     @classmethod
     def of(cls, source: OriginCounts, below: Iterable[OriginCounts]) -> Books:
         listed = list(below)
-        return cls(source, sum(c.failed for c in listed), sum(c.pending + c.own_retries for c in listed))
+        pending = sum(c.pending + c.own_retries for c in listed)
+        return cls(source, sum(c.failed for c in listed), pending, sum(c.handled for c in listed))
 
     @property
     def pending(self) -> int:

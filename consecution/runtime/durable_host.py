@@ -34,6 +34,7 @@ from consecution.protocol.values import (
 from consecution.runtime import failpoints
 from consecution.runtime.appliers import Applier, FailedInput, Work, make_applier
 from consecution.runtime.durable_store import DurableStore, EndRecorded, EndUndone
+from consecution.runtime.failed_edges import PlannedFailedEdges
 from consecution.runtime.occupation import Occupied
 from consecution.runtime.origin_host import OnStop, OriginHost, Outbox, by_task, origin_limits
 from consecution.runtime.timer import Timer
@@ -128,9 +129,10 @@ class DurableHost(Occupied):
         return Durable(*store.restore_inbox())
 
     def _make_origin_host(self, store: DurableStore) -> OriginHost:
+        handlers = PlannedFailedEdges(self._plan, self.task, self._codec, self._stored)
         return OriginHost(
             self.task,
-            Origin(origin_limits(self._options), store.restore(), self._now()),
+            Origin(origin_limits(self._options), store.restore(), self._now(), handlers),
             store,
             make_dispatch(self._plan, self.task, self._codec),
             self._codec,
@@ -140,6 +142,7 @@ class DurableHost(Occupied):
             on_stop=self._on_stop,
             judge=self._judge,
             guard=self._guard,
+            handlers=handlers,
         )
 
     # -- what it is asked ------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Layout (docs/formats.md draws it for other readers). Three named databases; ever
 key and body, 4 bytes big-endian, followed by the body in msgpack::
 
     meta      "identity"  [format, origin name, uuid, epoch]
-              "head"      [next_seq, next_key, generation, position, emitted, failed, exhausted]
+              "head"      [next_seq, next_key, generation, position, emitted, failed, exhausted, handled]
               "moved"     [origin name, [key...]], while it holds; see `takeover`
     batches   seq  (8 bytes big-endian)   [count, payload, retry or nil, [failed...]]
     decided   seq  (8 bytes big-endian)   [generation, count, [[task, xor]...], retry or nil, held]
@@ -455,6 +455,7 @@ def _head_fields(head: Head) -> list[Any]:
         head.emitted,
         head.failed,
         head.exhausted,
+        head.handled,
     ]
 
 

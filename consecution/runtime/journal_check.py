@@ -278,6 +278,11 @@ def _is_stage(value: Any) -> bool:
     return value in (0, 1)
 
 
+def _is_entry_stage(value: Any) -> bool:
+    """2: on the way over a failed edge, which no frame has."""
+    return value in (0, 1, 2)
+
+
 def _is_payload(value: Any) -> bool:
     return type(value) is bytes
 
@@ -316,8 +321,10 @@ def _is_seconds(value: Any) -> bool:
 
 
 _is_treatment = _is_list(_is_action, _is_count_or_nil, _is_due)
-_is_failed = _is_list(_is_count, _is_stage, _is_payload_or_nil, _is_text, _is_text, _is_flag, _is_text, _is_treatment)
-_is_retry = _is_list(_is_root, _is_count, _is_count, _is_count, _is_stage)
+_is_failed = _is_list(
+    _is_count, _is_entry_stage, _is_payload_or_nil, _is_text, _is_text, _is_flag, _is_text, _is_treatment
+)
+_is_retry = _is_list(_is_root, _is_count, _is_count, _is_count, _is_entry_stage)
 _is_participant = _is_list(_is_count, _is_count)
 
 
@@ -335,7 +342,7 @@ def _is_participants(value: Any) -> bool:
 
 _RECORDS: dict[str, Callable[[Any], bool]] = {
     "meta/identity": _is_list(_is_count, _is_text, _is_text, _is_text),
-    "meta/head": _is_list(_is_count, _is_count, _is_count, _is_anything, _is_count, _is_count, _is_flag),
+    "meta/head": _is_list(_is_count, _is_count, _is_count, _is_anything, _is_count, _is_count, _is_flag, _is_count),
     "meta/moved": _is_list(_is_text, _is_counts),
     "meta/ended": _is_list(_is_flag),
     "meta/outside": _is_list(_is_count),

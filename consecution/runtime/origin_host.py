@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from consecution.errors import SourceError, WorldError
-from consecution.protocol.dispatch import Dispatch
+from consecution.protocol.dispatch import Credits, Dispatch
 from consecution.protocol.origin import (
     Change,
+    FailedEdges,
     FailureEntry,
     FailureKept,
     Launch,
@@ -25,6 +26,7 @@ from consecution.protocol.values import (
     Acks,
     Confirms,
     CreditReturn,
+    Entry,
     FailedItem,
     Frame,
     FrameId,
@@ -79,6 +81,22 @@ class Companion(Protocol):
         """Answer for what `take_changes` returned last. Returns whether there was anything to say."""
 
 
+class Handlers(FailedEdges, Protocol):
+    """The failed edges of the graph, with the ways that lead over them."""
+
+    def dispatch_of(self, task: TaskIndex) -> Dispatch: ...
+
+    @property
+    def credits(self) -> list[Credits]: ...
+
+
+class _Way(NamedTuple):
+    """How an execution leaves its origin, and where an item fails that cannot take that way."""
+
+    dispatch: Dispatch
+    start: Entry
+
+
 class MemoryStore:
     """Remembers the last ``keep`` failed items, and nothing else."""
 
@@ -127,6 +145,7 @@ class OriginHost:
         on_stop: OnStop | None = None,
         judge: Judge = always_retry,
         guard: Guard | None = None,
+        handlers: Handlers | None = None,
     ) -> None:
         self.task = task
         self.origin = origin
@@ -140,6 +159,8 @@ class OriginHost:
         self._on_stop = on_stop
         self._judge = judge
         self._guard = guard or Guard()
+        self._handlers = handlers
+        self._own_way = _Way(dispatch, Entry(task, Stage.ROUTE))
         self._live: dict[int, list[Any]] = {}
         self.confirmed = True
         self.companion: Companion | None = None
@@ -158,8 +179,11 @@ class OriginHost:
         elif isinstance(message, Confirms):
             self.origin.confirmed(message.sender, message.seqs, self.now())
         elif isinstance(message, CreditReturn):
-            for credits in self._dispatch.credits:
+            for credits in self._credits():
                 credits.give_back(message.replica, message.count)
+
+    def _credits(self) -> Iterable[Credits]:
+        return self._dispatch.credits if self._handlers is None else (*self._dispatch.credits, *self._handlers.credits)
 
     def born(self, items: list[Any], position: Any) -> int:
         """Make the next batch of these items. Items that cannot be encoded fail with the batch."""
@@ -169,7 +193,7 @@ class OriginHost:
         failed: list[FailedItem] = []
         suspect = self._guard.take(self.task, self.origin.next_seq, BIRTH)
         if suspect is not None:
-            items = self._sift(suspect, items, failed)
+            items = self._sift(self._own_way, suspect, items, failed)
         if self._stored is not None:
             payload, items, unencoded = self._encode(items, self._stored)
             failed += unencoded
@@ -247,19 +271,21 @@ class OriginHost:
             False,
             launch.payload,
         )
-        if launch.entry is not None and (launch.entry.task, launch.entry.stage) != (self.task, Stage.ROUTE):
+        way = self._way_of(launch.entry)
+        if way is None:
+            assert launch.entry is not None
             self._launch_retry(cause, launch.entry.task, launch.entry.stage)
             return
         failed: list[FailedItem] = []
         suspect = self._guard.take(self.task, launch.seq, ())
         items = self._live.pop(launch.seq, None)
         if items is None:
-            items = self._decode(launch, suspect, failed)
+            items = self._decode(way, launch, suspect, failed)
         if suspect is not None:
-            items = self._sift(suspect, items, failed)
-        sent, unsent = self._dispatch.send(items, cause)
+            items = self._sift(way, suspect, items, failed)
+        sent, unsent = way.dispatch.send(items, cause)
         self._guard.leave()
-        failed += [self._describe(unsendable.item, unsendable.error) for unsendable in unsent]
+        failed += [self._describe(way, unsendable.item, unsendable.error) for unsendable in unsent]
         xor = produced_bytes = 0
         for target, frame in sent:
             self._outbox.send(target, frame)
@@ -269,22 +295,30 @@ class OriginHost:
             produced_bytes = max(0, produced_bytes - self._codec.size(launch.payload))
         self.origin.launched(launch.seq, launch.generation, xor, self.now(), failed, produced_bytes)
 
-    def _sift(self, suspect: Suspect, items: list[Any], failed: list[FailedItem]) -> list[Any]:
+    def _way_of(self, entry: Entry | None) -> _Way | None:
+        """None: this is a retry that enters at another task, and is sent there as it is."""
+        if entry is None or entry == self._own_way.start:
+            return self._own_way
+        if entry.stage is not Stage.FAILED or self._handlers is None:
+            return None
+        return _Way(self._handlers.dispatch_of(entry.task), entry)
+
+    def _sift(self, way: _Way, suspect: Suspect, items: list[Any], failed: list[FailedItem]) -> list[Any]:
         """Try the way of each item, for one of them has taken the process down; the guilty are left out."""
         good: list[Any] = []
 
         def condemn(guilty: Condemned) -> None:
-            failed.append(self._describe(*guilty))
+            failed.append(self._describe(way, *guilty))
 
         for item in self._guard.one_by_one(suspect, items, self._codec, condemn):
-            self._dispatch.rehearse([item])
+            way.dispatch.rehearse([item])
             good.append(item)
         return good
 
-    def _describe(self, item: Any, error: BaseException) -> FailedItem:
-        return describe_failure(self.task, Stage.ROUTE, item, error, self._codec, self._judge)
+    def _describe(self, way: _Way, item: Any, error: BaseException) -> FailedItem:
+        return describe_failure(*way.start, item, error, self._codec, self._judge)
 
-    def _decode(self, launch: Launch, suspect: Suspect | None, failed: list[FailedItem]) -> list[Any]:
+    def _decode(self, way: _Way, launch: Launch, suspect: Suspect | None, failed: list[FailedItem]) -> list[Any]:
         try:
             items, lost = decode_apart(launch.payload, self._codec.decode, suspect)
         except Exception as error:
@@ -292,7 +326,7 @@ class OriginHost:
                 f"batch {launch.seq} of the journal cannot be decoded ({type(error).__name__}: {error}): run again "
                 "with the code that it was written with; nothing was lost"
             ) from error
-        failed += [self._describe(item, item.error) for item in lost]
+        failed += [self._describe(way, item, item.error) for item in lost]
         return items
 
     def _launch_retry(self, cause: Frame, target: TaskIndex, stage: Stage) -> None:
@@ -304,7 +338,7 @@ class OriginHost:
 
     def replica_restarted(self, task: TaskIndex) -> None:
         """A new incarnation of a task behind a shuffle edge owes no credits."""
-        for credits in self._dispatch.credits:
+        for credits in self._credits():
             credits.reset(task)
 
     def close(self) -> None:

@@ -219,6 +219,7 @@ class Relocation:
             generation=max(head.generation, theirs.generation),
             emitted=head.emitted + theirs.emitted,
             failed=head.failed + kept,
+            handled=head.handled + theirs.handled,
         )
 
 

@@ -272,7 +272,10 @@ def _is_at_top_of_main(value: Any) -> bool:
 
 
 def _plan_for(plan: Plan, planned: NodePlan) -> Plan:
-    """The plan without the other nodes and their functions: a worker gets only its own."""
+    """The plan without the other nodes and their functions: a worker gets only its own, and all failed edges:
+
+    whoever answers for a failed item sends it there.
+    """
     nodes = tuple(
         dataclasses.replace(n, node=None)
         if n is planned
@@ -280,7 +283,7 @@ def _plan_for(plan: Plan, planned: NodePlan) -> Plan:
         for n in plan.nodes
     )
     own = {edge.index for outlet in planned.outlets for edge in _edges_of(outlet)}
-    edges = tuple(e if e.index in own else dataclasses.replace(e, key_function=None) for e in plan.edges)
+    edges = tuple(e if e.failed or e.index in own else dataclasses.replace(e, key_function=None) for e in plan.edges)
     return dataclasses.replace(plan, nodes=nodes, edges=edges)
 
 

@@ -16,6 +16,7 @@ from consecution.protocol.step import Codec, Counts, Step
 from consecution.protocol.values import Ack, Acks, CreditReturn, Frame, Message, TaskIndex
 from consecution.runtime import failpoints
 from consecution.runtime.attribute_watch import AttributeWatch
+from consecution.runtime.failed_edges import PlannedFailedEdges
 from consecution.runtime.occupation import Occupied
 from consecution.runtime.origin_host import MemoryStore, OnStop, OriginHost, Outbox, failures_kept, origin_limits
 from consecution.runtime.timer import Timer
@@ -47,6 +48,7 @@ class TaskHost(Occupied):
         self.task = task
         self.name = plan.task(task).name
         self.node = node
+        self._plan = plan
         self._node_plan: NodePlan = plan.node(plan.task(task).node)
         self._options = plan.options
         self._codec = codec
@@ -108,11 +110,11 @@ class TaskHost(Occupied):
         """Step a frame, or take in what others answer to what this task sent."""
         if isinstance(message, Frame):
             self._step(message)
+        elif self.origin_host is not None:
+            self.origin_host.receive(message)
         elif isinstance(message, CreditReturn):
             for credits in self._dispatch.credits:
                 credits.give_back(message.replica, message.count)
-        elif self.origin_host is not None:
-            self.origin_host.receive(message)
 
     def _step(self, frame: Frame) -> None:
         failpoints.passed("task.before_step")
@@ -158,7 +160,8 @@ class TaskHost(Occupied):
         """From here on this task answers, in memory, for what it pushes without an item at hand."""
         if self.origin_host is not None:
             return
-        origin = Origin(_endless(origin_limits(self._options)))
+        handlers = PlannedFailedEdges(self._plan, self.task, self._codec)
+        origin = Origin(_endless(origin_limits(self._options)), failed_edges=handlers)
         origin.replay(0.0)
         self.origin_host = OriginHost(
             self.task,
@@ -169,6 +172,7 @@ class TaskHost(Occupied):
             self._outbox,
             on_stop=self._on_stop,
             judge=self._node_plan.error_policy.judge,
+            handlers=handlers,
         )
 
     def _call(self, what: str, method: Callable[[], object]) -> None:
@@ -222,6 +226,9 @@ class TaskHost(Occupied):
             self.origin_host.origin.abandon()
 
     def replica_restarted(self, task: TaskIndex) -> None:
+        if self.origin_host is not None:
+            self.origin_host.replica_restarted(task)
+            return
         for credits in self._dispatch.credits:
             credits.reset(task)
 

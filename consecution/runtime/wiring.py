@@ -40,13 +40,21 @@ def make_frame_ids() -> Callable[[], FrameId]:
 
 
 def make_dispatch(
-    plan: Plan, task: TaskIndex, codec: Encoder, make_id: Callable[[], FrameId] | None = None
+    plan: Plan,
+    task: TaskIndex,
+    codec: Encoder,
+    make_id: Callable[[], FrameId] | None = None,
+    outlets: tuple[DispatchOutlet, ...] | None = None,
 ) -> Dispatch:
-    """The dispatch of one task: every call has its own credits and its own round robin."""
-    node = plan.node(plan.task(task).node)
+    """The dispatch of one task, for what it pushes unless ``outlets`` are given.
+
+    Every call has its own credits and its own round robin.
+    """
+    if outlets is None:
+        outlets = make_outlets(plan, plan.node(plan.task(task).node).outlets)
     return Dispatch(
         task,
-        tuple(_make_outlet(plan, outlet) for outlet in node.outlets),
+        outlets,
         codec,
         make_id or make_frame_ids(),
         edge_count=max(1, len(plan.edges)),
@@ -54,10 +62,15 @@ def make_dispatch(
     )
 
 
+def make_outlets(plan: Plan, outlets: tuple[Outlet, ...]) -> tuple[DispatchOutlet, ...]:
+    """Ways out of a node, made ready; every call has its own credits and its own round robin."""
+    return tuple(_make_outlet(plan, outlet) for outlet in outlets)
+
+
 def _make_outlet(plan: Plan, outlet: Outlet) -> DispatchOutlet:
     if isinstance(outlet, EdgePlan):
         return _make_edge(plan, outlet)
-    branches = tuple(tuple(_make_outlet(plan, o) for o in branch) for branch in outlet.outlets)
+    branches = tuple(make_outlets(plan, branch) for branch in outlet.outlets)
     chooser = RouteChooser(outlet.name, outlet.choose, outlet.choices)
     return RouteOutlet(_ChoicePartition(chooser, len(outlet.choices)), branches)
 

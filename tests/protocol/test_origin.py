@@ -41,6 +41,26 @@ def running(limits: OriginLimits = LIMITS, **changed: Any) -> Origin:
     return origin
 
 
+class Edges:
+    """Task 3 has a failed edge."""
+
+    def leads_from(self, task: TaskIndex) -> bool:
+        return task == 3
+
+    def payload_of(self, given_up: list[tuple[FailedItem, int]]) -> Any:
+        return tuple((failed.payload, attempts) for failed, attempts in given_up)
+
+
+EDGES = Edges()
+
+
+def running_with_edges(**changed: Any) -> Origin:
+    origin = Origin(replace(LIMITS, **changed), failed_edges=EDGES)
+    origin.replay(0.0)
+    origin.take_turn()
+    return origin
+
+
 def birth(origin: Origin, count: int = 1, now_s: float = 0.0) -> int:
     return origin.born(count, (f"payload of {count}",), origin.counts().emitted + count, now_s)
 
@@ -756,6 +776,116 @@ def test_a_finished_origin_is_finished_after_a_restart() -> None:
     assert not Origin(LIMITS, Restored(), 0.0).finished
 
 
+# -- failed edges --------------------------------------------------------------------------------
+
+
+def test_an_item_given_up_at_a_node_with_a_failed_edge_is_born_in_the_commit_that_would_keep_it() -> None:
+    origin = running_with_edges(retries=0)
+    seq = birth(origin, 3)
+    origin.take_turn()
+
+    turn = complete(origin, seq, 0.0, failed_item(1, task=3), failed_item(2, task=3), failed_item(4, task=2))
+
+    ((decided, born),) = [
+        (c, b) for c in turn.changes for b in turn.changes if _is(c, BatchDecided) and _is(b, BatchBorn)
+    ]
+    assert decided.seq == seq
+    assert (born.record.seq, born.record.count) == (1, 2)
+    assert born.record.payload == (((1,), 1), ((2,), 1))
+    assert [(launch.seq, launch.entry) for launch in turn.launches] == [(1, (3, Stage.FAILED))]
+    assert [entry.failed.shown for entry in kept(turn)] == ["4"]
+    assert turn.settled == []
+    counts = origin.counts()
+    assert (counts.emitted, counts.completed, counts.pending, counts.failed, counts.handled) == (3, 1, 2, 1, 2)
+
+    turn = complete(origin, 1)
+
+    assert turn.settled == [Settled(seq, 1, confirmed=True)]
+    assert origin.counts().pending == 0
+    assert origin.settled
+
+
+def _is(change: Any, kind: type) -> bool:
+    return isinstance(change, kind)
+
+
+def test_it_leaves_after_its_last_try_with_the_number_of_tries() -> None:
+    origin = running_with_edges(retries=1)
+    seq = birth(origin)
+    origin.take_turn()
+    assert [entry.attempts for entry in kept(complete(origin, seq, 0.0, failed_item(1, task=3)))] == [1]
+    origin.start_retries(10.0)
+    origin.take_turn()
+
+    turn = complete(origin, 1, 10.0, failed_item(1, task=3))
+
+    (born,) = [change.record for change in turn.changes if isinstance(change, BatchBorn)]
+    assert (born.payload, born.retry and born.retry.root) == ((((1,), 2),), seq)
+    assert kept(turn) == []
+    assert origin.counts().pending == 1
+
+
+def test_what_fails_on_the_edge_itself_or_stops_the_run_is_kept() -> None:
+    origin = running_with_edges(retries=0)
+    seq = birth(origin, 2)
+    origin.take_turn()
+    stopping = failed_item(2, task=3)._replace(treatment=Treatment(Action.STOP))
+    turn = complete(origin, seq, 0.0, failed_item(1, task=3), stopping)
+    assert [entry.failed.shown for entry in turn.stops] == ["2"]
+
+    turn = complete(origin, 1, 0.0, failed_item(1, task=3, stage=Stage.FAILED))
+
+    assert [(entry.failed.shown, entry.attempts, entry.due_s) for entry in kept(turn)] == [("1", 1, None)]
+    assert turn.launches == []
+    assert (origin.counts().failed, origin.counts().handled) == (2, 1)
+    assert origin.settled
+
+
+def test_a_batch_over_a_failed_edge_outlives_a_restart_and_runs_again() -> None:
+    origin = running_with_edges(retries=0)
+    seq = birth(origin, 2)
+    turns = [origin.take_turn(), complete(origin, seq, 0.0, failed_item(1, task=3))]
+
+    again = Origin(replace(LIMITS, retries=0), restored(turns), 0.0, EDGES)
+    again.replay(0.0)
+
+    counts = again.counts()
+    assert (counts.pending, counts.handled) == (1, 1)
+    (launch,) = again.take_turn().launches
+    assert (launch.seq, launch.payload, launch.entry) == (1, (((1,), 1),), (3, Stage.FAILED))
+    assert complete(again, 1).settled == [Settled(seq, 0, confirmed=True)]
+
+
+def test_failed_inputs_of_a_durable_task_leave_in_its_next_commit() -> None:
+    origin = running_with_edges(retries=0)
+    origin.fail_here(failed_item(1, task=3), None, 0.0)
+    origin.fail_here(failed_item(2, task=3), None, 0.0)
+    assert not origin.settled
+    assert origin.has_own_retries, "no end() before it is born"
+
+    turn = origin.take_turn()
+
+    (born,) = [change.record for change in turn.changes if isinstance(change, BatchBorn)]
+    assert (born.count, born.retry and born.retry.root) == (2, NO_ROOT)
+    assert (origin.counts().own_retries, origin.counts().pending) == (2, 0)
+    assert complete(origin, 0).settled == []
+    assert origin.settled
+
+
+def test_without_a_journal_a_death_abandons_what_is_on_its_way_over_the_edge() -> None:
+    origin = running_with_edges(retries=0, replays=False)
+    seq = birth(origin, 5)
+    origin.take_turn()
+    complete(origin, seq, 0.0, failed_item(1, task=3))
+
+    assert origin.abandon() == 1
+
+    assert origin.take_turn().settled == [Settled(seq, 0, confirmed=False)]
+    counts = origin.counts()
+    assert (counts.completed, counts.pending, counts.abandoned) == (4, 1, 1)
+    assert origin.settled
+
+
 # -- any history ---------------------------------------------------------------------------------
 
 
@@ -764,7 +894,7 @@ def test_a_finished_origin_is_finished_after_a_restart() -> None:
 def test_books_balance_and_a_restart_changes_nothing_under_any_history(rng: Any, retries: int, pending: int) -> None:
     limits = replace(LIMITS, retries=retries, max_pending=pending, max_pending_bytes=50, retry_delay_s=0.5)
     disk, now_s = Disk(), 0.0
-    origin = Origin(limits)
+    origin = Origin(limits, failed_edges=EDGES)
     open_frames: dict[tuple[int, int], list[int]] = {}
     for _ in range(120):
         now_s += rng.random()
@@ -777,7 +907,7 @@ def test_books_balance_and_a_restart_changes_nothing_under_any_history(rng: Any,
         elif act == 2 and rng.random() < 0.3:
             origin.replay(now_s)
         elif act == 3 and rng.random() < 0.2:
-            origin = Origin(limits, disk.restore(), now_s)
+            origin = Origin(limits, disk.restore(), now_s, EDGES)
             open_frames.clear()
             continue
         elif open_frames:
@@ -804,6 +934,7 @@ def test_books_balance_and_a_restart_changes_nothing_under_any_history(rng: Any,
         assert origin._pending_bytes >= 0
         again = Origin(limits, disk.restore(), now_s).counts()
         assert (again.emitted, again.completed, again.failed) == (counts.emitted, counts.completed, counts.failed)
+        assert again.handled == counts.handled
         assert origin.settled == (not disk.batches and not disk.waiting)
         if origin.settled:
             assert (counts.pending, origin._pending_bytes, origin._roots) == (0, 0, {})
