@@ -11,15 +11,24 @@ from consecution.testing.world import Edge, Grouping, Item, NodeShape, World
 
 
 def check_sent(
-    world: World, node: NodeShape, items: Sequence[Item], sent: Iterable[Sent], unsent: Sequence[str]
+    world: World,
+    node: NodeShape,
+    items: Sequence[Item],
+    sent: Iterable[Sent],
+    unsent: Sequence[str],
+    *,
+    failed: bool = False,
 ) -> None:
-    """Compare what a task sent with what it had. ``unsent`` are the failed items as they are shown."""
+    """Compare what a task sent with what it had. ``unsent`` are the failed items as they are shown.
+
+    ``failed``: it was sent over the node's failed edge.
+    """
     refused = Counter(int(shown) for shown in unsent)
     due = Counter(items) - refused
     by_edge: dict[int, list[Item]] = {}
     for _, frame in sent:
         by_edge.setdefault(frame.path[-1] % world.edge_count, []).extend(frame.payload)
-    for way in node.ways:
+    for way in node.failed_ways if failed else node.ways:
         edges = (way,) if isinstance(way, Edge) else way.edges
         found = Counter(item for edge in edges for item in by_edge.get(edge.index, ()))
         if found != due:

@@ -56,8 +56,7 @@ class DurableOracle(Oracle):
         limits: OriginLimits,
         now: Callable[[], float],
     ) -> None:
-        super().__init__(disk, limits, [], now, disks, task)
-        self._world = world
+        super().__init__(disk, limits, [], now, disks, task, world=world)
         self._shape: NodeShape = world.node_of[task]
         self._store = disk
         self._outside = outside

@@ -26,7 +26,7 @@ from consecution.runtime.appliers import (
     _NodeApplier,
 )
 from consecution.runtime.durable_host import DurableHost
-from consecution.runtime.origin_host import OriginHost, Outbox
+from consecution.runtime.origin_host import Handlers, OriginHost, Outbox
 from consecution.runtime.state_table import StateTable
 from consecution.sink import AppendSink, Sink, TransactionSink
 from consecution.stateful import KeyedNode
@@ -240,6 +240,7 @@ class _SimulatedParts:
     dispatch: Dispatch
     codec: Codec
     outbox: Outbox
+    handlers: Handlers
     store: Any = None
     task: TaskIndex
     node: Any
@@ -275,13 +276,14 @@ class _SimulatedParts:
         scene, parts = self.scene, self.scene.parts
         return parts.host(
             self.task,
-            parts.origin(scene.schedule.limits, store.restore(), scene.now_s),
+            parts.origin(scene.schedule.limits, store.restore(), scene.now_s, self.handlers),
             store,
             self.dispatch,
             self.codec,
             self.outbox,
             stored=self.codec,
             now=scene.now,
+            handlers=self.handlers,
         )
 
 
@@ -302,10 +304,12 @@ class _TrialPlan:
         return self
 
 
-def make_durable_host(scene: Scene, task: TaskIndex, dispatch: Dispatch, codec: Codec, outbox: Outbox) -> DurableHost:
+def make_durable_host(
+    scene: Scene, task: TaskIndex, dispatch: Dispatch, codec: Codec, outbox: Outbox, handlers: Handlers
+) -> DurableHost:
     """The shell that ships, in the simulated world."""
     kind: Any = type("SimulatedDurableHost", (_SimulatedParts, scene.parts.durable_host), {})
-    kind.scene, kind.dispatch, kind.codec, kind.outbox = scene, dispatch, codec, outbox
+    kind.scene, kind.dispatch, kind.codec, kind.outbox, kind.handlers = scene, dispatch, codec, outbox, handlers
     options = replace(Options(), batch_size=scene.schedule.limits.batch_size)
     host = kind(
         _TrialPlan(options),

@@ -1,7 +1,8 @@
 """What must come out in the end, worked out from the pipeline's shape alone: no batches, no crashes.
 
 Holds for worlds that are not fickle. Items that raise a few times get through in the end; those that
-always raise, or cannot be encoded, are given up, and what would have descended from them never is.
+always raise, or cannot be encoded, are given up, and what would have descended from them never is; at a node
+with a failed edge something else goes over that instead.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from consecution.protocol.values import Stage
-from consecution.testing.world import Item, ItemError, Kind, NodeShape, Route, Trouble, World
+from consecution.testing.world import Item, ItemError, Kind, NodeShape, Route, Trouble, Way, World
 
 GivenUp = tuple[int, Stage, Item]
 
@@ -23,13 +24,14 @@ class Expected:
         self._unencodable = unencodable
         self.written: Counter[tuple[int, Item]] = Counter()
         self.given_up: Counter[GivenUp] = Counter()
+        self.handed = 0
         source = world.nodes[0]
         for item in items:
             self._dispatch(source, item)
 
     def _reach(self, node: NodeShape, item: Item) -> None:
         if self._world.trouble(node, item) is Trouble.ALWAYS:
-            self.given_up[node.index, Stage.PROCESS, item] += 1
+            self._give_up(node, Stage.PROCESS, item)
             return
         if node.kind is Kind.SINK or node.durable:
             self.written[node.index, item] += 1
@@ -40,14 +42,24 @@ class Expected:
             for made in self._world.end_outputs(node, item):
                 self._dispatch(node, made)
 
+    def _give_up(self, node: NodeShape, stage: Stage, item: Item) -> None:
+        if node.failed_ways and stage is not Stage.FAILED:
+            self.handed += 1
+            self._send(node, node.failed_ways, Stage.FAILED, self._world.handed(node, item))
+        else:
+            self.given_up[node.index, stage, item] += 1
+
     def _dispatch(self, node: NodeShape, item: Item) -> None:
+        self._send(node, node.ways, Stage.ROUTE, item)
+
+    def _send(self, node: NodeShape, ways: tuple[Way, ...], stage: Stage, item: Item) -> None:
         try:
-            edges = [way.edges[self._world.choose(way, item)] if isinstance(way, Route) else way for way in node.ways]
+            edges = [way.edges[self._world.choose(way, item)] if isinstance(way, Route) else way for way in ways]
         except ItemError:
-            self.given_up[node.index, Stage.ROUTE, item] += 1
+            self._give_up(node, stage, item)
             return
         if self._unencodable and not self._world.encodable(item):
-            self.given_up[node.index, Stage.ROUTE, item] += 1
+            self._give_up(node, stage, item)
             return
         for edge in edges:
             self._reach(self._world.nodes[edge.target], item)

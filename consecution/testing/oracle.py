@@ -8,6 +8,7 @@ and word, and raises `Violation` at the first one that breaks a promise. The pro
 - batches are decided once each, lowest first, and only when every frame of that execution was run;
 - exactly the failures of the decided execution are kept, with as many attempts as failed tries that counted;
 - an entry that waits becomes a batch in the commit that takes it away;
+- what is given up at a node with a failed edge becomes a batch over that edge in the commit that would have kept it;
 - the books balance, and nothing is told complete before it is;
 - no sink ever sees a generation above the decided one.
 """
@@ -33,6 +34,7 @@ from consecution.protocol.origin import (
     HeadMoved,
     OriginCounts,
     OriginLimits,
+    RetryMark,
     Settled,
 )
 from consecution.protocol.values import BatchId, Entry, FailedItem, Frame, Go, Stage, TaskIndex
@@ -40,10 +42,12 @@ from consecution.testing.disk import Disk
 from consecution.testing.durable_store import DurableDisk
 from consecution.testing.execution import Execution
 from consecution.testing.violation import Violation
-from consecution.testing.world import SOURCE_TASK, Item
+from consecution.testing.world import SOURCE_TASK, Item, World
 
 FailureKey = tuple[int, Stage, str, int, bool]
 """What identifies a kept failure: task, stage, item, attempts, whether it is to be tried again."""
+OverKey = tuple[RetryMark, Item]
+"""An item on its way over a failed edge, and on whose behalf."""
 
 
 class Oracle:
@@ -57,8 +61,11 @@ class Oracle:
         now: Callable[[], float],
         durable: Mapping[TaskIndex, DurableDisk],
         task: TaskIndex = SOURCE_TASK,
+        *,
+        world: World,
     ) -> None:
         self.task = task
+        self._world = world
         self._disk = disk
         self._durable = durable
         self._limits = limits
@@ -68,7 +75,10 @@ class Oracle:
         self._latest: dict[int, int] = {}
         self._born: dict[int, BatchRecord] = {}
         self._decided: dict[int, int | None] = {}
-        self._abandoned: set[int] = set()
+        self._abandoned: dict[int, int] = {}
+        self._over: Counter[OverKey] = Counter()
+        self._over_due: Counter[OverKey] = Counter()
+        self._over_count = 0
         self._held: dict[int, int] = {}
         self._told: set[int] = set()
         self._applied: dict[TaskIndex, set[int]] = {}
@@ -88,6 +98,7 @@ class Oracle:
         if taken:
             raise Violation(f"{taken[0]} left the failure store, and no batch was born for it in that commit")
         self._judge_decisions(changes)
+        self._judge_over()
 
     def committed(self) -> None:
         """Judge what is on disk now."""
@@ -140,7 +151,20 @@ class Oracle:
             ):
                 taken.remove(entry)
                 return
+        if mark.entry.stage is Stage.FAILED:
+            self._over += Counter((mark, item) for item in record.payload or ())
+            if len(record.payload) != record.count:
+                raise Violation(f"batch {record.seq} counts {record.count} items, and holds {record.payload}")
+            return
         raise Violation(f"batch {record.seq} retries {mark}, but that entry was not taken in the same commit")
+
+    def _judge_over(self) -> None:
+        """What went over failed edges in this commit is what was given up in it at their nodes."""
+        if self._over != self._over_due:
+            raise Violation(f"over failed edges went {dict(self._over)}; given up there were {dict(self._over_due)}")
+        self._over_count += self._over.total()
+        self._over.clear()
+        self._over_due.clear()
 
     # -- decisions -------------------------------------------------------------------------------
 
@@ -159,7 +183,7 @@ class Oracle:
                 kept[_key_of(change.entry)] += 1
             elif isinstance(change, HeadMoved) and change.head.generation < self._disk.head.generation:
                 raise Violation(f"the generation fell from {self._disk.head.generation} to {change.head.generation}")
-        expected += self._failures_beside()
+        expected += self._let_go(self._failures_beside(), NO_ROOT, 0)
         if kept != expected:
             raise Violation(f"failures kept {dict(kept - expected)}, and not kept {dict(expected - kept)}")
 
@@ -187,7 +211,10 @@ class Oracle:
         record = self._born[seq]
         failures = self._failures_of(record, execution)
         if record.retry is None:
-            self._held[seq] = min(record.count, sum(n for key, n in failures.items() if key[4]))
+            held = sum(n for key, n in failures.items() if key[4] or self._leaves(key))
+            self._held[seq] = min(record.count, held)
+        root = seq if record.retry is None else record.retry.root
+        failures = self._let_go(failures, root, record.retry.held if record.retry is not None else self._held[seq])
         participants = execution.participants(self._durable)
         told = None if decision is None else (decision.generation, dict(decision.participants))
         if told != ((generation, participants) if participants else None):
@@ -202,6 +229,20 @@ class Oracle:
             retried = failed.retryable and attempts <= self._limits.retries
             found[failed.task, failed.stage, failed.shown, attempts, retried] += 1
         return found
+
+    def _leaves(self, key: FailureKey) -> bool:
+        """Whether such a failure goes over a failed edge, and is not kept."""
+        task, stage, _, _, retried = key
+        return not retried and stage is not Stage.FAILED and bool(self._world.node_of[TaskIndex(task)].failed_ways)
+
+    def _let_go(self, failures: Counter[FailureKey], root: int, held: int) -> Counter[FailureKey]:
+        """Note those that leave; returns those that must be kept."""
+        for key, count in failures.items():
+            if self._leaves(key):
+                task = TaskIndex(key[0])
+                mark = RetryMark(root, held, 0, Entry(task, Stage.FAILED))
+                self._over_due[mark, self._world.handed(self._world.node_of[task], int(key[2]))] += count
+        return Counter({key: count for key, count in failures.items() if not self._leaves(key)})
 
     # -- travel ----------------------------------------------------------------------------------
 
@@ -290,7 +331,10 @@ class Oracle:
             raise Violation(f"batch {seq} was told settled a second time")
         self._told.add(seq)
         if not settled.confirmed:
-            self._abandoned.add(seq)
+            self._abandoned[seq] = self._open_roots()[seq]
+            for lost in [s for s, r in self._disk.batches.items() if r.retry is not None and r.retry.root == seq]:
+                self._abandoned[lost] = 0
+                del self._disk.batches[lost]
             self._disk.batches.pop(seq, None)
         elif seq in self._open_roots():
             raise Violation(f"batch {seq} was told settled, but is still open or waits for a retry")
@@ -298,7 +342,7 @@ class Oracle:
     def count(self, counts: OriginCounts) -> None:
         """The origin's books, at a moment at which nothing is owed to the disk."""
         pending = sum(self._open_roots().values())
-        abandoned = sum(self._born[seq].count for seq in self._abandoned)
+        abandoned = sum(self._abandoned.values())
         if counts.emitted != self._read:
             raise Violation(f"{self._read} items were born, the books say {counts.emitted} emitted")
         if counts.pending != pending + abandoned or counts.completed != self._read - pending - abandoned:
@@ -307,6 +351,8 @@ class Oracle:
             )
         if counts.failed != len(self._disk.given_up):
             raise Violation(f"{len(self._disk.given_up)} items are given up; the books say {counts.failed}")
+        if counts.handled != self._over_count:
+            raise Violation(f"{self._over_count} items went over failed edges; the books say {counts.handled}")
 
     def _open_roots(self) -> dict[int, int]:
         """Batches of the source stream that are not over, and how many of their items are pending."""
@@ -328,7 +374,7 @@ class Oracle:
             raise Violation(f"said to be over, but open are {still_open}, and waiting {disk.waiting}")
         if exhausted and self._read != len(self._items):
             raise Violation(f"the stream is said to be finished after {self._read} of {len(self._items)} items")
-        undecided = self._born.keys() - self._decided.keys() - self._abandoned
+        undecided = self._born.keys() - self._decided.keys() - self._abandoned.keys()
         if undecided:
             raise Violation(f"batches {sorted(undecided)} were never decided")
 

@@ -7,10 +7,11 @@ process can die with something half done is passed by name.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from consecution.protocol.dispatch import Dispatch, Sent, Unsent
+from consecution.protocol.dispatch import Credits, Dispatch, Sent, Unsent
 from consecution.protocol.origin import OriginCounts, Settled
 from consecution.protocol.step import Codec, describe_failure
 from consecution.protocol.values import (
@@ -19,6 +20,8 @@ from consecution.protocol.values import (
     BatchId,
     Confirms,
     CreditReturn,
+    Entry,
+    FailedItem,
     Frame,
     Gos,
     Message,
@@ -33,7 +36,7 @@ from consecution.testing.durable_task import make_durable_host
 from consecution.testing.scene import Scene
 from consecution.testing.task import NumberedSource, TrialNode, TupleCodec, make_outlets
 from consecution.testing.violation import Violation
-from consecution.testing.world import SOURCE_TASK, Kind
+from consecution.testing.world import SOURCE_TASK, Kind, Way
 
 MOST_MESSAGES_PER_TURN = 4
 ORDERS_HEARD = 0.7
@@ -61,15 +64,15 @@ class Process:
         self._endpoints: dict[TaskIndex, str] = {}
         self._codec: Codec = TupleCodec(scene.world, unencodable=scene.schedule.unencodable)
         self._shape = scene.world.node_of[task]
-        self._dispatch = self._make_dispatch()
+        self._dispatch = self._make_dispatch(self._shape.ways)
         scene.network.bind(self.endpoint)
         self.words.append(control.Hello(task, self.endpoint, 0))
 
-    def _make_dispatch(self) -> Dispatch:
+    def _make_dispatch(self, ways: tuple[Way, ...]) -> Dispatch:
         scene, world = self._scene, self._scene.world
         return scene.parts.dispatch(
             self.task,
-            make_outlets(world, self._shape),
+            make_outlets(world, ways),
             self._codec,
             scene.make_id,
             edge_count=world.edge_count,
@@ -109,10 +112,13 @@ class Process:
         before, self._endpoints = self._endpoints, dict(order.endpoints)
         for task, endpoint in before.items():
             if self._endpoints.get(task) != endpoint:
-                for credits in self._dispatch.credits:
+                for credits in self._credits_given():
                     credits.reset(task)
         self._scene.passed("worker.switched")
         self.words.append(control.Switched(self.task, order.version))
+
+    def _credits_given(self) -> Iterable[Credits]:
+        return self._dispatch.credits
 
     def wake(self) -> float | None:
         """Nothing else moves: when is something due here? None: not before a message."""
@@ -139,7 +145,7 @@ class Process:
 class WatchedDispatch(Dispatch):
     """A dispatch whose every launch the oracle hears of."""
 
-    def __init__(self, inner: Dispatch, scene: Scene, task: TaskIndex, codec: Codec) -> None:
+    def __init__(self, inner: Dispatch, scene: Scene, task: TaskIndex, codec: Codec, start: Entry) -> None:
         self.credits = inner.credits
         self.make_id = inner.make_id
         self._inner = inner
@@ -147,15 +153,17 @@ class WatchedDispatch(Dispatch):
         self._scene = scene
         self._origin = task
         self._failing_codec = codec
+        self._start = start
 
     def send(self, items: list[Any], cause: Frame) -> tuple[list[Sent], list[Unsent]]:
         scene = self._scene
         oracle = scene.oracles[self._origin]
         oracle.launched(cause.seq, cause.generation)
         sent, unsent = self._inner.send(items, cause)
-        failed = [describe_failure(self._origin, Stage.ROUTE, u.item, u.error, self._failing_codec) for u in unsent]
-        shape = scene.world.node_of[self._origin]
-        check_sent(scene.world, shape, items, sent, [f.shown for f in failed])
+        failed = [describe_failure(*self._start, u.item, u.error, self._failing_codec) for u in unsent]
+        shape = scene.world.node_of[self._start.task]
+        over_failed = self._start.stage is Stage.FAILED
+        check_sent(scene.world, shape, items, sent, [f.shown for f in failed], failed=over_failed)
         check_targets(scene.world, sent)
         oracle.launch_failed(cause.seq, cause.generation, failed)
         for message in sent:
@@ -164,11 +172,41 @@ class WatchedDispatch(Dispatch):
 
 
 class OriginProcess(Process):
-    """A task that starts trees and answers for them."""
+    """A task that starts trees and answers for them; the failed edges of the world are `Handlers` to its origin."""
 
     sent_place: str
     restless = True
     """Another turn may do something, though no message has come."""
+
+    def __init__(self, scene: Scene, task: TaskIndex, incarnation: int) -> None:
+        self._over_failed: dict[TaskIndex, WatchedDispatch] = {}
+        super().__init__(scene, task, incarnation)
+
+    def leads_from(self, task: TaskIndex) -> bool:
+        return bool(self._scene.world.node_of[task].failed_ways)
+
+    def payload_of(self, given_up: list[tuple[FailedItem, int]]) -> Any:
+        world = self._scene.world
+        return tuple(world.handed(world.node_of[failed.task], int(failed.shown)) for failed, _ in given_up)
+
+    def dispatch_of(self, task: TaskIndex) -> Dispatch:
+        made = self._over_failed.get(task)
+        if made is None:
+            inner = self._make_dispatch(self._scene.world.node_of[task].failed_ways)
+            made = WatchedDispatch(inner, self._scene, self.task, self._codec, Entry(task, Stage.FAILED))
+            self._over_failed[task] = made
+        return made
+
+    @property
+    def credits(self) -> list[Credits]:
+        return [credits for dispatch in self._over_failed.values() for credits in dispatch.credits]
+
+    def _credits_given(self) -> Iterable[Credits]:
+        return (*self._dispatch.credits, *self.credits)
+
+    def _watched_dispatch(self) -> WatchedDispatch:
+        start = Entry(self.task, Stage.ROUTE)
+        return WatchedDispatch(self._dispatch, self._scene, self.task, self._codec, start)
 
     def has_work(self) -> bool:
         return self.alive and (self.restless or super().has_work())
@@ -204,16 +242,17 @@ class SourceProcess(OriginProcess):
         schedule, parts = scene.schedule, scene.parts
         self._oracle = scene.oracles[task]
         disk = scene.disks[task]
-        self.origin = parts.origin(schedule.limits, disk.restore(), scene.now_s)
+        self.origin = parts.origin(schedule.limits, disk.restore(), scene.now_s, self)
         self._host = parts.host(
             task,
             self.origin,
             Writer(disk, self._oracle, scene.passed),
-            WatchedDispatch(self._dispatch, scene, task, self._codec),
+            self._watched_dispatch(),
             self._codec,
             self,
             stored=self._codec if schedule.robust else None,
             now=scene.now,
+            handlers=self,
         )
         self._source = SourceHost(self._host, NumberedSource(scene.items, scene.rng.random, self._settled))
         self._source.open()
@@ -363,8 +402,7 @@ class DurableProcess(OriginProcess):
     def __init__(self, scene: Scene, task: TaskIndex, incarnation: int) -> None:
         super().__init__(scene, task, incarnation)
         self._oracle = scene.durable_oracles[task]
-        dispatch = WatchedDispatch(self._dispatch, scene, task, self._codec)
-        self._host = make_durable_host(scene, task, dispatch, self._codec, self)
+        self._host = make_durable_host(scene, task, self._watched_dispatch(), self._codec, self, self)
         self._ending = False
         self._oracle.begun()
         self._host.begin()

@@ -82,7 +82,7 @@ class Scene:
         """Give the source and each durable task their disks, and oracles that watch them."""
         world, limits = self.world, self.schedule.limits
         disk = self.disks[SOURCE_TASK] = Disk()
-        self.oracles[SOURCE_TASK] = Oracle(disk, limits, self.items, self.now, self.durable_disks)
+        self.oracles[SOURCE_TASK] = Oracle(disk, limits, self.items, self.now, self.durable_disks, world=world)
         for task in sorted(world.durable_tasks):
             self._add_durable(task, world.node_of[task])
 

@@ -16,7 +16,7 @@ from consecution.testing.scene import Parts, Scene
 from consecution.testing.schedule import DURABLE_PLACES, OUTSIDE_PLACES, Crash, Kill, make_schedule
 from consecution.testing.supervisor import Supervisor
 from consecution.testing.violation import Violation
-from consecution.testing.world import Keeping, World, make_durable_world, make_world
+from consecution.testing.world import Keeping, World, make_durable_world, make_world, with_failed_edges
 
 MOST_STEPS = 5_000
 LONGEST_WAIT_S = 1e6
@@ -74,6 +74,7 @@ class Simulation:
         robust, fickle = rng.random() < 0.9 or durable, rng.random() < 0.4
         retries = rng.choice((0, 1, 2, 3)) if robust else 0
         world = (make_durable_world if durable else make_world)(rng, fickle=fickle, retries=retries)
+        world = with_failed_edges(world, Random(~seed))
         self.schedule = make_schedule(
             seed,
             rng,
@@ -247,6 +248,9 @@ class Simulation:
         )
         if given_up != expected.given_up:
             raise Violation(f"given up are {dict(given_up)}; expected were {dict(expected.given_up)}")
+        handed = sum(disk.head.handled for disk in scene.disks.values())
+        if handed != expected.handed:
+            raise Violation(f"{handed} items went over failed edges; expected were {expected.handed}")
 
 
 def _places_of(world: World) -> tuple[str, ...]:

@@ -136,9 +136,9 @@ class _ByChoice:
         return parts
 
 
-def make_outlets(world: World, node: NodeShape) -> tuple[Outlet, ...]:
-    """The dispatch's outlets of one task of this node; every call has its own credits and turns."""
-    return tuple(_make_outlet(world, way) for way in node.ways)
+def make_outlets(world: World, ways: tuple[Way, ...]) -> tuple[Outlet, ...]:
+    """The dispatch's outlets of one task for these ways; every call has its own credits and turns."""
+    return tuple(_make_outlet(world, way) for way in ways)
 
 
 def _make_outlet(world: World, way: Way) -> Outlet:

@@ -114,13 +114,15 @@ class NodeShape:
     ways: tuple[Way, ...] = ()
     keeping: Keeping | None = None
     """None: the node is stateless."""
+    failed_ways: tuple[Way, ...] = ()
+    """Where items go that are given up here; nowhere: they are kept."""
 
     @property
     def durable(self) -> bool:
         return self.keeping is not None
 
     def edges(self) -> Iterator[Edge]:
-        for way in self.ways:
+        for way in (*self.ways, *self.failed_ways):
             yield from way.edges if isinstance(way, Route) else (way,)
 
 
@@ -162,6 +164,10 @@ class World:
     def end_outputs(self, node: NodeShape, item: Item) -> list[Item]:
         """What a durable node pushes at its end for an item of its state."""
         return [change(item, node.index + 500)] if mix(item, node.index + 70) % 2 else []
+
+    def handed(self, node: NodeShape, item: Item) -> Item:
+        """What goes over the failed edge of a node for an item that is given up there."""
+        return change(item, node.index + 900)
 
     def trouble(self, node: NodeShape, item: Item) -> Trouble | None:
         """Whether, and how, the node raises at an item."""
@@ -248,6 +254,21 @@ def _make_durable(rng: Random, node: NodeShape) -> NodeShape:
     inner = node.kind is not Kind.SINK
     wants_end = keeping is Keeping.ATTRIBUTES or (inner and rng.random() < 0.5)
     return replace(node, grouping=grouping, wants_end=wants_end, keeping=keeping)
+
+
+def with_failed_edges(world: World, rng: Random) -> World:
+    """Now and then some nodes have failed edges, which lead to nodes further down."""
+    if rng.random() < 0.5:
+        return world
+    edge = world.edge_count
+    nodes: list[NodeShape] = []
+    for node in world.nodes:
+        below = [other.index for other in world.nodes if other.index > node.index]
+        targets = rng.sample(below, min(len(below), rng.choice((1, 1, 2)))) if rng.random() < 0.8 else []
+        edges = tuple(Edge(edge + place, target) for place, target in enumerate(sorted(targets)))
+        edge += len(edges)
+        nodes.append(replace(node, failed_ways=_draw_ways(rng, edges, world.fickle)))
+    return World(tuple(nodes), world._rng, fickle=world.fickle, retries=world._retries)
 
 
 def _join(rng: Random, inner: int, sinks: int) -> list[list[int]]:

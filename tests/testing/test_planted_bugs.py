@@ -13,15 +13,17 @@ from consecution.protocol.ending import Ending
 from consecution.protocol.origin import (
     BatchBorn,
     Change,
+    FailureEntry,
     FailureKept,
     FailureTaken,
     Head,
     HeadMoved,
     Origin,
+    Turn,
 )
 from consecution.protocol.recovery import Order, OrderReplay, Recovery
 from consecution.protocol.step import Step
-from consecution.protocol.values import Ack, FailedItem, Frame, FrameId, TaskIndex
+from consecution.protocol.values import Ack, FailedItem, Frame, FrameId, Stage, TaskIndex
 from consecution.runtime.origin_host import OriginHost
 from consecution.testing import Outcome, run_schedule
 from consecution.testing.scene import Parts
@@ -94,7 +96,59 @@ class KeepsFailuresLater(SplitsCommits):
 
 class TakesEntriesFirst(SplitsCommits):
     def is_late(self, change: Change) -> bool:
-        return isinstance(change, BatchBorn) and change.record.retry is not None
+        return isinstance(change, BatchBorn) and change.record.retry is not None and not _is_over_failed(change)
+
+
+def _is_over_failed(change: BatchBorn) -> bool:
+    return change.record.retry is not None and change.record.retry.entry.stage is Stage.FAILED
+
+
+class HandsOverLater(SplitsCommits):
+    """What is given up leaves its place first, and is born over the failed edge in the next commit."""
+
+    def is_late(self, change: Change) -> bool:
+        return isinstance(change, BatchBorn) and _is_over_failed(change)
+
+
+class HandsOverInTheNextTurn(Origin):
+    def take_turn(self) -> Turn:
+        handed, self._handed = self._handed, {}
+        turn = super().take_turn()
+        self._handed = handed
+        return turn
+
+
+class LosesWhatItHandsOver(Origin):
+    def _bear_handed(self) -> None:
+        self._handed.clear()
+
+
+class KeepsWhatItHandsOver(Origin):
+    def _hand_over(self, failed: FailedItem, attempts: int, root: int, held: int, now_s: float) -> None:
+        super()._hand_over(failed, attempts, root, held, now_s)
+        self._turn.changes.append(FailureKept(FailureEntry(self._next_key, failed, attempts, root, held, None, now_s)))
+        self._next_key += 1
+        self._failed += 1
+
+
+class SettlesBeforeTheHandler(Origin):
+    """Of a batch whose items are handed over nothing is pending any more."""
+
+    def _is_held(self, failed: FailedItem) -> bool:
+        return self._may_retry(failed, 1)
+
+
+class HandsOverBeforeItsRetries(Origin):
+    def _leaves(self, failed: FailedItem, attempts: int) -> bool:
+        edges = self._failed_edges
+        return edges is not None and failed.stage is not Stage.FAILED and edges.leads_from(failed.task)
+
+
+class HandsOverForEver(Origin):
+    """What fails on a failed edge goes over that edge."""
+
+    def _leaves(self, failed: FailedItem, attempts: int) -> bool:
+        return super()._leaves(failed._replace(stage=Stage.PROCESS), attempts)
 
 
 class TakesEntriesLater(SplitsCommits):
@@ -256,6 +310,12 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
     ("neighbours of a failing item lost", Parts(step=LosesNeighbours), "and sent|had", 50),
     ("replay before all have switched", Parts(recovery=ReplaysBeforeAllHaveSwitched), "stuck", 50),
     ("nodes end in any order", Parts(ending=EndsAllAtOnce), "before the nodes above it", 100),
+    ("handed over after the decision", Parts(host=HandsOverLater), "over failed edges went", 50),
+    ("handed over in the next turn", Parts(origin=HandsOverInTheNextTurn), "over failed edges went", 50),
+    ("lost on the way to the handler", Parts(origin=LosesWhatItHandsOver), "over failed edges went", 50),
+    ("kept and handed over", Parts(origin=KeepsWhatItHandsOver), "failures kept", 50),
+    ("settled before the handler", Parts(origin=SettlesBeforeTheHandler), "over failed edges went", 50),
+    ("handed over before its retries", Parts(origin=HandsOverBeforeItsRetries), "failures kept", 50),
 ]
 
 

@@ -282,6 +282,10 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
     ("replay before all have switched", Parts(recovery=stateless.ReplaysBeforeAllHaveSwitched), "stuck", 50),
     ("retry born after its entry was taken", Parts(host=stateless.TakesEntriesFirst), "no batch was born", 50),
     ("retry born before its entry was taken", Parts(host=stateless.TakesEntriesLater), "was not taken in the same", 50),
+    ("handed over after the decision", Parts(host=stateless.HandsOverLater), "over failed edges went", 100),
+    ("lost on the way to the handler", Parts(origin=stateless.LosesWhatItHandsOver), "over failed edges went", 100),
+    ("kept and handed over", Parts(origin=stateless.KeepsWhatItHandsOver), "failures kept", 100),
+    ("handed over for ever", Parts(origin=stateless.HandsOverForEver), "failures kept", 1000),
     ("next seq not persisted", Parts(origin=stateless.ForgetsTheNextSeq), "the head says next seq", 10),
     ("deaths counted as attempts", Parts(origin=stateless.CountsDeathsAsAttempts), "failures kept", 500),
     (
