@@ -69,14 +69,19 @@ def _run(task: Task, node: Node, items: Any) -> None:
         raise RuntimeError(str(report))
 
 
+def _replicated(node: Node, task: Task) -> Node:
+    """So many replicas; a node that is not multiplied gets as many as the option ``workers`` gives it."""
+    return node * task.workers if task.workers > 1 else node
+
+
 def identity(task: Task) -> None:
-    _run(task, Map(same, "identity") * task.workers | TotalSink("sink", sum), MarkedSource(range(task.size)))
+    _run(task, _replicated(Map(same, "identity"), task) | TotalSink("sink", sum), MarkedSource(range(task.size)))
 
 
 def words(task: Task) -> None:
     """Counts that are kept in the way of the level that is asked for."""
     robust = task.options.get("robustness", "robust") == "robust"
-    count = DurableCount("count") * task.workers if robust else (Count("count") * task.workers).by(itself)
+    count = _replicated(DurableCount("count") if robust else Count("count").by(itself), task)
     _run(task, FlatMap(str.split, "split") | count | TotalSink("sink", digest_frame), MarkedSource(task.lines()))
 
 
@@ -84,7 +89,7 @@ durable = words
 
 
 def cpu(task: Task) -> None:
-    _run(task, Map(burn, "burn") * task.workers | TotalSink("sink", sum), MarkedSource(range(task.size)))
+    _run(task, _replicated(Map(burn, "burn"), task) | TotalSink("sink", sum), MarkedSource(range(task.size)))
 
 
 def airports(task: Task) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.peers import chart
-from benchmarks.peers.field import CONTESTANTS, Work
+from benchmarks.peers.field import CONTESTANTS, Contestant, Work
 from benchmarks.peers.race import Run
 from benchmarks.peers.record import Figure, Record, figure_text, value
 
@@ -31,7 +31,7 @@ def tables(record: Record) -> str:
     parts = [_head(record), *_ahead(record), f"![all works, each contestant's median and spread]({CHART})"]
     parts += ["### Medians", _overview(record), "### Each work"]
     parts += [_details(record, work) for work in record.works()]
-    return "\n\n".join([*parts, *_failed(record), _versions()])
+    return "\n\n".join([*parts, *_scaling(record), *_failed(record), _versions()])
 
 
 def _head(record: Record) -> str:
@@ -138,6 +138,18 @@ def _detail(f: Figure, last: str) -> list[str]:
     lost = f", {f.lost} lost" if f.lost else ""
     shown = [show(f.median) + lost, show(f.least), show(f.most), *([show(f.second)] if last else [])]
     return [*shown, str(len(f.by_round)), f"{f.size:,}", f"{f.startup_s:.2f}", others]
+
+
+def _scaling(record: Record) -> list[str]:
+    """What a second worker brings where Python burns CPU."""
+    figures = [figure for work in record.works() if work.name == "cpu" for figure in record.figures(work)]
+    pairs = [(one, two) for one in figures for two in figures if _same_but_workers(one.contestant, two.contestant)]
+    rows = [[two.contestant.name, f"{two.times_as_good(one):.2f}"] for one, two in pairs]
+    return ["**Two workers against one** (cpu)", _table([["", "times as fast"], *rows])] if rows else []
+
+
+def _same_but_workers(one: Contestant, two: Contestant) -> bool:
+    return (one.tool, one.options, one.workers, two.workers) == (two.tool, two.options, 1, 2)
 
 
 def _failed(record: Record) -> list[str]:

@@ -66,12 +66,15 @@ def hold(
     repeats: int = 2,
     limit_s: float = float("inf"),
 ) -> Iterator[Run]:
-    """Work by work, all contestants once per round. After ``limit_s`` no other run is started, nor repeated."""
+    """Work by work, all contestants once per round, but for tools that take part in fewer.
+
+    After ``limit_s`` no other run is started, nor repeated.
+    """
     end_s = time.monotonic() + limit_s
     for number in range(rounds):
         for work in works:
             for contestant in contestants:
-                if work.name not in contestant.works:
+                if work.name not in contestant.works or number >= contestant.tool.rounds:
                     continue
                 if time.monotonic() > end_s:
                     return

@@ -120,6 +120,17 @@ def test_all_contestants_of_a_work_run_before_the_next_work_and_the_next_round()
     ]
 
 
+def test_a_tool_that_takes_long_to_start_takes_part_in_fewer_rounds() -> None:
+    contestants = [
+        Contestant("quick", LOOP, {"identity": 0}),
+        Contestant("slow", Tool("slow", "slow", rounds=1), {"identity": 0}),
+    ]
+
+    held = list(race.hold(contestants, [BY_NAME["identity"]], 2, lambda c, w, size, n: run(c.name, w.name, 1.0)))
+
+    assert [r.contestant for r in held] == ["quick", "slow", "quick"]
+
+
 def test_after_the_limit_no_other_run_is_started() -> None:
     one = Contestant("one", LOOP, {"identity": 0})
 
@@ -184,6 +195,13 @@ def test_each_figure_has_its_spread_its_runs_and_what_others_took() -> None:
     assert "| plain loop | 4,000,000 | 2,000,000 | 8,000,000 | 3 | 1,000,000 | 0.50 | 0.00 |" in lines
     assert "| ours robust | 2,000,000 | 1,000,000 | 2,000,000 | 3 | 1,000,000 | 0.50 | 0.10 |" in lines
     assert "| ours robust | **2 M** | **0.50 / 3.0** | **30** |" in lines
+
+
+def test_what_a_second_worker_brings_is_told() -> None:
+    one = [run("ours robust", "cpu", rate, number=n) for n, rate in enumerate((5e3, 4e3, 4e3))]
+    two = [run("ours robust * 2", "cpu", rate, number=n) for n, rate in enumerate((9.5e3, 8e3, 7.2e3))]
+
+    assert "| ours robust * 2 | 1.90 |" in page.tables(record(*one, *two)).splitlines()
 
 
 def test_a_failure_stands_in_the_table_and_is_explained() -> None:
