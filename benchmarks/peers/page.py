@@ -119,7 +119,8 @@ def figure(run: Run) -> str:
     if run.work == "latency":
         return f"p50 {value(run):.2f} ms, p99 {run.told['p99_ms']:.2f} ms"
     if run.work == "kill":
-        return f"{value(run):,.0f} ms, {run.told['lost']} lost, {run.told['doubled']} twice"
+        flows = "never" if run.told["flows_again_s"] is None else f"{value(run):,.0f} ms"
+        return f"{flows}, {run.told['lost']} lost, {run.told['doubled']} twice"
     return f"{value(run):,.0f}/s"
 
 

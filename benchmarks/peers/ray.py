@@ -113,7 +113,7 @@ def _in_order(sent: Iterable[Any]) -> Iterator[Any]:
 def identity(task: Task) -> None:
     stages, total = _stages(task), Total()
     _started(*stages)
-    sent = (stages[n % task.workers].identity.remote(b) for n, b in enumerate(_batches(range(task.size), BATCH)))
+    sent = (stages[n % task.workers].identity.remote(list(b)) for n, b in enumerate(_batches(range(task.size), BATCH)))
     for batch in _in_order(sent):
         total.add(sum(batch))
     total.close()
@@ -141,7 +141,7 @@ def words(task: Task) -> None:
 def cpu(task: Task) -> None:
     stages, total = _stages(task), Total()
     _started(*stages)
-    sent = (stages[n % task.workers].burn.remote(b) for n, b in enumerate(_batches(range(task.size), BURNS)))
+    sent = (stages[n % task.workers].burn.remote(list(b)) for n, b in enumerate(_batches(range(task.size), BURNS)))
     for value in _in_order(sent):
         total.add(value)
     total.close()

@@ -140,9 +140,13 @@ def figure_text(figure: Figure, *, unit: bool = True) -> str:
         return short(figure.median) + (f" {work.unit}/s" if unit else "")
     suffix = " ms" if unit else ""
     if work.name == "latency":
-        return f"{figure.median:.2f} / {figure.second:.1f}{suffix}"
+        return f"{_millis(figure.median)} / {_millis(figure.second)}{suffix}"
     flows = f"{figure.median:,.0f}{suffix}" if math.isfinite(figure.median) else "never"
     return flows + (f", {figure.lost} lost" if figure.lost else "")
+
+
+def _millis(ms: float) -> str:
+    return f"{ms:.2f}" if ms < 10 else f"{ms:,.0f}"
 
 
 def short(rate: float) -> str:

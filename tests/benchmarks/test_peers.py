@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,8 @@ import pytest
 from benchmarks.neighbours import watched
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import chart, environments, page, race
+from benchmarks.peers import task as tasks
+from benchmarks.peers.child import percentiles_ms
 from benchmarks.peers.field import CONTESTANTS, LOOP, OLD, OURS, POOL, ROBUST, WORKS, Contestant, Tool, Work
 from benchmarks.peers.race import Run
 from benchmarks.peers.record import Record
@@ -66,6 +69,21 @@ def test_a_killed_worker_of_ours_loses_nothing(cache: Path) -> None:
     assert found.failure == ""
     assert found.told["flows_again_s"] > 0
     assert found.told["lost"] == 0
+
+
+def test_the_first_fifth_of_the_items_has_no_latency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tasks.VARIABLE, tasks.Task("latency", 100, 1, tmp_path, tmp_path).dumps())
+    tasks.current.cache_clear()
+    late = tasks.Latencies()
+
+    for number in range(100):
+        late.take((number, 0.0 if number < 20 else time.time() - 1))
+    late.close()
+    tasks.current.cache_clear()
+
+    assert late.count == 100
+    p50_ms, p99_ms = percentiles_ms(tmp_path)
+    assert 1000 <= p50_ms <= p99_ms < 1e6
 
 
 def test_a_wrong_answer_gives_no_figure(cache: Path) -> None:
@@ -185,7 +203,7 @@ def test_where_others_are_ahead_comes_first_and_is_computed_within_rounds() -> N
     lost, won = text.partition("### Where we are ahead")[::2]
     assert "ours robust 2 M items/s; ahead: plain loop 4 M items/s (2.00 ×)" in lost
     assert "ours robust 3.0 ms; ahead: plain loop 1.5 ms" in lost
-    assert "ours robust 0.50 / 3.0 ms; next: plain loop 0.60 / 1.5 ms (0.83 ×)" in won
+    assert "ours robust 0.50 / 3.00 ms; next: plain loop 0.60 / 1.50 ms (0.83 ×)" in won
     assert "ours robust 30 ms; next: Pool, 1 never, 999 lost (0.00 ×)" in won
 
 
@@ -194,7 +212,7 @@ def test_each_figure_has_its_spread_its_runs_and_what_others_took() -> None:
 
     assert "| plain loop | 4,000,000 | 2,000,000 | 8,000,000 | 3 | 1,000,000 | 0.50 | 0.00 |" in lines
     assert "| ours robust | 2,000,000 | 1,000,000 | 2,000,000 | 3 | 1,000,000 | 0.50 | 0.10 |" in lines
-    assert "| ours robust | **2 M** | **0.50 / 3.0** | **30** |" in lines
+    assert "| ours robust | **2 M** | **0.50 / 3.00** | **30** |" in lines
 
 
 def test_what_a_second_worker_brings_is_told() -> None:
@@ -242,7 +260,7 @@ def test_the_chart_has_a_line_for_each_figure() -> None:
 
     texts = [found.text for found in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert texts.count("ours robust") == 3
-    assert {"plain loop", "Pool, 1", "4 M", "2 M", "0.50 / 3.0", "never, 999 lost"} <= set(texts)
+    assert {"plain loop", "Pool, 1", "4 M", "2 M", "0.50 / 3.00", "never, 999 lost"} <= set(texts)
     circles = [float(found.attrib["cx"]) for found in drawn.iter("{http://www.w3.org/2000/svg}circle")]
     assert all(chart.LEFT <= x <= chart.RIGHT for x in circles)
 
