@@ -59,6 +59,7 @@ class Node:
     """
 
     replicas: int = 1
+    replicas_given: bool = False
     max_replicas: int | None = None
     stateless: bool = False
     """Say True where attributes change from batch to batch and it does not matter, as with a cache."""
@@ -152,10 +153,11 @@ class Node:
         return self
 
     def __mul__(self, replicas: int) -> Node:
-        """``node * n``: n replicas of this node share the work."""
+        """``node * n``: n replicas of this node share the work, whatever ``workers`` is."""
         if type(replicas) is not int or not 1 <= replicas <= MOST_REPLICAS:
             raise GraphError(f"{self} * {replicas!r}: expected a whole number of replicas from 1 to {MOST_REPLICAS}")
         self.replicas = replicas
+        self.replicas_given = True
         return self
 
     __rmul__ = __mul__
@@ -403,6 +405,10 @@ class Node:
     def _is_durable(self) -> bool:
         """Whether ``robust`` keeps something for this node: what ``end`` does it does with what was gathered."""
         return self._wants_end() or self._has_timer()
+
+    def _may_be_spread(self) -> bool:
+        """Whether each worker may have a replica of its own, unasked: it keeps nothing, and ends nothing."""
+        return not self._is_durable() and bool(self._downstream_nodes)
 
     def _has_timer(self) -> bool:
         return type(self).on_timer is not Node.on_timer

@@ -15,7 +15,7 @@ from consecution.errors import OptionError
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One option. ``kind`` is choice, int, float, path or flag; ``least`` the smallest number allowed."""
+    """One option. ``kind`` is choice, int, float, path, flag or workers; ``least`` the smallest number allowed."""
 
     name: str
     kind: str
@@ -29,6 +29,9 @@ class Setting:
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
+
+WORKER_WORDS = ("per-task", "auto")
+MOST_WORKERS = 1024
 
 SETTINGS = (
     Setting(
@@ -47,7 +50,15 @@ SETTINGS = (
         choices=("none", "confirm", "track", "robust"),
     ),
     Setting("state_dir", "path", None, "folder of the journal; without one a temporary folder is used"),
-    Setting("workers", "choice", "per-task", "one worker for each replica", choices=("per-task",)),
+    Setting(
+        "workers",
+        "workers",
+        "per-task",
+        "worker processes (process mode): per-task, one for each replica of each node; a number, so many, each with a "
+        "replica of every node that keeps nothing, a share of the keys, and calls instead of sockets between "
+        "neighbours; auto, as many as there are cores. `node * n` still gives exactly n replicas",
+        least=1,
+    ),
     Setting(
         "on_error",
         "choice",
@@ -107,7 +118,7 @@ class Options:
     mode: str = "process"
     robustness: str = "robust"
     state_dir: Path | None = None
-    workers: str = "per-task"
+    workers: str | int = "per-task"
     on_error: str = "retry"
     retries: int = 3
     retry_delay_s: float = 0.05
@@ -150,11 +161,6 @@ def _suggest(name: str, known: list[str]) -> str:
 
 
 def _check_choice(setting: Setting, value: Any) -> str:
-    if setting.name == "workers" and value != "per-task":
-        raise OptionError(
-            f"workers={value!r}: the plan with a chosen number of workers is not there yet; use 'per-task', one "
-            "worker for each replica, and set replicas with node * n"
-        )
     if value not in setting.choices:
         hint = _suggest(value, list(setting.choices)) if isinstance(value, str) else ""
         raise OptionError(f"{setting.name}={value!r}: expected one of {', '.join(map(repr, setting.choices))}{hint}")
@@ -182,10 +188,20 @@ def _check_flag(setting: Setting, value: Any) -> bool:
     raise OptionError(f"{setting.name}={value!r}: expected True or False")
 
 
+def _check_workers(setting: Setting, value: Any) -> str | int:
+    number: Any = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if number in WORKER_WORDS or (type(number) is int and setting.least <= number <= MOST_WORKERS):
+        return number  # type: ignore[no-any-return]
+    raise OptionError(
+        f"workers={value!r}: expected 'per-task', 'auto', or a whole number from {setting.least:g} to {MOST_WORKERS}"
+    )
+
+
 _CHECKS: dict[str, Callable[[Setting, Any], Any]] = {
     "choice": _check_choice,
     "int": lambda setting, value: _check_number(setting, value, (int,)),
     "float": lambda setting, value: float(_check_number(setting, value, (int, float))),
     "path": _check_path,
     "flag": _check_flag,
+    "workers": _check_workers,
 }

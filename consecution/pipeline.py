@@ -31,7 +31,7 @@ class RunOptions(TypedDict, total=False):
     mode: Literal["inline", "thread", "process"]
     robustness: Literal["none", "confirm", "track", "robust"]
     state_dir: str | os.PathLike[str] | None
-    workers: Literal["per-task"]
+    workers: int | Literal["per-task", "auto"]
     on_error: Literal["retry", "park", "stop"]
     retries: int
     retry_delay_s: float

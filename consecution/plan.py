@@ -9,8 +9,9 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from consecution.error_policy import ErrorPolicy
@@ -30,6 +31,8 @@ class Grouping(enum.Enum):
     """There is only one."""
     SHUFFLE = "shuffle"
     """Whichever is freest."""
+    LOCAL = "local"
+    """One in the worker of the sender: every worker has replicas of both nodes."""
     BY_KEY = "by key"
     """The one that owns the item's key."""
 
@@ -71,6 +74,15 @@ class TaskPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """A process, and the tasks it hosts, in the order of the plan."""
+
+    index: int
+    name: str
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NodePlan:
     """A node with its tasks and its ways out. ``node`` is None for a source that is a plain iterable."""
 
@@ -100,15 +112,21 @@ class Plan:
     nodes: tuple[NodePlan, ...]
     edges: tuple[EdgePlan, ...]
     tasks: tuple[TaskPlan, ...]
+    workers: tuple[WorkerPlan, ...]
     options: Options
     source_name: str
     signature: str
+    placement: str
+    """Why there are so many workers, for people."""
 
     def node(self, name: str) -> NodePlan:
         return next(node for node in self.nodes if node.name == name)
 
     def task(self, index: int) -> TaskPlan:
         return self.tasks[index]
+
+    def worker_of(self, task: int) -> WorkerPlan:
+        return next(worker for worker in self.workers if task in worker.tasks)
 
     def tasks_of(self, name: str) -> tuple[int, ...]:
         return self.node(name).tasks
@@ -117,8 +135,11 @@ class Plan:
         return self.edges[index]
 
 
-def make_plan(top_node: Node, options: Options, has_iterable: bool = False) -> Plan:
-    """The plan of the graph below ``top_node``. GraphError or UsageError says what cannot work, and why."""
+def make_plan(top_node: Node, options: Options, has_iterable: bool = False, *, cores: int | None = None) -> Plan:
+    """The plan of the graph below ``top_node``. GraphError or UsageError says what cannot work, and why.
+
+    ``cores`` is what ``workers="auto"`` goes by; None: those that this process may use.
+    """
     check_names(top_node)
     ordered = sort_topologically(top_node)
     _check_reachable(top_node, ordered)
@@ -129,7 +150,14 @@ def make_plan(top_node: Node, options: Options, has_iterable: bool = False) -> P
         raise UsageError(
             f"{top_node}: the pipeline has no source; begin it with Producer(...), or give run() an iterable"
         )
-    return _Planner(ordered, source, options).plan()
+    return _Planner(ordered, source, options, cores or available_cores()).plan()
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _check_reachable(top_node: Node, ordered: list[Node]) -> None:
@@ -210,7 +238,7 @@ def _check_sink(node: Sink) -> None:
 
 
 class _Planner:
-    def __init__(self, ordered: list[Node], source: Producer | None, options: Options) -> None:
+    def __init__(self, ordered: list[Node], source: Producer | None, options: Options, cores: int) -> None:
         parts = (RouterNode, FailedEdge)
         self._ordered = [node for node in ordered if not isinstance(node, parts) and node is not source]
         self._top = ordered[0]
@@ -219,19 +247,39 @@ class _Planner:
         self._edges: list[EdgePlan] = []
         self._parents: dict[str, list[str]] = {node.name: [] for node in self._ordered}
         self._tasks: list[TaskPlan] = []
+        self._count, self._placement = choose_workers(self._ordered, options, cores)
 
     def plan(self) -> Plan:
         name = self._source.name if self._source is not None else self._free_name()
         if self._source is not None:
             outlets = self._outlets(self._source, name)
         else:
-            outlets = (self._outlet(self._top, name),)
+            outlets = (self._outlet(self._top, None, name),)
         failed = self._failed_outlets(self._source)
         nodes = [self._node_plan(name, self._source, outlets, failed, is_source=True)]
         drawn = [(node, self._outlets(node, node.name), self._failed_outlets(node)) for node in self._ordered]
         nodes += [self._node_plan(node.name, node, below, failed, is_source=False) for node, below, failed in drawn]
         edges = tuple(self._edges)
-        return Plan(tuple(nodes), edges, tuple(self._tasks), self._options, name, _sign(nodes, edges))
+        return Plan(
+            tuple(nodes),
+            edges,
+            tuple(self._tasks),
+            place(nodes, self._tasks, self._count),
+            self._options,
+            name,
+            _sign(nodes, edges),
+            self._placement,
+        )
+
+    def _replicas(self, node: Node | None) -> int:
+        if node is None or isinstance(node, Producer):
+            return 1
+        spread = self._count is not None and not node.replicas_given and node._may_be_spread()
+        return self._count if spread and self._count is not None else node.replicas
+
+    def _is_everywhere(self, node: Node | None) -> bool:
+        """Whether every worker has a replica of it."""
+        return self._count is not None and self._replicas(node) >= self._count
 
     def _free_name(self) -> str:
         taken = {node.name for node in self._ordered}
@@ -241,22 +289,26 @@ class _Planner:
         return name
 
     def _outlets(self, node: Node, owner: str) -> tuple[Outlet, ...]:
-        return tuple(self._outlet(child, owner) for child in node._downstream_nodes)
+        return tuple(self._outlet(child, node, owner) for child in node._downstream_nodes)
 
     def _failed_outlets(self, node: Node | None) -> tuple[Outlet, ...]:
+        """Whoever answers for a failed item sends it: a frame of these edges may come from any worker."""
         if node is None or node._failed_edge is None:
             return ()
-        return tuple(self._outlet(child, node.name, failed=True) for child in node._failed_edge._downstream_nodes)
+        return tuple(self._outlet(child, None, node.name, failed=True) for child in node._failed_edge._downstream_nodes)
 
-    def _outlet(self, child: Node, owner: str, *, failed: bool = False) -> Outlet:
+    def _outlet(self, child: Node, parent: Node | None, owner: str, *, failed: bool = False) -> Outlet:
         if isinstance(child, RouterNode):
-            ways = tuple((self._outlet(end, owner, failed=failed),) for end in child._end_point_map.values())
+            ways = tuple((self._outlet(end, parent, owner, failed=failed),) for end in child._end_point_map.values())
             return RoutePlan(child.name, child.choose, tuple(child._end_point_map), ways)
-        key_function = child._grouping_key() if child.replicas > 1 else None
-        if child.replicas == 1:
+        replicas = self._replicas(child)
+        key_function = child._grouping_key() if replicas > 1 else None
+        if replicas == 1:
             grouping = Grouping.SINGLE
+        elif key_function is not None:
+            grouping = Grouping.BY_KEY
         else:
-            grouping = Grouping.SHUFFLE if key_function is None else Grouping.BY_KEY
+            grouping = Grouping.LOCAL if self._is_everywhere(parent) and self._is_everywhere(child) else Grouping.SHUFFLE
         edge = EdgePlan(len(self._edges), owner, child.name, grouping, key_function, failed)
         self._edges.append(edge)
         if owner not in self._parents[child.name]:
@@ -272,7 +324,7 @@ class _Planner:
         *,
         is_source: bool,
     ) -> NodePlan:
-        replicas = 1 if node is None else node.replicas
+        replicas = self._replicas(node)
         first = len(self._tasks)
         self._tasks += [TaskPlan(first + r, name, r, f"{name}.{r}") for r in range(replicas)]
         return NodePlan(
@@ -312,6 +364,57 @@ def _shape_of(outlet: Outlet) -> Any:
     return [list(outlet.choices), [[_shape_of(inner) for inner in branch] for branch in outlet.outlets]]
 
 
+# -- placement -----------------------------------------------------------------------------------
+
+
+def choose_workers(nodes: list[Node], options: Options, cores: int) -> tuple[int | None, str]:
+    """How many workers share all tasks, and why; None: every task has one of its own."""
+    asked = options.workers
+    if options.mode != "process" or asked == "per-task":
+        return None, "one worker for each task"
+    if asked != "auto":
+        return int(asked), f"as asked: workers={asked}"
+    if cores == 1:
+        return 1, "auto: there is one core, and one worker needs no sockets"
+    spread = [node.name for node in nodes if not node.replicas_given and node._may_be_spread()]
+    if spread:
+        return cores, f"auto: one for each of {cores} cores, with replicas of {', '.join(spread)} in each"
+    tasks = 1 + sum(node.replicas for node in nodes)
+    return min(cores, tasks), f"auto: {cores} cores, {tasks} tasks, and no node that may be spread over all workers"
+
+
+def place(nodes: list[NodePlan], tasks: list[TaskPlan], count: int | None) -> tuple[WorkerPlan, ...]:
+    """Which worker hosts which tasks. The source is in the first; what has one replica goes to the emptiest, from the end.
+
+    So the replicas of neighbours lie side by side, and what everything flows into is not where everything is read.
+    """
+    if count is None:
+        return tuple(WorkerPlan(task.index, task.name, (task.index,)) for task in tasks)
+    hosted: list[list[int]] = [[] for _ in range(count)]
+    alone = [0] * count
+    for node in nodes:
+        for replica, task in enumerate(node.tasks):
+            if node.replicas > 1 or node.is_source:
+                at = replica % count
+            else:
+                at = min(reversed(range(count)), key=alone.__getitem__)
+            alone[at] += node.replicas == 1
+            hosted[at].append(task)
+    crews = [tuple(crew) for crew in hosted if crew]
+    return tuple(WorkerPlan(index, f"worker.{index}", crew) for index, crew in enumerate(crews))
+
+
+def set_source_apart(plan: Plan) -> Plan:
+    """The same plan where the source has a worker of its own: it can only be read in the process that started the run."""
+    source = plan.node(plan.source_name).tasks[0]
+    home = plan.worker_of(source)
+    if home.tasks == (source,):
+        return plan
+    others = [replace(w, tasks=tuple(t for t in w.tasks if t != source)) for w in plan.workers]
+    apart = WorkerPlan(len(others), plan.task(source).name, (source,))
+    return replace(plan, workers=(*others, apart))
+
+
 # -- pictures ------------------------------------------------------------------------------------
 
 
@@ -336,7 +439,7 @@ def describe(plan: Plan) -> str:
     workers = {
         "inline": "everything in the calling thread",
         "thread": f"{len(plan.tasks)} threads",
-        "process": f"{len(plan.tasks)} workers and a supervisor",
+        "process": f"{len(plan.workers)} workers and a supervisor",
     }
     width = max(len("node"), *(len(node.name) for node in plan.nodes))
     lines = [
@@ -355,6 +458,11 @@ def describe(plan: Plan) -> str:
         via = "   failed items" if edge.failed else ""
         via += f"   one of, by {route}" if route else ""
         lines.append(f"  {edge.source: >{width}} -> {edge.target: <{width}}  {edge.grouping.value}{via}")
+    if options.mode == "process":
+        lines += ["", f"  workers: {plan.placement}"]
+    if len(plan.workers) < len(plan.tasks):
+        for worker in plan.workers:
+            lines.append(f"  {worker.name: >{width}}  {', '.join(plan.task(task).name for task in worker.tasks)}")
     return "\n".join(lines)
 
 

@@ -153,6 +153,9 @@ class Sink(Node):
     def _is_durable(self) -> bool:
         return self.after_decision
 
+    def _may_be_spread(self) -> bool:
+        return False
+
 
 class AppendSink(Sink):
     """A sink whose store grows at its end, and can be cut back: files. In ``robust`` it holds every item once.

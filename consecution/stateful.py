@@ -103,6 +103,9 @@ class KeyedNode(DurableNode):
         """(key, state) of every key of this replica; in a run, sorted by the keys' bytes."""
         return self._states.items()
 
+    def _may_be_spread(self) -> bool:
+        return True
+
     def by(self, key_function: Callable[[Any], Any]) -> Node:
         raise GraphError(f"{self}.by(...): a KeyedNode groups by its own key(item); define that instead")
 

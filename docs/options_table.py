@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from consecution.options import SETTINGS, Setting
+from consecution.options import SETTINGS, WORKER_WORDS, Setting
 
 PAGE = Path(__file__).with_name("options.md")
 HEAD = """# Options
@@ -42,6 +42,8 @@ def _default(setting: Setting) -> str:
 def _takes(setting: Setting) -> str:
     if setting.choices:
         return ", ".join(f"`{choice}`" for choice in setting.choices)
+    if setting.kind == "workers":
+        return f"{', '.join(f'`{word}`' for word in WORKER_WORDS)}, or a whole number, at least {setting.least:g}"
     unit = f", {setting.unit}" if setting.unit else ""
     least = f", at least {setting.least:g}" if setting.kind in ("int", "float") else ""
     return KINDS.get(setting.kind, setting.kind) + unit + least

@@ -10,9 +10,9 @@ from typing import Any
 
 from consecution.engine import Running
 from consecution.errors import ConsecutionError, NotRunningError
-from consecution.plan import Plan
+from consecution.plan import Plan, set_source_apart
 from consecution.protocol.origin import FailureEntry
-from consecution.protocol.values import TaskIndex
+from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.report import Report, Status
 from consecution.runtime import assembly, failpoints
 from consecution.runtime.assembly import SOURCE_TASK
@@ -25,7 +25,6 @@ from consecution.runtime.shipping import Parcel, Shipment, can_ship, ship
 from consecution.runtime.slots import SlotFile
 from consecution.runtime.supervisor import Supervisor
 from consecution.runtime.worker import WorkerSpec
-from consecution.source import Source
 from consecution.sources.manual import ManualSource, Receipt
 from consecution.transport.socket_folder import SocketFolder, base_folder, sweep
 
@@ -49,8 +48,11 @@ class ProcessRunning(Running):
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._source = assembly.make_source(plan, iterable)
-        self._parcels: dict[TaskIndex, Parcel] = {}
-        self._slots: dict[TaskIndex, SlotFile] = {}
+        self._parcels: dict[WorkerIndex, Parcel] = {}
+        self._slots: dict[WorkerIndex, SlotFile] = {}
+        in_parent = self._source.in_parent or not can_ship(self._source)
+        self._parent_source = self._source if in_parent else None
+        self._plan = plan = set_source_apart(plan) if in_parent else plan
         self._supervisor = Supervisor(plan, self._launch, self._say)
         failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
         self._state = open_run_state(plan)
@@ -76,9 +78,7 @@ class ProcessRunning(Running):
 
     def _start(self) -> None:
         self._pipeline._call_user_begin()
-        in_parent = self._source.in_parent or not can_ship(self._source)
-        self._parent_source = self._source if in_parent else None
-        self._ship(None if in_parent else self._source)
+        self._ship()
         self._folder = SocketFolder()
         self._logs = LogPump()
         if self._plan.options.memory_limit_bytes and not can_limit_memory():
@@ -86,16 +86,20 @@ class ProcessRunning(Running):
         self._thread = threading.Thread(target=self._run, name="consecution-supervisor", daemon=True)
         self._thread.start()
 
-    def _ship(self, source: Source | None) -> None:
-        """One parcel for all replicas of a node."""
-        state = self._pipeline.global_state
-        for node in self._plan.nodes:
-            tasks = [TaskIndex(task) for task in node.tasks]
-            parcel = Parcel(ship(self._plan, tasks[0], state, source if node.is_source else None))
-            self._parcels.update(dict.fromkeys(tasks, parcel))
-
-            if self._plan.options.robust:
-                self._slots.update({task: SlotFile() for task in tasks})
+    def _ship(self) -> None:
+        """One parcel for each worker; one for all those that have replicas of the same nodes."""
+        plan, state = self._plan, self._pipeline.global_state
+        parcels: dict[tuple[str, ...], Parcel] = {}
+        for worker in plan.workers:
+            index = WorkerIndex(worker.index)
+            tasks = [TaskIndex(task) for task in worker.tasks]
+            if plan.options.robust:
+                self._slots[index] = SlotFile()
+            names = tuple(plan.task(task).node for task in tasks)
+            if names not in parcels:
+                source = self._source if SOURCE_TASK in tasks and self._parent_source is None else None
+                parcels[names] = Parcel(ship(plan, tasks, state, source))
+            self._parcels[index] = parcels[names]
 
     def _close_parcels(self) -> None:
         for parcel in self._parcels.values():
@@ -103,31 +107,37 @@ class ProcessRunning(Running):
         for slot in self._slots.values():
             slot.close()
 
-    def _journal_path(self, task: TaskIndex) -> str | None:
-        """Where the store of a task lies that answers for batches; None for all others."""
+    def _store_paths(self, tasks: tuple[TaskIndex, ...]) -> dict[TaskIndex, str]:
+        """Where the stores lie of those tasks that answer for batches."""
         if self._state is None:
-            return None
+            return {}
+        names = {task: self._origin_name(task) for task in tasks}
+        return {task: str(self._state.origin_path(name)) for task, name in names.items() if name is not None}
+
+    def _origin_name(self, task: TaskIndex) -> str | None:
         planned = self._plan.node(self._plan.task(task).node)
         if planned.is_source:
-            return str(self._state.origin_path(self._plan.source_name))
-        return str(self._state.origin_path(self._plan.task(task).name)) if planned.durable else None
+            return self._plan.source_name
+        return self._plan.task(task).name if planned.durable else None
 
-    def _launch(self, task: TaskIndex, incarnation: int) -> ProcessWorker | ThreadWorker:
+    def _launch(self, worker: WorkerIndex, incarnation: int) -> ProcessWorker | ThreadWorker:
+        plan, planned = self._plan, self._plan.workers[worker]
+        tasks = tuple(TaskIndex(task) for task in planned.tasks)
         spec = WorkerSpec(
-            task=task,
+            worker=worker,
+            tasks=tasks,
             incarnation=incarnation,
             epoch=self._epoch,
-            journal_path=self._journal_path(task),
+            store_paths=self._store_paths(tasks),
             socket_folder=self._folder.path,
             failpoints=os.environ.get(failpoints.VARIABLE, ""),
             environment=dict(os.environ),
-            verdicts=self._supervisor.verdicts(task),
-            memory_limit_bytes=self._plan.options.memory_limit_bytes,
+            verdicts={name: self._supervisor.verdicts(name) for name in {plan.task(task).node for task in tasks}},
+            memory_limit_bytes=plan.options.memory_limit_bytes,
         )
-        mark = self._plan.task(task).name
-        if task == SOURCE_TASK and self._parent_source is not None:
-            return ThreadWorker(spec, mark, Shipment(self._plan, None, self._parent_source, None))
-        return ProcessWorker(spec, self._parcels[task], mark, self._logs, self._slots.get(task))
+        if SOURCE_TASK in tasks and self._parent_source is not None:
+            return ThreadWorker(spec, planned.name, Shipment(plan, {}, self._parent_source, None))
+        return ProcessWorker(spec, self._parcels[worker], planned.name, self._logs, self._slots.get(worker))
 
     def _say(self, mark: str, text: str) -> None:
         self._logs.say(mark, text)

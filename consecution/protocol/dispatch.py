@@ -9,7 +9,7 @@ them refuses reaches none of them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple, Protocol
 
 from consecution.protocol.values import USER_ERRORS, Frame, FrameId, Stage, TaskIndex
@@ -134,8 +134,19 @@ class Part(NamedTuple):
     ways: int = 1
 
 
+class _Piece(NamedTuple):
+    """What one frame will carry, to whom, and the last element of its path."""
+
+    target: TaskIndex
+    credits: Credits | None
+    element: int
+    payload: Any
+
+
 class Dispatch:
     """Turns what one task pushed into frames.
+
+    ``local`` are the tasks in the sender's own worker: what goes to them stays a list of live items.
 
     ``max_frame_items`` bounds a frame: what a flat-map makes of one item may fill many.
     ``edge_count`` is the plan's, so that a path element names both the edge and the place of a frame
@@ -152,7 +163,9 @@ class Dispatch:
         *,
         edge_count: int,
         max_frame_items: int,
+        local: Container[TaskIndex] = (),
     ) -> None:
+        self._local = local
         self._task = task
         self._outlets = outlets
         self._codec = codec
@@ -174,12 +187,12 @@ class Dispatch:
             packed = self._pack(self._plan(items))
         except USER_ERRORS:
             packed = self._pack(self._plan_one_by_one(items, unsent))
-        return [self._address(part, element, payload, cause) for part, element, payload in packed], unsent
+        return [self._address(piece, cause) for piece in packed], unsent
 
     def rehearse(self, items: list[Any]) -> None:
         """Route and encode, and send nothing: if that takes the process down, it does so here."""
         with contextlib.suppress(*USER_ERRORS):
-            self._pack(self._plan(items))
+            self._give_back(self._pack(self._plan(items)))
 
     def _plan(self, items: list[Any]) -> list[Part]:
         parts: list[Part] = []
@@ -195,8 +208,9 @@ class Dispatch:
         parts: dict[tuple[int, int], Part] = {}
         for item in items:
             try:
-                self._codec.encode([item])
                 ways = self._plan([item])
+                if any(way.target not in self._local for way in ways):
+                    self._codec.encode([item])
             except USER_ERRORS as error:
                 unsent.append(Unsent(item, error))
                 continue
@@ -205,38 +219,51 @@ class Dispatch:
                 known.items.append(item)
         return list(parts.values())
 
-    def _pack(self, parts: list[Part]) -> list[tuple[Part, int, Any]]:
-        """Each part, cut into payloads: (part, path element, payload).
+    def _pack(self, parts: list[Part]) -> list[_Piece]:
+        """Each part, cut into what frames will carry; all or nothing.
 
         No two frames that one frame becomes have the same path. A part that is not cut is encoded as the
         very list it is, so that a codec can tell that it has encoded it before.
         """
         size = self._max_frame_items
-        packed: list[tuple[Part, int, Any]] = []
-        for part in parts:
-            items = part.items
-            for place, start in enumerate(range(0, len(items), size)):
-                element = part.edge + (part.way + place * part.ways) * self._edge_count
-                piece = items if len(items) <= size else items[start : start + size]
-                packed.append((part, element, self._codec.encode(piece)))
-        return packed
+        packed: list[_Piece] = []
+        try:
+            for part in parts:
+                items = part.items
+                for place, start in enumerate(range(0, len(items), size)):
+                    element = part.edge + (part.way + place * part.ways) * self._edge_count
+                    piece = items if len(items) <= size else items[start : start + size]
+                    target = part.target if part.credits is None else part.credits.spend()
+                    assert target is not None
+                    packed.append(_Piece(target, part.credits, element, piece))
+            return [
+                piece if piece.target in self._local else piece._replace(payload=self._codec.encode(piece.payload))
+                for piece in packed
+            ]
+        except USER_ERRORS:
+            self._give_back(packed)
+            raise
 
-    def _address(self, part: Part, element: int, payload: Any, cause: Frame) -> Sent:
-        target = part.credits.spend() if part.credits is not None else part.target
-        assert target is not None
+    def _give_back(self, packed: list[_Piece]) -> None:
+        """Nothing of this is sent."""
+        for piece in packed:
+            if piece.credits is not None:
+                piece.credits.give_back(piece.target, 1)
+
+    def _address(self, piece: _Piece, cause: Frame) -> Sent:
         frame = Frame(
             cause.origin,
             cause.seq,
             cause.generation,
-            (*cause.path, element),
+            (*cause.path, piece.element),
             self.make_id(),
             cause.low,
             self._task,
             Stage.PROCESS,
-            part.credits is not None,
-            payload,
+            piece.credits is not None,
+            piece.payload,
         )
-        return Sent(target, frame)
+        return Sent(piece.target, frame)
 
 
 def _credits_of(outlets: tuple[Outlet, ...]) -> list[Credits]:

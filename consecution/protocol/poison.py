@@ -35,8 +35,12 @@ class FrameKey(NamedTuple):
 
 
 class InHand(NamedTuple):
-    """What a task was at when it died; ``item`` names an item of a suspect frame, b"" where it is none."""
+    """What a worker was at when it died: this task of it, at this frame.
 
+    ``item`` names an item of a suspect frame, b"" where it is none.
+    """
+
+    task: TaskIndex
     frame: FrameKey
     item: bytes
 

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple, NewType
 TaskIndex = NewType("TaskIndex", int)
 """Position of a task in ``Plan.tasks``; the same in every process of a run."""
 
+WorkerIndex = NewType("WorkerIndex", int)
+"""Position of a worker in ``Plan.workers``: a process that lives and dies as one, with the tasks it hosts."""
+
 FrameId = NewType("FrameId", int)
 """64 random bits, never 0, that stand for one frame in its tree's checksum."""
 

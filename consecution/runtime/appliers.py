@@ -237,6 +237,7 @@ NOT_STATE = {
     "global_state",
     "_process",
     "replicas",
+    "replicas_given",
     "key_function",
     "error_policy",
 }

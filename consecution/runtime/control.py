@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from consecution.protocol.origin import FailureEntry, OriginCounts
 from consecution.protocol.poison import Verdict
-from consecution.protocol.values import TaskIndex
+from consecution.protocol.values import TaskIndex, WorkerIndex
 
 # -- supervisor to worker ------------------------------------------------------------------------
 
@@ -16,7 +16,7 @@ class Wire:
     """Close the sockets to endpoints that changed, connect to the new ones, answer `Switched`."""
 
     version: int
-    endpoints: dict[TaskIndex, str]
+    endpoints: dict[WorkerIndex, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,16 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """Run the node's ``end``; answer `Ended` when all it pushed is processed."""
+    """Run the ``end`` of this task's node; answer `Ended` when all it pushed is processed."""
+
+    task: TaskIndex
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """A durable task answers `Ended` when all it has pushed is processed; its ``end`` does not run."""
+    """This durable task answers `Ended` when all it has pushed is processed; its ``end`` does not run."""
+
+    task: TaskIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +47,9 @@ class StopReading:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What was found about frames that kill workers, before any of them comes again."""
+    """What was found about frames of this node that kill workers, before any of them comes again."""
 
+    node: str
     verdicts: tuple[Verdict, ...]
 
 
@@ -60,27 +65,27 @@ class Quit:
 class Hello:
     """Bound and ready to be wired."""
 
-    task: TaskIndex
+    worker: WorkerIndex
     endpoint: str
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """``begin`` has returned."""
+    """Every ``begin`` has returned."""
 
-    task: TaskIndex
+    worker: WorkerIndex
 
 
 @dataclass(frozen=True, slots=True)
 class Switched:
-    task: TaskIndex
+    worker: WorkerIndex
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Signs of life: ``progress`` changes whenever the task gets on; ``occupied_with`` user code or ''."""
+    """How far one task is: ``progress`` changes whenever it gets on; ``occupied_with`` user code or ''."""
 
     task: TaskIndex
     progress: tuple[int, ...]
@@ -94,6 +99,13 @@ class Beat:
     drained: bool = False
     below: OriginCounts | None = None
     """The books of what this task, which is not the source, is the origin of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beats:
+    """The signs of life of one worker, about four times a second: those of all its tasks."""
+
+    beats: tuple[Beat, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +138,8 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The last word of a worker."""
+    """The last word of a worker; ``beats`` of all its tasks."""
 
-    beat: Beat
+    beats: tuple[Beat, ...]
     confirmed: bool
     failures: tuple[FailureEntry, ...]

@@ -151,7 +151,7 @@ def _start_process(spec: WorkerSpec, parcel: Parcel, mark: str, slot: SlotFile |
 
 
 class ThreadWorker:
-    """The task of a source that is read in this process: the same loop, in a thread."""
+    """The worker of a source that is read in this process: the same loop, in a thread."""
 
     sentinel = None
 
@@ -171,7 +171,7 @@ class ThreadWorker:
         except BaseException as error:
             if worker is not None:
                 worker.close_after_error()
-            _report(pipe, self._spec.task, "start" if worker is None else worker.doing, error)
+            _report(pipe, self._spec, worker, error)
         finally:
             pipe.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from consecution.errors import ShippingError
@@ -29,6 +30,25 @@ def make_replicas(plan: Plan, pipeline: Any) -> dict[TaskIndex, Node]:
             node.global_state = pipeline.global_state
             made[TaskIndex(task)] = node
     return made
+
+
+def share_nodes(nodes: dict[str, Node], plan: Plan, tasks: Sequence[TaskIndex]) -> dict[TaskIndex, Node]:
+    """A node for each of a worker's tasks; where several are replicas of one node, the first has the one that came."""
+    made: dict[TaskIndex, Node] = {}
+    taken: set[str] = set()
+    for task in tasks:
+        name = plan.task(task).node
+        if name not in nodes:
+            continue  # the source's
+        made[task] = _copy_with_pipeline(nodes[name]) if name in taken else nodes[name]
+        taken.add(name)
+    return made
+
+
+def _copy_with_pipeline(node: Node) -> Node:
+    twin = _copy_node(node)
+    twin.pipeline, twin.global_state = node.pipeline, node.global_state
+    return twin
 
 
 def _copy_node(node: Node) -> Node:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import types
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +22,16 @@ from consecution.error_policy import ErrorPolicy
 from consecution.errors import ReadOnlyError, ShippingError
 from consecution.nodes import Node
 from consecution.plan import EdgePlan, NodePlan, Outlet, Plan
+from consecution.protocol.values import TaskIndex
 from consecution.source import Source
 
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """What one worker gets: its part of the plan, its node, the source if it reads it, the global state."""
+    """What one worker gets: its part of the plan, its nodes by name, the source if it reads it, the global state."""
 
     plan: Plan
-    node: Node | None
+    nodes: dict[str, Node]
     source: Source | None
     global_state: Any
     main_classes: dict[str, type] = dataclasses.field(default_factory=dict)
@@ -115,16 +117,24 @@ class WorkerPipeline:
         )
 
 
-def ship(plan: Plan, task: int, global_state: Any, source: Source | None) -> bytes:
-    """The shipment of one task, as bytes. ShippingError names node and attribute that cannot be sent."""
-    planned = plan.node(plan.task(task).node)
-    node = None if planned.is_source else planned.node
-    detached = None if node is None else node._detached_copy()
-    shipment = Shipment(_plan_for(plan, planned), detached, source, global_state, _main_classes())
+def ship(plan: Plan, tasks: Sequence[TaskIndex], global_state: Any, source: Source | None) -> bytes:
+    """The shipment of the worker that hosts these tasks, as bytes.
+
+    ShippingError names the node and the attribute that cannot be sent.
+    """
+    names = {plan.task(task).node for task in tasks}
+    planned = [node for node in plan.nodes if node.name in names]
+    nodes = {n.name: n.node._detached_copy() for n in planned if not n.is_source and n.node is not None}
+    shipment = Shipment(_plan_for(plan, planned), nodes, source, global_state, _main_classes())
     try:
         return _dumps_with_classes(shipment)
     except Exception as error:
-        raise _explain(planned, detached, global_state, error) from error
+        culprit = next((n for n in planned if not _can_ship_alone(plan, n, nodes.get(n.name))), planned[0])
+        raise _explain(culprit, nodes.get(culprit.name), global_state, error) from error
+
+
+def _can_ship_alone(plan: Plan, planned: NodePlan, node: Node | None) -> bool:
+    return can_ship((_plan_for(plan, [planned]), node))
 
 
 def _dumps_with_classes(shipment: Shipment) -> bytes:
@@ -152,16 +162,16 @@ def _main_classes() -> dict[str, type]:
 
 
 def unship(blob: bytes) -> Shipment:
-    """The shipment in these bytes, its node given a pipeline and a read-only global state.
+    """The shipment in these bytes, its nodes given a pipeline and a read-only global state.
 
     Only in a worker: its main module takes up the classes that were sent along.
     """
     shipment: Shipment = _loads(blob)
     vars(sys.modules["__main__"]).update(shipment.main_classes)
-    if shipment.node is not None:
-        state = FrozenGlobalState(shipment.global_state)
-        shipment.node.pipeline = WorkerPipeline(state)  # type: ignore[assignment]
-        shipment.node.global_state = state
+    state = FrozenGlobalState(shipment.global_state)
+    for node in shipment.nodes.values():
+        node.pipeline = WorkerPipeline(state)  # type: ignore[assignment]
+        node.global_state = state
     return shipment
 
 
@@ -271,18 +281,19 @@ def _is_at_top_of_main(value: Any) -> bool:
     return found is value
 
 
-def _plan_for(plan: Plan, planned: NodePlan) -> Plan:
+def _plan_for(plan: Plan, hosted: Sequence[NodePlan]) -> Plan:
     """The plan without the other nodes and their functions: a worker gets only its own, and all failed edges:
 
     whoever answers for a failed item sends it there.
     """
+    names = {planned.name for planned in hosted}
     nodes = tuple(
         dataclasses.replace(n, node=None)
-        if n is planned
+        if n.name in names
         else dataclasses.replace(n, node=None, outlets=(), key_function=None, error_policy=ErrorPolicy())
         for n in plan.nodes
     )
-    own = {edge.index for outlet in planned.outlets for edge in _edges_of(outlet)}
+    own = {edge.index for planned in hosted for outlet in planned.outlets for edge in _edges_of(outlet)}
     edges = tuple(e if e.failed or e.index in own else dataclasses.replace(e, key_function=None) for e in plan.edges)
     return dataclasses.replace(plan, nodes=nodes, edges=edges)
 

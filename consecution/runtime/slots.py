@@ -2,7 +2,7 @@
 
 A slot is a file without a name, mapped by the worker and read by the supervisor when the worker is dead::
 
-    length (4 bytes, 0: nothing in hand) | length of the item's name (1) | name (16) | msgpack [origin, seq, [path...]]
+    length (4 bytes, 0: nothing in hand) | length of the item's name (1) | name (16) | msgpack [task, origin, seq, [path...]]
 
 A worker that is killed while it writes leaves something that cannot be read, or names no frame: then nobody
 is blamed for that death. Writing costs about a microsecond per frame, and nothing per item but in suspect frames.
@@ -28,7 +28,7 @@ _LONGEST_BYTES = SIZE_BYTES - _HEAD.size
 
 
 class SlotFile:
-    """The supervisor's side of the slot of one task, for all of its incarnations."""
+    """The supervisor's side of the slot of one worker, for all of its incarnations."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="consecution-")
@@ -51,21 +51,27 @@ class SlotFile:
 
 def _read(record: bytes, name: bytes) -> InHand | None:
     try:
-        origin, seq, path = msgpack.unpackb(record)
-        return InHand(FrameKey(TaskIndex(origin), seq, tuple(path)), name)
+        task, origin, seq, path = msgpack.unpackb(record)
+        return InHand(TaskIndex(task), FrameKey(TaskIndex(origin), seq, tuple(path)), name)
     except (ValueError, TypeError, msgpack.UnpackException):
         return None
 
 
-class SlotNote:
-    """The worker's side: `poison.Note`. Used by one thread."""
+def map_slot(slot: Any) -> mmap.mmap:
+    """The worker's view of its slot, which the notes of all its tasks share."""
+    return mmap.mmap(slot.fileno(), SIZE_BYTES)
 
-    def __init__(self, slot: Any) -> None:
-        self._map = mmap.mmap(slot.fileno(), SIZE_BYTES)
+
+class SlotNote:
+    """The worker's side, for one of its tasks: `poison.Note`. Used by one thread."""
+
+    def __init__(self, slot: mmap.mmap, task: TaskIndex) -> None:
+        self._map = slot
+        self._task = task
 
     def frame(self, key: FrameKey) -> None:
         """A path too long for the slot is not noted: such a frame cannot become suspect."""
-        record = msgpack.packb(key)
+        record = msgpack.packb((self._task, *key))
         if len(record) > _LONGEST_BYTES:
             self.clear()
             return

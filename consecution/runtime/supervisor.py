@@ -19,13 +19,13 @@ from typing import Any
 from multiprocess.connection import wait as wait_for
 
 from consecution.errors import ConsecutionError, ProtocolError, WorkerError
-from consecution.plan import Plan
+from consecution.plan import Plan, WorkerPlan
 from consecution.protocol.ending import Ending
 from consecution.protocol.origin import FailureEntry, OriginCounts
 from consecution.protocol.poison import Suspicion, Verdict
-from consecution.protocol.recovery import Order, OrderReplay, Recovery, StartTask, WireTasks
+from consecution.protocol.recovery import Order, OrderReplay, Recovery, StartWorker, WireWorkers
 from consecution.protocol.step import Counts
-from consecution.protocol.values import TaskIndex
+from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.runtime import control, failpoints
 from consecution.runtime.assembly import SOURCE_TASK, drain_stages, end_stages
 from consecution.runtime.books import Books
@@ -45,21 +45,30 @@ LONGEST_BACK_OFF_S = 5.0
 MOST_GUILTY = 100
 """So many items of one node found guilty, and nothing completed between: it is the node, not its items."""
 
-Launch = Callable[[TaskIndex, int], WorkerProcess]
-"""Start a new incarnation of a task: (task, incarnation) → worker. OSError or EOFError: try again later."""
+Launch = Callable[[WorkerIndex, int], WorkerProcess]
+"""Start a new incarnation of a worker: (worker, incarnation) → its process. OSError or EOFError: try again later."""
 
 Wait = Callable[[list[Any], float], list[Any]]
 """Those of some pipes and sentinels that are ready, at the latest after so many seconds."""
 
 
 @dataclass(slots=True)
-class _Watched:
-    """What the supervisor knows of one task."""
+class _Seen:
+    """What the supervisor knows of one task, as of its last beat; ``before`` is what its earlier incarnations did."""
 
-    incarnation: int = 0
-    worker: WorkerProcess | None = None
-    began: bool = False
     beat: control.Beat | None = None
+    before: Counts = field(default_factory=Counts)
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What the supervisor knows of one worker."""
+
+    plan: WorkerPlan
+    incarnation: int = 0
+    process: WorkerProcess | None = None
+    began: bool = False
+    occupied_with: str = ""
     changed_s: float = 0.0
     aborted_s: float | None = None
     failure: control.Failed | None = None
@@ -67,7 +76,10 @@ class _Watched:
     deaths: int = 0
     completed_at_death: int = -1
     start_due_s: float | None = None
-    before: Counts = field(default_factory=Counts)
+
+    @property
+    def tasks(self) -> list[TaskIndex]:
+        return [TaskIndex(task) for task in self.plan.tasks]
 
 
 class Supervisor:
@@ -91,8 +103,10 @@ class Supervisor:
         self._say = say
         self._clock = clock
         self._wait = wait
-        self._tasks = {TaskIndex(task.index): _Watched() for task in plan.tasks}
-        self._recovery = Recovery(self._tasks)
+        self._tasks = {TaskIndex(task.index): _Seen() for task in plan.tasks}
+        self._workers = {WorkerIndex(worker.index): _Watched(worker) for worker in plan.workers}
+        self._homes = {task: worker for worker, watched in self._workers.items() for task in watched.tasks}
+        self._recovery = Recovery(self._workers)
         self._suspicion = Suspicion()
         self._guilty: dict[str, tuple[int, int]] = {}
         """Node → how much was completed when its last item was found guilty, and how many were since that moved."""
@@ -143,7 +157,7 @@ class Supervisor:
 
     def counts(self) -> dict[TaskIndex, Counts]:
         """What each task has done, all its incarnations together, as of their last beats."""
-        return {task: _sum_counts(watched) for task, watched in self._tasks.items()}
+        return {task: _sum_counts(seen) for task, seen in self._tasks.items()}
 
     def origin_counts(self) -> OriginCounts:
         """The source's books, as of its last beat; what was replayed counts over all its incarnations."""
@@ -155,17 +169,18 @@ class Supervisor:
 
     def books(self) -> Books:
         """The books of all origins, as of their last beats."""
-        below = [w.beat.below for w in self._tasks.values() if w.beat is not None and w.beat.below is not None]
+        beats = [seen.beat for seen in self._tasks.values()]
+        below = [beat.below for beat in beats if beat is not None and beat.below is not None]
         return Books.of(self.origin_counts(), below)
 
     def failures(self) -> list[FailureEntry]:
         """Failed items that the workers remembered in memory."""
-        return [e for w in self._tasks.values() if w.closed is not None for e in w.closed.failures]
+        return [e for w in self._workers.values() if w.closed is not None for e in w.closed.failures]
 
     def pids(self) -> dict[str, int]:
-        """Task name → process id of its worker; a source that is read in this process has none."""
-        workers = [(task, watched.worker) for task, watched in self._tasks.items()]
-        return {self._name(task): w.pid for task, w in workers if w is not None and w.sentinel is not None}
+        """Task name → process id of the worker that hosts it; a source that is read in this process has none."""
+        found = [(task, self._workers[home].process) for task, home in self._homes.items()]
+        return {self._name(task): p.pid for task, p in found if p is not None and p.sentinel is not None}
 
     @property
     def state(self) -> str:
@@ -204,7 +219,7 @@ class Supervisor:
         self._turned_s = now_s
         if stood_s <= STANDSTILL_S:
             return 0.0
-        for watched in self._tasks.values():
+        for watched in self._workers.values():
             watched.changed_s = min(now_s, watched.changed_s + stood_s)
         return stood_s
 
@@ -215,83 +230,90 @@ class Supervisor:
             return self._ending.finished
         if not self._stop_told and self._recovery.settled:
             self._stop_told = True
-            self._tell(SOURCE_TASK, control.StopReading())
+            self._tell_task(SOURCE_TASK, control.StopReading())
         source = self._tasks[SOURCE_TASK].beat
         if source is not None and source.drained:
             self._end(self._drain.source_finished())
         return self._drain.finished
 
     def _wait_s(self) -> float:
-        due = [w.start_due_s for w in self._tasks.values() if w.start_due_s is not None]
+        due = [w.start_due_s for w in self._workers.values() if w.start_due_s is not None]
         return min([LOOK_EVERY_S, *(max(0.0, due_s - self._clock()) for due_s in due)])
 
     def _listen(self, timeout_s: float) -> None:
         """Hear what workers say; the deaths last, so that last words count."""
-        pipes: dict[Any, TaskIndex] = {}
-        sentinels: dict[Any, TaskIndex] = {}
-        for task, watched in self._tasks.items():
-            if watched.worker is not None:
-                if watched.worker.pipe is not None and not watched.worker.pipe.closed:
-                    pipes[watched.worker.pipe] = task
-                if watched.worker.sentinel is not None:
-                    sentinels[watched.worker.sentinel] = task
+        pipes: dict[Any, WorkerIndex] = {}
+        sentinels: dict[Any, WorkerIndex] = {}
+        for worker, watched in self._workers.items():
+            process = watched.process
+            if process is not None:
+                if process.pipe is not None and not process.pipe.closed:
+                    pipes[process.pipe] = worker
+                if process.sentinel is not None:
+                    sentinels[process.sentinel] = worker
         ready = self._wait([*pipes, *sentinels, self._wake_read], timeout_s)
         if self._wake_read in ready:
             os.read(self._wake_read, 4096)
         for found in ready:
             if found in pipes:
-                self._hear(pipes[found])
+                self._hear(self._workers[pipes[found]])
         for found in ready:
             if found in sentinels:
                 self._mourn(sentinels[found])
 
-    def _hear(self, task: TaskIndex) -> None:
-        watched = self._tasks[task]
-        worker = watched.worker
-        while worker is not None and (word := _next_word(worker.pipe)) is not None:
-            self._take_word(task, watched, word)
+    def _hear(self, watched: _Watched) -> None:
+        process = watched.process
+        while process is not None and (word := _next_word(process.pipe)) is not None:
+            self._take_word(watched, word)
 
-    def _take_word(self, task: TaskIndex, watched: _Watched, word: Any) -> None:
-        if isinstance(word, control.Beat):
-            self._take_beat(watched, word)
+    def _take_word(self, watched: _Watched, word: Any) -> None:
+        if isinstance(word, control.Beats):
+            self._take_beats(watched, word.beats)
         elif isinstance(word, control.Hello):
             watched.changed_s = self._clock()
-            self._carry_out(self._recovery.started(task, word.endpoint))
-            self._tell_again(task)
+            self._carry_out(self._recovery.started(word.worker, word.endpoint))
+            self._tell_again(word.worker)
         elif isinstance(word, control.Began):
             watched.began = True
             watched.changed_s = self._clock()
         elif isinstance(word, control.Switched):
-            self._carry_out(self._recovery.switched(task, word.version))
+            self._carry_out(self._recovery.switched(word.worker, word.version))
         elif isinstance(word, control.Ended):
             self.confirmed = self.confirmed and word.confirmed
-            self._end((self._drain if self._drain.started else self._ending).task_ended(task))
+            self._end((self._drain if self._drain.started else self._ending).task_ended(word.task))
         elif isinstance(word, control.StopAsked):
             self.stop_cause = self.stop_cause or word
             self._stop_asked = True
         elif isinstance(word, control.Closed):
             watched.closed = word
-            self._take_beat(watched, word.beat)
+            self._take_beats(watched, word.beats)
             self.confirmed = self.confirmed and word.confirmed
         elif isinstance(word, control.Failed):
-            self._take_failure(task, watched, word)
+            self._take_failure(watched, word)
         else:
-            raise ProtocolError(f"the supervisor got {word!r} from {self._name(task)}")
+            raise ProtocolError(f"the supervisor got {word!r} from {watched.plan.name}")
 
-    def _take_beat(self, watched: _Watched, beat: control.Beat) -> None:
-        last = watched.beat
-        if last is None or beat.progress != last.progress or not beat.occupied_with or not last.occupied_with:
+    def _take_beats(self, watched: _Watched, beats: tuple[control.Beat, ...]) -> None:
+        """A worker gets on if one of its tasks does, or none is in user code, now or at its last beat."""
+        idle_before = not watched.occupied_with
+        watched.occupied_with = next((beat.occupied_with for beat in beats if beat.occupied_with), "")
+        if idle_before or not watched.occupied_with or any(map(self._gets_on, beats)):
             watched.changed_s = self._clock()
-        watched.beat = beat
-        if beat.finished and not self._stop_asked and self._recovery.settled:
-            self._end(self._ending.source_finished())
+        for beat in beats:
+            self._tasks[beat.task].beat = beat
+            if beat.finished and not self._stop_asked and self._recovery.settled:
+                self._end(self._ending.source_finished())
 
-    def _tell_again(self, task: TaskIndex) -> None:
+    def _gets_on(self, beat: control.Beat) -> bool:
+        last = self._tasks[beat.task].beat
+        return last is None or beat.progress != last.progress
+
+    def _tell_again(self, worker: WorkerIndex) -> None:
         """What the last incarnation was told about stopping, the new one must be told too: before it may read."""
-        if task == SOURCE_TASK and self._stop_told:
-            self._tell(task, control.StopReading())
+        if worker == self._homes[SOURCE_TASK] and self._stop_told:
+            self._tell(worker, control.StopReading())
         if self._closing:
-            self._tell(task, control.Quit())
+            self._tell(worker, control.Quit())
 
     def _end(self, tasks: list[TaskIndex]) -> None:
         self._to_end.update(tasks)
@@ -305,93 +327,87 @@ class Supervisor:
     def _tell_ends(self) -> None:
         """What ``end`` pushes must reach somebody, and who is to run it must be there: all live and are wired."""
         if self._recovery.settled:
-            order = control.Drain() if self._drain.started else control.RunEnd()
+            order = control.Drain if self._drain.started else control.RunEnd
             for task in sorted(self._to_end):
-                self._tell(task, order)
+                self._tell_task(task, order(task))
             self._to_end.clear()
 
-    def _take_failure(self, task: TaskIndex, watched: _Watched, failed: control.Failed) -> None:
+    def _take_failure(self, watched: _Watched, failed: control.Failed) -> None:
         """A worker says why it dies. What no restart can mend ends the run."""
         watched.failure = failed
+        task = failed.task
         if failed.error is not None:
             error: ConsecutionError = pickle.loads(failed.error)
             error.add_note(f"in {self._name(task)}, {failed.doing}:\n{failed.traceback}")
             raise error
         never_began = self.restarts == 0 and not watched.began
         if never_began or failed.doing in ("end", "close") or task == SOURCE_TASK:
-            raise self._worker_error(
-                task,
-                f"{failed.doing}() raised {failed.message}" if failed.doing != "start" else failed.message,
-            )
-
-    def _worker_error(self, task: TaskIndex, what: str) -> WorkerError:
-        failure = self._tasks[task].failure
-        text = failure.traceback if failure is not None else ""
-        made = WorkerError(f"{self._name(task)}: {what}", task=self._name(task), cause_text=text)
-        if text:
-            made.add_note(text)
-        return made
+            what = failed.message if failed.doing == "start" else f"{failed.doing}() raised {failed.message}"
+            raise _worker_error(self._name(task), watched, what)
 
     # -- deaths ----------------------------------------------------------------------------------
 
-    def _mourn(self, task: TaskIndex) -> None:
+    def _mourn(self, worker: WorkerIndex) -> None:
         """A worker is dead: hear its last words, make sure it is gone, start it again."""
-        watched = self._tasks[task]
-        worker = watched.worker
-        assert worker is not None
-        self._hear(task)
-        if not worker.join(QUIT_WAIT_S):
-            raise WorkerError(f"{self._name(task)}: process {worker.pid} cannot be killed", task=self._name(task))
-        self._hear(task)
-        how = worker.death()
-        worker.pipe.close()
-        self._forget_worker(task, watched)
+        watched = self._workers[worker]
+        process = watched.process
+        assert process is not None
+        self._hear(watched)
+        if not process.join(QUIT_WAIT_S):
+            name = watched.plan.name
+            raise WorkerError(f"{name}: process {process.pid} cannot be killed", task=name)
+        self._hear(watched)
+        how = process.death()
+        process.pipe.close()
+        self._forget_process(watched)
         if watched.closed is not None or self._gone:
             return
         failpoints.passed("supervisor.mourned")
-        if (error := worker.start_error()) is not None:
+        if (error := process.start_error()) is not None:
             raise error
-        if not self.plan.options.robust and self._lose(task, how):
+        if not self.plan.options.robust and self._lose(watched, how):
             return
-        if self._investigate(task, worker, how):
+        if self._investigate(process, how):
             watched.start_due_s = self._clock()
         else:
-            self._count_death(task, watched, how)
-        self._carry_out(self._recovery.died(task))
+            self._count_death(watched, how)
+        self._carry_out(self._recovery.died(worker))
 
-    def _forget_worker(self, task: TaskIndex, watched: _Watched) -> None:
+    def _forget_process(self, watched: _Watched) -> None:
         """The counts of an incarnation that is over go into the sums."""
-        watched.before = _sum_counts(watched)
-        watched.worker, watched.began, watched.aborted_s = None, False, None
+        for task in watched.tasks:
+            seen = self._tasks[task]
+            seen.before = _sum_counts(seen)
+            seen.beat = None if seen.beat is None else replace(seen.beat, items_in=0, items_out=0, failed=0, busy_s=0.0)
+        watched.process, watched.began, watched.aborted_s = None, False, None
 
     # -- poison ----------------------------------------------------------------------------------
 
-    def verdicts(self, task: TaskIndex) -> tuple[Verdict, ...]:
-        """What a new incarnation of this task must know of poison."""
-        return self._suspicion.verdicts(self.plan.task(task).node)
+    def verdicts(self, node: str) -> tuple[Verdict, ...]:
+        """What a new incarnation of a worker that hosts this node must know of poison."""
+        return self._suspicion.verdicts(node)
 
-    def _investigate(self, task: TaskIndex, worker: WorkerProcess, how: str) -> bool:
+    def _investigate(self, process: WorkerProcess, how: str) -> bool:
         """Ask what it died at. Whether that leads to a verdict, which is progress: such a death does not count."""
-        in_hand = worker.in_hand() if self.plan.options.robust else None
-        if in_hand is None:
+        in_hand = process.in_hand() if self.plan.options.robust else None
+        if in_hand is None or in_hand.task not in self._tasks:
             return False
-        node = self.plan.task(task).node
-        verdict = self._suspicion.died(node, in_hand, how, worker.native_stack)
+        node = self.plan.task(in_hand.task).node
+        verdict = self._suspicion.died(node, in_hand, how, process.native_stack)
         if verdict is None:
             return False
-        self._proclaim(task, node, verdict)
+        self._proclaim(in_hand.task, node, verdict)
         if verdict.item:
-            self._count_guilty(task, node, how)
+            self._count_guilty(in_hand.task, node, how)
         return True
 
     def _proclaim(self, task: TaskIndex, node: str, verdict: Verdict) -> None:
         """Tell every replica; who is dead just now learns it at its start."""
         what = "leaving out the item it was at" if verdict.item else "trying the items of its frame one by one"
         self._say("supervisor", f"{self._name(task)} died again at the same place ({verdict.how}): {what}")
-        for index in self.plan.node(node).tasks:
-            replica = TaskIndex(index)
-            self._tasks[replica].deaths = 0
-            self._tell(replica, control.Judged((verdict,)))
+        for worker in {self._homes[TaskIndex(index)] for index in self.plan.node(node).tasks}:
+            self._workers[worker].deaths = 0
+            self._tell(worker, control.Judged(node, (verdict,)))
 
     def _count_guilty(self, task: TaskIndex, node: str, how: str) -> None:
         completed = self.origin_counts().completed
@@ -399,127 +415,136 @@ class Supervisor:
         count = count + 1 if before == completed else 1
         self._guilty[node] = (completed, count)
         if count > MOST_GUILTY:
-            raise self._worker_error(
-                task,
+            raise _worker_error(
+                self._name(task),
+                self._workers[self._homes[task]],
                 f"{count} items in a row took their worker down ({how}): it is node {node!r} that is broken, not its "
                 "items; what is open is kept: mend the node and run again with the same state directory",
             )
 
     # -- restarts --------------------------------------------------------------------------------
 
-    def _count_death(self, task: TaskIndex, watched: _Watched, how: str) -> None:
+    def _count_death(self, watched: _Watched, how: str) -> None:
         completed = self.origin_counts().completed
         watched.deaths = watched.deaths + 1 if completed == watched.completed_at_death else 1
         watched.completed_at_death = completed
         most = self.plan.options.max_restarts
         if watched.deaths > most:
             reason = f": {watched.failure.message}" if watched.failure is not None else ""
-            raise self._worker_error(
-                task,
+            raise _worker_error(
+                self._name(watched.failure.task) if watched.failure is not None else watched.plan.name,
+                watched,
                 f"died {watched.deaths} times without progress between ({how}{reason}); what is open is kept: mend "
                 f"the node and run again with the same state directory (max_restarts={most})",
             )
         delay_s = 0.0 if watched.deaths == 1 else FIRST_BACK_OFF_S * 2.0 ** (watched.deaths - 2)
         watched.start_due_s = self._clock() + min(delay_s, LONGEST_BACK_OFF_S)
-        self._say("supervisor", f"{self._name(task)} died: {how}; starting it again")
+        self._say("supervisor", f"{watched.plan.name} died: {how}; starting it again")
 
-    def _lose(self, task: TaskIndex, how: str) -> bool:
+    def _lose(self, watched: _Watched, how: str) -> bool:
         """Without a journal a death means: nobody knows what was processed. Returns whether it stays dead."""
         if not self._recovery.replayed_version:
             return False
         self.confirmed = False
         if self._closing:
-            self._say("supervisor", f"{self._name(task)} died while it closed: {how}")
+            self._say("supervisor", f"{watched.plan.name} died while it closed: {how}")
             return True
-        if task == SOURCE_TASK:
-            raise self._worker_error(task, f"the source died ({how}); only robustness='robust' can go on after that")
-        self._to_end.discard(task)
-        self._end(self._ending.task_ended(task))
+        if SOURCE_TASK in watched.tasks:
+            what = f"the source died ({how}); only robustness='robust' can go on after that"
+            raise _worker_error(self._name(SOURCE_TASK), watched, what)
+        for task in watched.tasks:
+            self._to_end.discard(task)
+            self._end(self._ending.task_ended(task))
         return False
 
     def _start_what_is_due(self) -> None:
         now_s = self._clock()
-        for task, watched in self._tasks.items():
+        for worker, watched in self._workers.items():
             if watched.start_due_s is not None and watched.start_due_s <= now_s:
                 watched.start_due_s = None
                 self.restarts += 1
-                self._start(task, watched)
+                self._start(worker, watched)
 
     def _look_for_hanging(self) -> None:
         """A worker that has made no progress for too long is killed; first with a signal that shows its stack."""
         now_s = self._clock()
-        for task, watched in self._tasks.items():
-            worker = watched.worker
-            if worker is None or worker.sentinel is None:
+        for watched in self._workers.values():
+            process = watched.process
+            if process is None or process.sentinel is None:
                 continue
             if watched.aborted_s is not None:
                 if now_s - watched.aborted_s > ABORT_WAIT_S:
-                    worker.signal(signal.SIGKILL)
+                    process.signal(signal.SIGKILL)
                 continue
-            what = watched.beat.occupied_with if watched.beat is not None else "starting"
+            what = watched.occupied_with
             long = what in LONG_STEPS or not watched.began
             limit_s = self.plan.options.timeout_s * (LONG_STEP_STRETCH if long else 1)
             if now_s - watched.changed_s > limit_s:
                 self._say(
                     "supervisor",
-                    f"{self._name(task)} (pid {worker.pid}) has made no progress in {what or 'its loop'} for "
+                    f"{watched.plan.name} (pid {process.pid}) has made no progress in {what or 'its loop'} for "
                     f"{limit_s:g} s: killing it",
                 )
                 watched.aborted_s = now_s
-                worker.signal(signal.SIGABRT)
+                process.signal(signal.SIGABRT)
 
     # -- orders ----------------------------------------------------------------------------------
 
     def _carry_out(self, orders: list[Order]) -> None:
         for order in orders:
-            if isinstance(order, StartTask):
-                watched = self._tasks[order.task]
+            if isinstance(order, StartWorker):
+                watched = self._workers[order.worker]
                 if watched.start_due_s is None:
-                    self._start(order.task, watched)
-            elif isinstance(order, WireTasks):
-                for task in order.tasks:
-                    self._tell(task, control.Wire(order.version, order.endpoints))
+                    self._start(order.worker, watched)
+            elif isinstance(order, WireWorkers):
+                for worker in order.workers:
+                    self._tell(worker, control.Wire(order.version, order.endpoints))
                 failpoints.passed("supervisor.wired")
             elif isinstance(order, OrderReplay):
-                for task in self._tasks:
-                    self._tell(task, control.Replay(after_death=self.restarts > 0))
+                for worker in self._workers:
+                    self._tell(worker, control.Replay(after_death=self.restarts > 0))
                 self._remember_ends()
                 self._tell_ends()
                 failpoints.passed("supervisor.replayed")
 
-    def _start(self, task: TaskIndex, watched: _Watched) -> None:
+    def _start(self, worker: WorkerIndex, watched: _Watched) -> None:
         watched.incarnation += 1
-        watched.beat = self._beat_at_start(task, watched)
+        for task in watched.tasks:
+            self._tasks[task].beat = self._beat_at_start(task)
         watched.failure = None
+        watched.occupied_with = "starting"
         watched.changed_s = self._clock()
         try:
-            watched.worker = self._launch(task, watched.incarnation)
+            watched.process = self._launch(worker, watched.incarnation)
         except (OSError, EOFError) as error:
-            self._count_death(task, watched, f"it cannot be started: {type(error).__name__}: {error}")
+            self._count_death(watched, f"it cannot be started: {type(error).__name__}: {error}")
         failpoints.passed("supervisor.started_worker")
 
-    def _beat_at_start(self, task: TaskIndex, watched: _Watched) -> control.Beat | None:
+    def _beat_at_start(self, task: TaskIndex) -> control.Beat | None:
         """Nothing is known of a new worker; the source's books, which it will read from its journal, are."""
-        beat = watched.beat
+        beat = self._tasks[task].beat
         if task != SOURCE_TASK or beat is None or beat.origin is None:
             return None
         self._replayed_before += beat.origin.replayed
         return replace(beat, items_in=0, items_out=0, origin=replace(beat.origin, replayed=0))
 
-    def _tell(self, task: TaskIndex, order: Any) -> None:
+    def _tell_task(self, task: TaskIndex, order: Any) -> None:
+        self._tell(self._homes[task], order)
+
+    def _tell(self, worker: WorkerIndex, order: Any) -> None:
         """A worker that cannot be told is dead; its sentinel will say so."""
-        worker = self._tasks[task].worker
-        if worker is not None:
+        process = self._workers[worker].process
+        if process is not None:
             with contextlib.suppress(OSError, ValueError):
-                worker.pipe.send(order)
+                process.pipe.send(order)
 
     # -- the end ---------------------------------------------------------------------------------
 
     def _quit_all(self) -> None:
         """Everybody closes; the source first, so that nobody is sent anything any more."""
         self._closing = True
-        for task in self._tasks:
-            self._tell(task, control.Quit())
+        for worker in self._workers:
+            self._tell(worker, control.Quit())
         limit_s = max(QUIT_WAIT_S, self.plan.options.timeout_s)
         deadline_s = self._clock() + limit_s
         while self._somebody_is_left() and not self._abort_asked:
@@ -527,49 +552,49 @@ class Supervisor:
             self._start_what_is_due()
             self._let_go_of_threads()
             deadline_s += self._forgive_standstill()
-            if any(w.start_due_s is not None for w in self._tasks.values()):
+            if any(w.start_due_s is not None for w in self._workers.values()):
                 deadline_s = self._clock() + limit_s
             if self._clock() > deadline_s and self._somebody_is_left():
                 raise self._slow_to_close(limit_s)
 
     def _somebody_is_left(self) -> bool:
-        return any(w.worker is not None or w.start_due_s is not None for w in self._tasks.values())
+        return any(w.process is not None or w.start_due_s is not None for w in self._workers.values())
 
     def _let_go_of_threads(self) -> None:
         """A thread has no sentinel: its last word is its end."""
-        for task, watched in self._tasks.items():
-            worker = watched.worker
-            if worker is not None and worker.sentinel is None and watched.closed is not None:
-                worker.join(QUIT_WAIT_S)
-                worker.pipe.close()
-                self._forget_worker(task, watched)
+        for watched in self._workers.values():
+            process = watched.process
+            if process is not None and process.sentinel is None and watched.closed is not None:
+                process.join(QUIT_WAIT_S)
+                process.pipe.close()
+                self._forget_process(watched)
 
     def _slow_to_close(self, limit_s: float) -> WorkerError:
         """Let those that hang show where, and name them."""
-        left = [(task, w.worker) for task, w in self._tasks.items() if w.worker is not None]
-        for _, worker in left:
-            worker.signal(signal.SIGABRT)
+        left = [(w.plan.name, w.process) for w in self._workers.values() if w.process is not None]
+        for _, process in left:
+            process.signal(signal.SIGABRT)
         self._gone = True
-        for _, worker in left:
-            worker.join(ABORT_WAIT_S)
-        names = ", ".join(self._name(task) for task, _ in left)
+        for _, process in left:
+            process.join(ABORT_WAIT_S)
+        names = ", ".join(name for name, _ in left)
         return WorkerError(
             f"{names}: close() has not returned within {limit_s:g} s; everything is processed, but what close() "
             "had to do may be missing",
-            task=self._name(left[0][0]) if left else "",
+            task=left[0][0] if left else "",
         )
 
     def _kill_all(self) -> None:
         """Kill whatever still runs, and wait until it is gone."""
         self._gone = True
-        left = [(task, w, w.worker) for task, w in self._tasks.items() if w.worker is not None]
-        for _, _, worker in left:
-            worker.signal(signal.SIGKILL)
-        for task, watched, worker in left:
-            worker.join(QUIT_WAIT_S)
-            if not worker.pipe.closed:
-                worker.pipe.close()
-            self._forget_worker(task, watched)
+        left = [(w, w.process) for w in self._workers.values() if w.process is not None]
+        for _, process in left:
+            process.signal(signal.SIGKILL)
+        for watched, process in left:
+            process.join(QUIT_WAIT_S)
+            if not process.pipe.closed:
+                process.pipe.close()
+            self._forget_process(watched)
 
     def _name(self, task: TaskIndex) -> str:
         return self.plan.task(task).name
@@ -584,14 +609,22 @@ def _next_word(pipe: Any) -> Any:
         return None
 
 
-def _sum_counts(watched: _Watched) -> Counts:
+def _worker_error(name: str, watched: _Watched, what: str) -> WorkerError:
+    """What ends the run; ``name`` is that of the task at fault, or of the worker where nobody knows which it is."""
+    text = watched.failure.traceback if watched.failure is not None else ""
+    made = WorkerError(f"{name}: {what}", task=name, cause_text=text)
+    if text:
+        made.add_note(text)
+    return made
+
+
+def _sum_counts(seen: _Seen) -> Counts:
     total = Counts()
-    before, beat = watched.before, watched.beat
-    live = beat if watched.worker is not None else None
-    total.items_in = before.items_in + (live.items_in if live is not None else 0)
-    total.items_out = before.items_out + (live.items_out if live is not None else 0)
-    total.failed = before.failed + (live.failed if live is not None else 0)
-    total.busy_s = before.busy_s + (live.busy_s if live is not None else 0.0)
+    before, beat = seen.before, seen.beat
+    total.items_in = before.items_in + (beat.items_in if beat is not None else 0)
+    total.items_out = before.items_out + (beat.items_out if beat is not None else 0)
+    total.failed = before.failed + (beat.failed if beat is not None else 0)
+    total.busy_s = before.busy_s + (beat.busy_s if beat is not None else 0.0)
     return total
 
 

@@ -50,8 +50,9 @@ def make_dispatch(
 
     Every call has its own credits and its own round robin.
     """
+    mates = _mates(plan, task)
     if outlets is None:
-        outlets = make_outlets(plan, plan.node(plan.task(task).node).outlets)
+        outlets = make_outlets(plan, task, plan.node(plan.task(task).node).outlets)
     return Dispatch(
         task,
         outlets,
@@ -59,27 +60,37 @@ def make_dispatch(
         make_id or make_frame_ids(),
         edge_count=max(1, len(plan.edges)),
         max_frame_items=plan.options.batch_size * FRAME_STRETCH,
+        # What a durable task stages is bytes anyway: made here, nobody can change it on the way.
+        local=frozenset(mate for mate in mates if not plan.node(plan.task(mate).node).durable),
     )
 
 
-def make_outlets(plan: Plan, outlets: tuple[Outlet, ...]) -> tuple[DispatchOutlet, ...]:
-    """Ways out of a node, made ready; every call has its own credits and its own round robin."""
-    return tuple(_make_outlet(plan, outlet) for outlet in outlets)
+def _mates(plan: Plan, task: TaskIndex) -> frozenset[TaskIndex]:
+    """The tasks of the same worker, this one included."""
+    return frozenset(TaskIndex(index) for index in plan.worker_of(task).tasks)
 
 
-def _make_outlet(plan: Plan, outlet: Outlet) -> DispatchOutlet:
+def make_outlets(plan: Plan, task: TaskIndex, outlets: tuple[Outlet, ...]) -> tuple[DispatchOutlet, ...]:
+    """Ways out of a node, made ready for this task; every call has its own credits and its own round robin."""
+    mates = _mates(plan, task)
+    return tuple(_make_outlet(plan, outlet, mates) for outlet in outlets)
+
+
+def _make_outlet(plan: Plan, outlet: Outlet, mates: frozenset[TaskIndex]) -> DispatchOutlet:
     if isinstance(outlet, EdgePlan):
-        return _make_edge(plan, outlet)
-    branches = tuple(make_outlets(plan, branch) for branch in outlet.outlets)
+        return _make_edge(plan, outlet, mates)
+    branches = tuple(tuple(_make_outlet(plan, o, mates) for o in branch) for branch in outlet.outlets)
     chooser = RouteChooser(outlet.name, outlet.choose, outlet.choices)
     return RouteOutlet(_ChoicePartition(chooser, len(outlet.choices)), branches)
 
 
-def _make_edge(plan: Plan, edge: EdgePlan) -> SingleEdge | ShuffleEdge | KeyedEdge:
+def _make_edge(plan: Plan, edge: EdgePlan, local: frozenset[TaskIndex]) -> SingleEdge | ShuffleEdge | KeyedEdge:
     targets = tuple(TaskIndex(index) for index in plan.tasks_of(edge.target))
-    if edge.grouping is Grouping.SINGLE:
+    if edge.grouping is Grouping.LOCAL:
+        targets = tuple(target for target in targets if target in local)
+    if len(targets) == 1:
         return SingleEdge(edge.index, targets[0])
-    if edge.grouping is Grouping.SHUFFLE:
+    if edge.grouping in (Grouping.SHUFFLE, Grouping.LOCAL):
         return ShuffleEdge(edge.index, targets)
     assert edge.key_function is not None
     return KeyedEdge(edge.index, targets, _KeyPartition(KeyedRouter(edge.key_function, len(targets)), len(targets)))

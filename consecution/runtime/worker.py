@@ -1,8 +1,8 @@
-"""A worker: one task in a process of its own (or, for a source that cannot be shipped, in a thread).
+"""A worker: the tasks of one process (or, for a source that cannot be shipped, of one thread).
 
-The loop takes messages in, lets the host work, and sends what it has to say. Beside it two small threads:
-one reads what the supervisor says (the end of that pipe means the supervisor is dead, and so is the
-worker), one tells it that the task lives and how far it is.
+The loop takes messages in, lets the hosts work, and sends what they have to say: to a task of the same worker by
+a queue, to all others by a socket. Beside it two small threads: one reads what the supervisor says (the end of
+that pipe means the supervisor is dead, and so is the worker), one tells it that the tasks live and how far they are.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import faulthandler
 import math
+import mmap
 import os
 import pickle
 import signal
@@ -19,29 +20,35 @@ import threading
 import time
 import traceback
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import multiprocess.forkserver
 import zmq
 
 from consecution.errors import ConsecutionError, WorldError
+from consecution.nodes import Node
+from consecution.plan import Plan
 from consecution.protocol.origin import FailureEntry
 from consecution.protocol.poison import Guard, Verdict
-from consecution.protocol.values import TaskIndex
+from consecution.protocol.values import Message, TaskIndex, WorkerIndex
 from consecution.runtime import assembly, control, failpoints
 from consecution.runtime.fork_server import leave_tracker
 from consecution.runtime.memory import limit_memory
 from consecution.runtime.origin_host import SourceHost, process_codec
+from consecution.runtime.replicas import share_nodes
 from consecution.runtime.shipping import Shipment, read_parcel, unship
-from consecution.runtime.slots import SlotNote
+from consecution.runtime.slots import SlotNote, map_slot
 from consecution.sink import Sink
+from consecution.source import Source
 from consecution.transport.salvage import salvage
 from consecution.transport.socket_folder import remove_if_empty
 from consecution.transport.sockets import Inbox, SocketOutbox
 
 MESSAGES_PER_TURN = 16
+"""For each task; a source, whose messages are small, takes more."""
+SOURCE_MESSAGES_PER_TURN = 1000
 BEAT_EVERY_S = 0.25
 ASK_EVERY_S = 0.005
 """How often a source without a descriptor is asked, while it has nothing."""
@@ -51,16 +58,20 @@ EXIT_FAILED = 70
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker needs to know at its start, beside the shipment of its task."""
+    """What a worker needs to know at its start, beside the shipment of its tasks.
 
-    task: TaskIndex
+    ``store_paths``: where the stores of those tasks lie that have one. ``verdicts`` are those of each node.
+    """
+
+    worker: WorkerIndex
+    tasks: tuple[TaskIndex, ...]
     incarnation: int
     epoch: str
-    journal_path: str | None
+    store_paths: dict[TaskIndex, str]
     socket_folder: str
     failpoints: str
     environment: dict[str, str]
-    verdicts: tuple[Verdict, ...] = ()
+    verdicts: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)
     memory_limit_bytes: int = 0
 
 
@@ -76,11 +87,11 @@ def run_worker(spec: WorkerSpec, pipe: Any, log: Any, parcel: Any, slot: Any = N
     worker: Worker | None = None
     try:
         limit_memory(spec.memory_limit_bytes)
-        guard = Guard(None if slot is None else SlotNote(slot), spec.verdicts, salvage)
-        worker = Worker(spec, pipe, unship(read_parcel(parcel)), in_process=True, guard=guard)
+        shipment = unship(read_parcel(parcel))
+        worker = Worker(spec, pipe, shipment, in_process=True, slot=None if slot is None else map_slot(slot))
         worker.run()
     except BaseException as error:
-        _report(pipe, spec.task, "start" if worker is None else worker.doing, error)
+        _report(pipe, spec, worker, error)
         if worker is not None:
             worker.close_sockets()
         _leave(EXIT_FAILED)
@@ -136,7 +147,9 @@ def _die_with_parent() -> None:
         server._forkserver_alive_fd = None
 
 
-def _report(pipe: Any, task: TaskIndex, doing: str, error: BaseException) -> None:
+def _report(pipe: Any, spec: WorkerSpec, worker: Worker | None, error: BaseException) -> None:
+    """Tell the supervisor which task this worker dies of, and in what it was."""
+    task, doing = (spec.tasks[0], "start") if worker is None else (worker.at, worker.doing)
     text = "".join(traceback.format_exception(error))
     with contextlib.suppress(Exception):
         pipe.send(control.Failed(task, doing, f"{type(error).__name__}: {error}", text, _pickled(error)))
@@ -154,14 +167,36 @@ def _pickled(error: BaseException) -> bytes | None:
     return blob
 
 
+class _Over(NamedTuple):
+    """Whether the stream is finished, and whether it was stopped and nothing is open."""
+
+    finished: bool
+    drained: bool
+
+
+class _Outbox:
+    """The way from the tasks of one worker to all tasks: what stays in the worker goes into a queue."""
+
+    def __init__(self, mates: frozenset[TaskIndex], sockets: SocketOutbox) -> None:
+        self.waiting: deque[tuple[TaskIndex, Message]] = deque()
+        self._mates = mates
+        self._sockets = sockets
+
+    def send(self, target: TaskIndex, message: Message) -> None:
+        if target in self._mates:
+            self.waiting.append((target, message))
+        else:
+            self._sockets.send(target, message)
+
+
 class Worker:
-    """The loop of one task."""
+    """The loop of one worker. ``at`` and ``doing`` say whose user code runs just now, and which step of it."""
 
     def __init__(
-        self, spec: WorkerSpec, pipe: Any, shipment: Shipment, *, in_process: bool, guard: Guard | None = None
+        self, spec: WorkerSpec, pipe: Any, shipment: Shipment, *, in_process: bool, slot: mmap.mmap | None = None
     ) -> None:
-        self.task = spec.task
-        self._guard = guard or Guard()
+        self.worker = spec.worker
+        self.at = spec.tasks[0]
         self.doing = "start"
         self._spec = spec
         self._pipe = pipe
@@ -173,47 +208,58 @@ class Worker:
         self._quit = False
         self._supervisor_gone = False
         self._stop_beating = threading.Event()
-        self._ending = False
+        self._ending: set[TaskIndex] = set()
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
-        self._inbox = Inbox(self._context, spec.socket_folder, f"{spec.task}.{spec.incarnation}")
-        self._outbox = SocketOutbox(self._context)
+        self._inbox = Inbox(self._context, spec.socket_folder, f"{spec.worker}.{spec.incarnation}")
+        self._plan = shipment.plan
+        self._sockets = SocketOutbox(self._context, _homes(shipment.plan))
+        self._outbox = _Outbox(frozenset(spec.tasks), self._sockets)
         self._poller = zmq.Poller()
         self._poller.register(self._inbox.socket, zmq.POLLIN)
         self._poller.register(self._wake_read, zmq.POLLIN)
-        self._source_fd: int | None = None
-        self._plan = shipment.plan
+        self._watched_fd: int | None = None
+        self._slot = slot
+        self._guards: dict[TaskIndex, Guard] = {}
         self._source: SourceHost | None = None
-        self._host: assembly.Host | None = None
-        self._make_host(shipment)
+        self._hosts: dict[TaskIndex, assembly.Host] = {}
+        nodes = share_nodes(shipment.nodes, self._plan, spec.tasks)
+        for task in spec.tasks:
+            self._make_host(task, nodes.get(task), shipment.source)
+        self._most_messages = MESSAGES_PER_TURN * len(self._hosts)
+        self._most_messages += SOURCE_MESSAGES_PER_TURN if self._source is not None else 0
 
-    def _make_host(self, shipment: Shipment) -> None:
+    def _make_host(self, task: TaskIndex, node: Node | None, source: Source | None) -> None:
         plan, spec = self._plan, self._spec
+        self.at = task
         codecs = process_codec(robust=plan.options.robust)
-        path = None if spec.journal_path is None else Path(spec.journal_path)
-        if plan.node(plan.task(self.task).node).is_source:
-            assert shipment.source is not None
+        path = Path(spec.store_paths[task]) if task in spec.store_paths else None
+        name = plan.task(task).node
+        note = None if self._slot is None else SlotNote(self._slot, task)
+        guard = self._guards[task] = Guard(note, spec.verdicts.get(name, ()), salvage)
+        if plan.node(name).is_source:
+            assert source is not None
             self._source = assembly.make_source_host(
                 plan,
-                shipment.source,
+                source,
                 codecs,
                 self._outbox,
                 journal_path=path,
                 epoch=spec.epoch,
                 now=time.time,
                 on_stop=self._ask_stop,
-                guard=self._guard,
+                guard=guard,
             )
             return
-        assert shipment.node is not None
-        self._host = assembly.make_host(
+        assert node is not None
+        self._hosts[task] = assembly.make_host(
             plan,
-            self.task,
-            shipment.node,
+            task,
+            node,
             codecs,
             self._outbox,
             path=path,
             epoch=spec.epoch,
-            guard=self._guard,
+            guard=guard,
             on_stop=self._ask_stop,
         )
 
@@ -223,74 +269,94 @@ class Worker:
         """Say hello, begin, work until told to quit."""
         threading.Thread(target=self._listen, name="consecution-orders", daemon=True).start()
         threading.Thread(target=self._beat, name="consecution-beat", daemon=True).start()
-        self._tell(control.Hello(self.task, self._inbox.endpoint, os.getpid()))
-        self.doing = "begin"
-        if self._source is not None:
-            self._source.open()
-        else:
-            assert self._host is not None
-            self.doing = "open" if isinstance(self._host.node, Sink) else "begin"
-            self._host.begin()
-        self._tell(control.Began(self.task))
+        self._tell(control.Hello(self.worker, self._inbox.endpoint, os.getpid()))
+        self._begin()
+        self._tell(control.Began(self.worker))
         failpoints.passed("worker.begun")
         self.doing = "process"
         while not self._quit:
             self._turn()
         self._close()
 
+    def _begin(self) -> None:
+        """Parents last: a source must not read before all that it reads for have begun."""
+        for task, host in self._hosts.items():
+            self.at, self.doing = task, "open" if isinstance(host.node, Sink) else "begin"
+            host.begin()
+        if self._source is not None:
+            self.at, self.doing = self._source.host.task, "begin"
+            self._source.open()
+
     def _turn(self) -> None:
         while self._orders:
             self._obey(self._orders.popleft())
+        worked = self._take_in()
+        worked = self._deliver() or worked
         if self._source is not None:
-            worked = self._turn_source(self._source)
-        else:
-            assert self._host is not None
-            worked = self._turn_task(self._host)
-        if not worked and not self._orders and not self._quit:
+            worked = self._turn_source(self._source) or worked
+        for task, host in self._hosts.items():
+            worked = self._turn_task(task, host) or worked
+        if not worked and not self._orders and not self._quit and not self._outbox.waiting:
             self._wait()
 
-    def _turn_source(self, source: SourceHost) -> bool:
+    def _take_in(self) -> bool:
+        """What has come from other workers."""
         worked = False
-        for message in self._inbox.take(1000):
+        for target, message in self._inbox.take(self._most_messages):
             worked = True
-            source.receive(message)
+            self._hand(target, message)
+            if self._orders:
+                break  # a death must not wait for all that is in the inbox
+        return worked
+
+    def _deliver(self) -> bool:
+        """What tasks of this worker have for each other, until nothing more follows from it."""
+        waiting = self._outbox.waiting
+        worked = bool(waiting)
+        while waiting and not self._orders:
+            self._hand(*waiting.popleft())
+        return worked
+
+    def _hand(self, target: TaskIndex, message: Message) -> None:
+        self.at = target
+        host = self._hosts.get(target)
+        if host is not None:
+            host.receive(message)
+        elif self._source is not None:
+            self._source.receive(message)
+
+    def _turn_source(self, source: SourceHost) -> bool:
+        self.at = source.host.task
         if source.turn():
             return True
         # Only now: a decision that is just being committed looks done to the thread that beats.
-        self._finished, self._drained = source.origin.finished, source.drained
-        if source.origin.settled and not self._told_settled:
-            self._told_settled = True
-            self._tell(self.beat())
-        return worked
+        self._over = _Over(source.origin.finished, source.drained)
+        if source.origin.settled and self._over != self._told_over:
+            self._told_over = self._over
+            self._tell_beats()
+        return False
 
-    _told_settled = False
-    _finished = False
-    _drained = False
+    _over = _Over(False, False)
+    _told_over: _Over | None = None
 
-    def _turn_task(self, host: assembly.Host) -> bool:
-        worked = False
-        for message in self._inbox.take(MESSAGES_PER_TURN):
-            worked = True
-            host.receive(message)
-            if self._orders:
-                break  # a death must not wait for all that is in the inbox
-        worked = host.turn() or worked
+    def _turn_task(self, task: TaskIndex, host: assembly.Host) -> bool:
+        self.at = task
+        worked = host.turn()
         host.flush()
-        if self._ending and host.ended:
-            self._ending = False
+        if task in self._ending and host.ended:
+            self._ending.discard(task)
             confirmed = host.origin_host is None or host.origin_host.confirmed
-            self._tell(control.Ended(self.task, confirmed))
+            self._tell(control.Ended(task, confirmed))
         return worked
 
     def _wait(self) -> None:
         """Wait for a message, an order, the source, or the next thing that is due."""
-        wait_s = None
+        waits = [host.next_wake_s() for host in self._hosts.values()]
         if self._source is not None:
-            wait_s = self._source.next_wake_s()
+            waits.append(self._source.next_wake_s())
             if not self._watch_source(self._source):
-                wait_s = ASK_EVERY_S if wait_s is None else min(wait_s, ASK_EVERY_S)
-        else:
-            wait_s = self._task_host.next_wake_s()
+                waits.append(ASK_EVERY_S)
+        wait_s = min((wait for wait in waits if wait is not None), default=None)
         ready = self._poller.poll(None if wait_s is None else math.ceil(wait_s * 1000))
         if any(found == self._wake_read for found, _ in ready):
             os.read(self._wake_read, 4096)
@@ -299,61 +365,68 @@ class Worker:
         """Wait for the source too, if it may be read. False: it cannot be waited for, only asked."""
         wanted = source.wants_to_read
         fd = source.source.fileno() if wanted else None
-        if fd != self._source_fd:
-            if self._source_fd is not None:
-                self._poller.unregister(self._source_fd)
+        if fd != self._watched_fd:
+            if self._watched_fd is not None:
+                self._poller.unregister(self._watched_fd)
             if fd is not None:
                 self._poller.register(fd, zmq.POLLIN)
-            self._source_fd = fd
+            self._watched_fd = fd
         return not wanted or fd is not None
 
     # -- orders ----------------------------------------------------------------------------------
 
     def _obey(self, order: Any) -> None:
-        self._told_settled = False
+        self._told_over = None
         if isinstance(order, control.Wire):
-            moved = self._outbox.wire(order.endpoints)
-            for task in moved:
-                (self._source.host if self._source is not None else self._task_host).replica_restarted(task)
-            self._tell(control.Switched(self.task, order.version))
-            failpoints.passed("worker.switched")
+            self._rewire(order)
         elif isinstance(order, control.Replay):
             self._replay(order)
         elif isinstance(order, control.RunEnd):
-            self._end()
+            self._end(order.task)
         elif isinstance(order, control.Drain):
-            self._ending = True
-            self._task_host.drain()
+            self._ending.add(order.task)
+            self._hosts[order.task].drain()
         elif isinstance(order, control.StopReading):
             assert self._source is not None
             self._source.stop_reading()
         elif isinstance(order, control.Judged):
-            self._guard.judge(order.verdicts)
+            for task, guard in self._guards.items():
+                if self._plan.task(task).node == order.node:
+                    guard.judge(order.verdicts)
         elif isinstance(order, control.Quit):
             self._quit = True
 
-    @property
-    def _task_host(self) -> assembly.Host:
-        assert self._host is not None
-        return self._host
+    def _rewire(self, order: control.Wire) -> None:
+        for worker in self._sockets.wire(order.endpoints):
+            for index in self._plan.workers[worker].tasks if worker != self.worker else ():
+                self._forget_credits(TaskIndex(index))
+        self._tell(control.Switched(self.worker, order.version))
+        failpoints.passed("worker.switched")
+
+    def _forget_credits(self, task: TaskIndex) -> None:
+        """A new incarnation of a task owes nothing."""
+        for host in self._hosts.values():
+            host.replica_restarted(task)
+        if self._source is not None:
+            self._source.host.replica_restarted(task)
 
     def _replay(self, order: control.Replay) -> None:
-        if self._source is None:
-            if order.after_death and not self._plan.options.robust:
-                self._task_host.abandon()
+        lost = order.after_death and not self._plan.options.robust
+        for host in self._hosts.values():
+            if lost:
+                host.abandon()
             else:
-                self._task_host.replay()
-            return
-        origin = self._source.origin
-        if order.after_death and not self._plan.options.robust:
-            origin.abandon()
-        else:
-            origin.replay(time.time())
+                host.replay()
+        if self._source is not None:
+            if lost:
+                self._source.origin.abandon()
+            else:
+                self._source.origin.replay(time.time())
 
-    def _end(self) -> None:
-        self._ending = True
-        self.doing = "end"
-        self._task_host.end()
+    def _end(self, task: TaskIndex) -> None:
+        self._ending.add(task)
+        self.at, self.doing = task, "end"
+        self._hosts[task].end()
         self.doing = "process"
 
     # -- the supervisor --------------------------------------------------------------------------
@@ -382,7 +455,7 @@ class Worker:
     def _beat(self) -> None:
         while not self._stop_beating.wait(BEAT_EVERY_S):
             with contextlib.suppress(OSError):
-                self._tell(self.beat())
+                self._tell_beats()
             if self._source is not None:
                 self._warn_of_blocking(self._source)
 
@@ -401,35 +474,29 @@ class Worker:
 
     _warned_of_s: float | None = None
 
-    def beat(self) -> control.Beat:
-        """How far this task is."""
+    def _tell_beats(self) -> None:
+        self._tell(control.Beats(self.beats()))
+
+    def beats(self) -> tuple[control.Beat, ...]:
+        """How far each task is."""
+        told = [_beat_of(task, host) for task, host in self._hosts.items()]
         if self._source is not None:
-            origin = self._source.origin
-            counts = origin.counts()
-            return control.Beat(
-                self.task,
-                (counts.emitted, counts.completed),
-                "",
-                counts.emitted,
-                counts.emitted,
-                0,
-                0.0,
-                origin=counts,
-                finished=self._finished,
-                drained=self._drained,
-            )
-        host = self._task_host
-        counted = host.counts
-        below = host.origin_host.origin.counts() if host.origin_host is not None else None
+            told.append(self._beat_of_source(self._source))
+        return tuple(told)
+
+    def _beat_of_source(self, source: SourceHost) -> control.Beat:
+        counts = source.origin.counts()
         return control.Beat(
-            self.task,
-            host.progress(),
-            "" if getattr(host.node, "_waits", False) else host.occupied_with,
-            counted.items_in,
-            counted.items_out,
-            counted.failed,
-            counted.busy_s,
-            below=below,
+            source.host.task,
+            (counts.emitted, counts.completed),
+            "",
+            counts.emitted,
+            counts.emitted,
+            0,
+            0.0,
+            origin=counts,
+            finished=self._over.finished,
+            drained=self._over.drained,
         )
 
     def _ask_stop(self, origin: TaskIndex, entry: FailureEntry) -> None:
@@ -445,21 +512,21 @@ class Worker:
         self.doing = "close"
         failpoints.passed("worker.closing")
         self._stop_beating.set()
-        keep = self._plan.options.keep_failed
-        last = self.beat()
-        failures: list[FailureEntry] = []
-        confirmed = True
+        last = self.beats()
+        origins = [host.origin_host for host in self._hosts.values() if host.origin_host is not None]
         if self._source is not None:
-            failures = self._source.host.store.failures(keep)
-            confirmed = self._source.host.confirmed
+            origins.append(self._source.host)
+        keep = self._plan.options.keep_failed
+        failures = tuple(entry for origin in origins for entry in origin.store.failures(keep))
+        confirmed = all(origin.confirmed for origin in origins)
+        if self._source is not None:
+            self.at = self._source.host.task
             self._source.close()
-        else:
-            ended = self._task_host.origin_host
-            if ended is not None:
-                failures, confirmed = ended.store.failures(keep), ended.confirmed
-            self._task_host.close()
+        for task, host in self._hosts.items():
+            self.at = task
+            host.close()
         self.close_sockets()
-        self._tell(control.Closed(last, confirmed, tuple(failures)))
+        self._tell(control.Closed(last, confirmed, failures))
 
     def close_after_error(self) -> None:
         """In a thread nobody else closes what is open: the journal and its lock, the source, the sockets."""
@@ -469,9 +536,9 @@ class Worker:
         self.close_sockets()
 
     def close_sockets(self) -> None:
-        """Close everything that leads to other tasks, and take the socket off the disk."""
+        """Close everything that leads to other workers, and take the socket off the disk."""
         self._stop_beating.set()
-        self._outbox.close()
+        self._sockets.close()
         self._inbox.close()
         self._context.destroy(0)
         with self._waking:
@@ -485,3 +552,23 @@ class Worker:
         with contextlib.suppress(OSError):
             os.unlink(self._inbox.path)
         remove_if_empty(self._spec.socket_folder)
+
+
+def _homes(plan: Plan) -> list[WorkerIndex]:
+    """Task → the worker that hosts it."""
+    homes = {task: WorkerIndex(worker.index) for worker in plan.workers for task in worker.tasks}
+    return [homes[task.index] for task in plan.tasks]
+
+
+def _beat_of(task: TaskIndex, host: assembly.Host) -> control.Beat:
+    counted = host.counts
+    return control.Beat(
+        task,
+        host.progress(),
+        "" if getattr(host.node, "_waits", False) else host.occupied_with,
+        counted.items_in,
+        counted.items_out,
+        counted.failed,
+        counted.busy_s,
+        below=host.origin_host.origin.counts() if host.origin_host is not None else None,
+    )

@@ -27,6 +27,7 @@ from consecution.protocol.values import (
     Message,
     Stage,
     TaskIndex,
+    WorkerIndex,
 )
 from consecution.runtime import control
 from consecution.runtime.origin_host import SourceHost
@@ -51,22 +52,45 @@ class SourceBeat:
     drained: bool
 
 
-class Process:
-    """One incarnation of a task. ``words`` go to the supervisor, ``orders`` come from it."""
+class Crew:
+    """One incarnation of a worker: the tasks that live and die as one. ``orders`` come from the supervisor."""
 
-    def __init__(self, scene: Scene, task: TaskIndex, incarnation: int) -> None:
-        self.task = task
-        self.endpoint = f"{task}.{incarnation}"
-        self.alive = True
+    def __init__(self, worker: WorkerIndex, incarnation: int) -> None:
+        self.worker = worker
+        self.endpoint = f"{worker}.{incarnation}"
         self.orders: deque[Any] = deque()
+        self.members: dict[TaskIndex, Process] = {}
+
+    def obey(self, order: Any) -> None:
+        """All of them, or the one that it is for."""
+        if isinstance(order, (control.RunEnd, control.Drain)):
+            self.members[order.task]._obey(order)
+        elif isinstance(order, control.StopReading):
+            self.members[SOURCE_TASK]._obey(order)
+        else:
+            for member in self.members.values():
+                member._obey(order)
+
+
+class Process:
+    """A task of one incarnation of a worker. ``words`` go to the supervisor; the first of a crew speaks for all."""
+
+    def __init__(self, scene: Scene, task: TaskIndex, crew: Crew) -> None:
+        self.task = task
+        self.crew = crew
+        self.endpoint = f"{crew.endpoint}/{task}"
+        self.alive = True
         self.words: deque[Any] = deque()
+        self._leads = not crew.members
+        crew.members[task] = self
         self._scene = scene
-        self._endpoints: dict[TaskIndex, str] = {}
+        self._endpoints: dict[WorkerIndex, str] = {}
         self._codec: Codec = TupleCodec(scene.world, unencodable=scene.schedule.unencodable)
         self._shape = scene.world.node_of[task]
         self._dispatch = self._make_dispatch(self._shape.ways)
         scene.network.bind(self.endpoint)
-        self.words.append(control.Hello(task, self.endpoint, 0))
+        if self._leads:
+            self.words.append(control.Hello(crew.worker, crew.endpoint, 0))
 
     def _make_dispatch(self, ways: tuple[Way, ...]) -> Dispatch:
         scene, world = self._scene, self._scene.world
@@ -81,13 +105,14 @@ class Process:
 
     def has_work(self) -> bool:
         """Whether a turn would do anything. The dead have no work."""
-        return self.alive and (bool(self.orders) or self._scene.network.has(self.endpoint))
+        return self.alive and (bool(self.crew.orders) or self._scene.network.has(self.endpoint))
 
     def turn(self) -> None:
         """One turn of the loop."""
         draw = self._scene.rng.random
-        while self.orders and draw() < ORDERS_HEARD:
-            self._obey(self.orders.popleft())
+        orders = self.crew.orders
+        while orders and draw() < ORDERS_HEARD:
+            self.crew.obey(orders.popleft())
         for _ in range(1 + int(draw() * MOST_MESSAGES_PER_TURN)):
             message = self._scene.network.take(self.endpoint)
             if message is None:
@@ -100,8 +125,10 @@ class Process:
         scene = self._scene
         if scene.schedule.together:
             scene.together[target].receive_now(message)
-        elif target in self._endpoints:
-            scene.network.send(self.endpoint, self._endpoints[target], message)
+            return
+        endpoint = self._endpoints.get(scene.home_of[target])
+        if endpoint is not None:
+            scene.network.send(self.endpoint, f"{endpoint}/{target}", message)
 
     def _obey(self, order: Any) -> None:
         self._scene.trace("{} obeys {}", self.endpoint, order)
@@ -110,12 +137,14 @@ class Process:
 
     def _switch(self, order: control.Wire) -> None:
         before, self._endpoints = self._endpoints, dict(order.endpoints)
-        for task, endpoint in before.items():
-            if self._endpoints.get(task) != endpoint:
+        moved = {worker for worker, endpoint in before.items() if self._endpoints.get(worker) != endpoint}
+        for task, home in self._scene.home_of.items() if moved else ():
+            if home in moved:
                 for credits in self._credits_given():
                     credits.reset(task)
         self._scene.passed("worker.switched")
-        self.words.append(control.Switched(self.task, order.version))
+        if self._leads:
+            self.words.append(control.Switched(self.crew.worker, order.version))
 
     def _credits_given(self) -> Iterable[Credits]:
         return self._dispatch.credits
@@ -237,8 +266,8 @@ class SourceProcess(OriginProcess):
 
     sent_place = "origin.sent"
 
-    def __init__(self, scene: Scene, task: TaskIndex, incarnation: int) -> None:
-        super().__init__(scene, task, incarnation)
+    def __init__(self, scene: Scene, task: TaskIndex, crew: Crew) -> None:
+        super().__init__(scene, task, crew)
         schedule, parts = scene.schedule, scene.parts
         self._oracle = scene.oracles[task]
         disk = scene.disks[task]
@@ -301,8 +330,8 @@ class SourceProcess(OriginProcess):
 class TaskProcess(Process):
     """A stateless task."""
 
-    def __init__(self, scene: Scene, task: TaskIndex, incarnation: int) -> None:
-        super().__init__(scene, task, incarnation)
+    def __init__(self, scene: Scene, task: TaskIndex, crew: Crew) -> None:
+        super().__init__(scene, task, crew)
         self._node = TrialNode(scene.world, self._shape)
         self._step = scene.parts.step(
             task,
@@ -399,8 +428,8 @@ class DurableProcess(OriginProcess):
 
     sent_place = "durable.sent"
 
-    def __init__(self, scene: Scene, task: TaskIndex, incarnation: int) -> None:
-        super().__init__(scene, task, incarnation)
+    def __init__(self, scene: Scene, task: TaskIndex, crew: Crew) -> None:
+        super().__init__(scene, task, crew)
         self._oracle = scene.durable_oracles[task]
         self._host = make_durable_host(scene, task, self._watched_dispatch(), self._codec, self, self)
         self._ending = False
@@ -467,8 +496,12 @@ def _no_time() -> float:
     return 0.0
 
 
-def start_process(scene: Scene, task: TaskIndex, incarnation: int) -> Process:
-    """A new incarnation of a task."""
-    if task == SOURCE_TASK:
-        return SourceProcess(scene, task, incarnation)
-    return (DurableProcess if task in scene.world.durable_tasks else TaskProcess)(scene, task, incarnation)
+def start_crew(scene: Scene, worker: WorkerIndex, incarnation: int) -> Crew:
+    """A new incarnation of a worker, with all its tasks."""
+    crew = Crew(worker, incarnation)
+    for task in scene.schedule.workers[worker]:
+        if task == SOURCE_TASK:
+            SourceProcess(scene, task, crew)
+        else:
+            (DurableProcess if task in scene.world.durable_tasks else TaskProcess)(scene, task, crew)
+    return crew

@@ -12,7 +12,7 @@ from consecution.protocol.ending import Ending
 from consecution.protocol.origin import Origin
 from consecution.protocol.recovery import Recovery
 from consecution.protocol.step import Step
-from consecution.protocol.values import FrameId, Message, TaskIndex
+from consecution.protocol.values import FrameId, Message, TaskIndex, WorkerIndex
 from consecution.runtime.appliers import TransactionApplier
 from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.origin_host import OriginHost
@@ -67,6 +67,7 @@ class Scene:
         self.durable_disks: dict[TaskIndex, DurableDisk] = {}
         self.durable_oracles: dict[TaskIndex, DurableOracle] = {}
         self.outside: dict[TaskIndex, Outside | None] = {}
+        self.home_of = {task: WorkerIndex(at) for at, crew in enumerate(schedule.workers) for task in crew}
         self.together: dict[TaskIndex, Receiver] = {}
         self.ended: set[TaskIndex] = set()
         self.events: list[str] = []

@@ -76,7 +76,8 @@ class Crash(BaseException):
 class Schedule:
     """One schedule. ``robust`` False has no journal: deaths abandon what is open.
 
-    ``together`` puts all tasks into one worker whose tasks call each other without a network.
+    ``together`` puts all tasks into one worker whose tasks call each other without a network. ``workers`` says
+    which tasks live and die as one.
     ``reorder``, ``repeat`` and ``lose`` are the odds of each at every delivery, 0 where nothing is
     promised for it.
     """
@@ -94,6 +95,7 @@ class Schedule:
     reorder: float
     repeat: float
     lose: float
+    workers: tuple[tuple[TaskIndex, ...], ...]
 
 
 def make_schedule(
@@ -138,7 +140,21 @@ def make_schedule(
         reorder=0.3 if adversarial else 0.0,
         repeat=0.1 if adversarial else 0.0,
         lose=0.03 if adversarial and timeout_on else 0.0,
+        workers=_draw_workers(Random(seed), tasks, source_apart=not robust),
     )
+
+
+def _draw_workers(rng: Random, tasks: int, *, source_apart: bool) -> tuple[tuple[TaskIndex, ...], ...]:
+    """A worker for each task, or fewer for all of them. Without a journal the source is not killed, nor who is with it."""
+    if rng.random() < 0.6:
+        return tuple((TaskIndex(task),) for task in range(tasks))
+    hosted: list[list[TaskIndex]] = [[] for _ in range(rng.choice((1, 2, 2, 2, 3)))]
+    dealt = rng.random() < 0.5
+    first = int(source_apart)
+    for task in range(first, tasks):
+        hosted[task % len(hosted) if dealt else rng.randrange(len(hosted))].append(TaskIndex(task))
+    crews = tuple(tuple(crew) for crew in hosted if crew)
+    return ((TaskIndex(0),), *crews) if source_apart else crews
 
 
 def _draw_kill(rng: Random, tasks: int, robust: bool, together: bool) -> Kill:

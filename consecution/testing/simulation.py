@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from consecution.protocol.values import TaskIndex
+from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.runtime import failpoints
 from consecution.testing.model import Expected
-from consecution.testing.process import Process, start_process
+from consecution.testing.process import Crew, Process, start_crew
 from consecution.testing.scene import Parts, Scene
 from consecution.testing.schedule import DURABLE_PLACES, OUTSIDE_PLACES, Crash, Kill, make_schedule
 from consecution.testing.supervisor import Supervisor
@@ -124,11 +124,11 @@ class Simulation:
         supervisor.begin()
         return supervisor
 
-    def _start(self, task: TaskIndex) -> Process:
+    def _start(self, worker: WorkerIndex) -> Crew:
         self._incarnations += 1
-        process = start_process(self.scene, task, self._incarnations)
-        self.scene.together[task] = process
-        return process
+        crew = start_crew(self.scene, worker, self._incarnations)
+        self.scene.together.update(crew.members)
+        return crew
 
     def _end_life(self, *, power_cut: bool = False) -> None:
         """Every process is gone, supervisor included."""
@@ -151,11 +151,12 @@ class Simulation:
         if kill.everything or not victims or self.schedule.together:
             self._end_life(power_cut=kill.power_cut)
             return
-        for task in victims:
-            process = self._supervisor.processes.get(task)
-            if process is not None and process.alive:
-                self._end_process(process)
-                self._supervisor.died(process)
+        for worker in {self.scene.home_of[task]: None for task in victims}:
+            crew = self._supervisor.crews.get(worker)
+            if crew is not None and all(process.alive for process in crew.members.values()):
+                for process in crew.members.values():
+                    self._end_process(process)
+                self._supervisor.died(crew)
 
     # -- the loop --------------------------------------------------------------------------------
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from consecution.protocol.recovery import Order, OrderReplay, StartTask, WireTasks
-from consecution.protocol.values import TaskIndex
+from consecution.protocol.recovery import Order, OrderReplay, StartWorker, WireWorkers
+from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.runtime import control
-from consecution.testing.process import Process, SourceBeat
+from consecution.testing.process import Crew, Process, SourceBeat
 from consecution.testing.scene import Scene
 from consecution.testing.violation import Violation
 from consecution.testing.world import SOURCE_TASK
@@ -21,18 +21,19 @@ class Supervisor:
     come in order, and before its death.
     """
 
-    def __init__(self, scene: Scene, start: Callable[[TaskIndex], Process]) -> None:
+    def __init__(self, scene: Scene, start: Callable[[WorkerIndex], Crew]) -> None:
+        self.crews: dict[WorkerIndex, Crew] = {}
         self.processes: dict[TaskIndex, Process] = {}
         self.stop_asked = False
         self._scene = scene
         self._start = start
-        self._dead: list[Process] = []
-        self._due: list[TaskIndex] = []
+        self._dead: list[Crew] = []
+        self._due: list[WorkerIndex] = []
         self._restarts = 0
         self._beat = SourceBeat(False, False)
         self._stop_told = False
         self._to_end: set[TaskIndex] = set()
-        self._recovery = scene.parts.recovery(scene.world.tasks)
+        self._recovery = scene.parts.recovery(WorkerIndex(at) for at in range(len(scene.schedule.workers)))
         self._ending = scene.parts.ending(scene.world.end_stages)
         self._drain = scene.parts.ending(scene.world.drain_stages)
 
@@ -49,9 +50,9 @@ class Supervisor:
         """Stopped as asked, with nothing open."""
         return self._drain.finished
 
-    def died(self, process: Process) -> None:
+    def died(self, crew: Crew) -> None:
         """The system knows at once; the supervisor hears of it some time later."""
-        self._dead.append(process)
+        self._dead.append(crew)
 
     def has_work(self) -> bool:
         if self._dead or self._due:
@@ -73,8 +74,8 @@ class Supervisor:
         choices: list[tuple[Callable[[Any], None], Any]] = [
             (self._hear, process) for process in self.processes.values() if process.words
         ]
-        choices += [(self._mourn, process) for process in self._dead]
-        choices += [(self._start_task, task) for task in self._due]
+        choices += [(self._mourn, crew) for crew in self._dead]
+        choices += [(self._start_worker, worker) for worker in self._due]
         act, on = choices[int(self._scene.rng.random() * len(choices))]
         act(on)
 
@@ -84,29 +85,31 @@ class Supervisor:
         word = process.words.popleft()
         self._scene.trace("supervisor hears {}", word)
         if isinstance(word, control.Hello):
-            self._carry_out(self._recovery.started(process.task, word.endpoint))
-            if process.task == SOURCE_TASK and self._stop_told:
-                process.orders.append(control.StopReading())
+            self._carry_out(self._recovery.started(word.worker, word.endpoint))
+            if word.worker == self._scene.home_of[SOURCE_TASK] and self._stop_told:
+                process.crew.orders.append(control.StopReading())
         elif isinstance(word, control.Switched):
-            self._carry_out(self._recovery.switched(process.task, word.version))
+            self._carry_out(self._recovery.switched(word.worker, word.version))
         elif isinstance(word, control.Ended):
             self._to_end.update((self._drain if self._drain.started else self._ending).task_ended(process.task))
         elif isinstance(word, SourceBeat):
             self._beat = word
 
-    def _mourn(self, process: Process) -> None:
+    def _mourn(self, crew: Crew) -> None:
         """Hear the last words, then see to a new incarnation."""
-        while process.words:
-            self._hear(process)
-        self._dead.remove(process)
-        self._scene.trace("supervisor mourns {}", process.endpoint)
-        del self.processes[process.task]
-        task = process.task
-        if not self._scene.schedule.robust:
-            self._lose(task)
-        elif task in self._ending.due and task not in self._scene.world.durable_tasks:
-            self._to_end.add(task)
-        self._carry_out(self._recovery.died(task))
+        for process in crew.members.values():
+            while process.words:
+                self._hear(process)
+        self._dead.remove(crew)
+        self._scene.trace("supervisor mourns {}", crew.endpoint)
+        del self.crews[crew.worker]
+        for task in crew.members:
+            del self.processes[task]
+            if not self._scene.schedule.robust:
+                self._lose(task)
+            elif task in self._ending.due and task not in self._scene.world.durable_tasks:
+                self._to_end.add(task)
+        self._carry_out(self._recovery.died(crew.worker))
 
     def _lose(self, task: TaskIndex) -> None:
         """Without a journal nobody knows what a task that died in its end had done: it is not run again."""
@@ -123,44 +126,45 @@ class Supervisor:
             self._stop()
         elif self._beat.finished:
             self._to_end.update(self._ending.source_finished())
-        order = control.Drain() if self._drain.started else control.RunEnd()
+        order = control.Drain if self._drain.started else control.RunEnd
         for task in sorted(self._to_end):
-            self.processes[task].orders.append(order)
+            self.processes[task].crew.orders.append(order(task))
         self._to_end.clear()
 
     def _stop(self) -> None:
         if not self._stop_told:
             self._stop_told = True
-            self.processes[SOURCE_TASK].orders.append(control.StopReading())
+            self.processes[SOURCE_TASK].crew.orders.append(control.StopReading())
         if self._beat.drained:
             self._to_end.update(self._drain.source_finished())
 
     # -- what it orders --------------------------------------------------------------------------
 
-    def _start_task(self, task: TaskIndex) -> None:
-        self._due.remove(task)
-        if task in self.processes:
-            raise Violation(f"task {task} was started while it lives")
-        self.processes[task] = self._start(task)
-        self._scene.trace("supervisor starts {}", self.processes[task].endpoint)
+    def _start_worker(self, worker: WorkerIndex) -> None:
+        self._due.remove(worker)
+        if worker in self.crews:
+            raise Violation(f"worker {worker} was started while it lives")
+        crew = self.crews[worker] = self._start(worker)
+        self.processes.update(crew.members)
+        self._scene.trace("supervisor starts {}", crew.endpoint)
 
     def _carry_out(self, orders: list[Order]) -> None:
         for order in orders:
-            if isinstance(order, StartTask):
-                self._due.append(order.task)
-            elif isinstance(order, WireTasks):
-                for task in order.tasks:
-                    self._tell(task, control.Wire(order.version, order.endpoints))
+            if isinstance(order, StartWorker):
+                self._due.append(order.worker)
+            elif isinstance(order, WireWorkers):
+                for worker in order.workers:
+                    self._tell(worker, control.Wire(order.version, order.endpoints))
                 self._scene.passed("supervisor.wired")
             elif isinstance(order, OrderReplay):
-                for task in list(self.processes):
-                    self._tell(task, control.Replay(after_death=self._restarts > 0))
+                for worker in list(self.crews):
+                    self._tell(worker, control.Replay(after_death=self._restarts > 0))
                 self._restarts = 1
                 if self._scene.world.durable_tasks:
                     self._to_end.update((self._drain if self._drain.started else self._ending).told)
                 self._scene.passed("supervisor.replayed")
 
-    def _tell(self, task: TaskIndex, order: Any) -> None:
-        process = self.processes.get(task)
-        if process is not None:
-            process.orders.append(order)
+    def _tell(self, worker: WorkerIndex, order: Any) -> None:
+        crew = self.crews.get(worker)
+        if crew is not None:
+            crew.orders.append(order)

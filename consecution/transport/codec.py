@@ -42,7 +42,7 @@ class ReusingCodec(PickleCodec):
     frame's that of the next edge.
 
     It knows the list by its identity, and keeps it, so that no other one can take its place. Whoever encodes
-    a list must not change it afterwards.
+    a list must not change it afterwards. A payload that stayed in its worker is still a list, and decodes to a copy.
     """
 
     def __init__(self) -> None:
@@ -54,6 +54,12 @@ class ReusingCodec(PickleCodec):
             self._payload = super().encode(items)
             self._items = items
         return self._payload
+
+    def decode(self, payload: Any) -> list[Any]:
+        return payload.copy() if isinstance(payload, list) else _loads(payload)
+
+    def size(self, payload: Any) -> int:
+        return len(payload) * LIVE_ITEM_BYTES if isinstance(payload, list) else len(payload)
 
 
 class LiveCodec:

@@ -1,13 +1,13 @@
 """The byte layout of what travels between tasks.
 
 Every message is one ZeroMQ multipart message. The first part is a msgpack array whose first element
-is the kind; a frame's payload is a second part of its own, so that it is never copied into a header::
+is the kind and whose second is the task it goes to; a frame's payload is a second part of its own, so that it is never copied into a header::
 
-    frame    [0, origin, seq, generation, [path...], frame_id, low, sender, stage, credited] | payload
-    acks     [1, sender, [[seq, generation, xor, produced_bytes, [failed...], staged], ...]]
-    credits  [2, replica, count]
-    gos      [3, origin, [[seq, generation, after, low, xor], ...]]
-    confirms [4, sender, [seq, ...]]
+    frame    [0, target, origin, seq, generation, [path...], frame_id, low, sender, stage, credited] | payload
+    acks     [1, target, sender, [[seq, generation, xor, produced_bytes, [failed...], staged], ...]]
+    credits  [2, target, replica, count]
+    gos      [3, target, origin, [[seq, generation, after, low, xor], ...]]
+    confirms [4, target, sender, [seq, ...]]
 
     failed   [task, stage, payload, error, traceback, retryable, shown, treatment]
     treatment  [action, retries or nil, delay_s or nil]
@@ -44,11 +44,12 @@ from consecution.protocol.values import (
 FRAME, ACKS, CREDITS, GOS, CONFIRMS = range(5)
 
 
-def encode_message(message: Message) -> list[Any]:
-    """The parts of a message, ready for ``send_multipart``. A frame's payload must be bytes."""
+def encode_message(target: TaskIndex, message: Message) -> list[Any]:
+    """The parts of a message to ``target``, ready for ``send_multipart``. A frame's payload must be bytes."""
     if isinstance(message, Frame):
         header = (
             FRAME,
+            target,
             message.origin,
             message.seq,
             message.generation,
@@ -62,21 +63,21 @@ def encode_message(message: Message) -> list[Any]:
         return [msgpack.packb(header), message.payload]
     if isinstance(message, Acks):
         acks = [(a.seq, a.generation, a.xor, a.produced_bytes, a.failed, a.staged) for a in message.acks]
-        return [msgpack.packb((ACKS, message.sender, acks), unicode_errors="surrogatepass")]
+        return [msgpack.packb((ACKS, target, message.sender, acks), unicode_errors="surrogatepass")]
     if isinstance(message, Gos):
-        return [msgpack.packb((GOS, message.origin, message.gos))]
+        return [msgpack.packb((GOS, target, message.origin, message.gos))]
     if isinstance(message, Confirms):
-        return [msgpack.packb((CONFIRMS, message.sender, message.seqs))]
-    return [msgpack.packb((CREDITS, message.replica, message.count))]
+        return [msgpack.packb((CONFIRMS, target, message.sender, message.seqs))]
+    return [msgpack.packb((CREDITS, target, message.replica, message.count))]
 
 
-def decode_message(parts: Sequence[Any]) -> Message:
-    """The message in these parts."""
+def decode_message(parts: Sequence[Any]) -> tuple[TaskIndex, Message]:
+    """The message in these parts, and the task it goes to."""
     try:
         header = msgpack.unpackb(parts[0], use_list=True, unicode_errors="surrogatepass")
-        kind, *fields = header
-        decode = _DECODERS[kind]
-        return decode(fields, parts)
+        kind, target, *fields = header
+        _check_numbers(target)
+        return TaskIndex(target), _DECODERS[kind](fields, parts)
     except Exception as error:
         raise FrameError(
             f"not a frame: {len(parts)} parts, {type(error).__name__}: {error}; "

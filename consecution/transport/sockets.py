@@ -1,6 +1,6 @@
-"""ZeroMQ PUSH/PULL over ipc: one inbox per task, one outgoing socket per task it sends to.
+"""ZeroMQ PUSH/PULL over ipc: one inbox per worker, one outgoing socket per worker it sends to.
 
-Every incarnation of a task binds a path of its own, so that nothing meant for the dead one ever
+Every incarnation of a worker binds a path of its own, so that nothing meant for the dead one ever
 reaches the new one. Nothing here blocks: flow control is the origins' window, not high-water marks.
 """
 
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import zmq
 
-from consecution.protocol.values import Message, TaskIndex
+from consecution.protocol.values import Message, TaskIndex, WorkerIndex
 from consecution.transport.frames import decode_message, encode_message
 
 
 class Inbox:
-    """The one socket at which a task receives. Used by one thread."""
+    """The one socket at which a worker receives. Used by one thread."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: str, name: str) -> None:
         self.path = os.path.join(folder, name)
@@ -27,8 +27,8 @@ class Inbox:
         self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.bind(self.endpoint)
 
-    def take(self, most: int) -> Iterator[Message]:
-        """Up to ``most`` messages that are there now. FrameError for bytes that are none."""
+    def take(self, most: int) -> Iterator[tuple[TaskIndex, Message]]:
+        """Up to ``most`` messages that are there now, each with its task. FrameError for bytes that are none."""
         receive = self.socket.recv_multipart
         for _ in range(most):
             try:
@@ -44,33 +44,37 @@ class Inbox:
 
 
 class SocketOutbox:
-    """Sends messages to the tasks it was wired to. Used by one thread."""
+    """Sends messages to the tasks of the workers it was wired to. Used by one thread.
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    ``worker_of`` says where each task lives.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], worker_of: Sequence[WorkerIndex]) -> None:
         self._context = context
-        self._endpoints: dict[TaskIndex, str] = {}
-        self._sockets: dict[TaskIndex, zmq.Socket[bytes]] = {}
+        self._worker_of = worker_of
+        self._endpoints: dict[WorkerIndex, str] = {}
+        self._sockets: dict[WorkerIndex, zmq.Socket[bytes]] = {}
 
-    def wire(self, endpoints: dict[TaskIndex, str]) -> list[TaskIndex]:
-        """Switch to these endpoints; what waited for an old one is dropped. Returns the tasks that moved."""
-        moved = [task for task, endpoint in self._endpoints.items() if endpoints.get(task) != endpoint]
-        for task in moved:
-            socket = self._sockets.pop(task, None)
+    def wire(self, endpoints: dict[WorkerIndex, str]) -> list[WorkerIndex]:
+        """Switch to these endpoints; what waited for an old one is dropped. Returns the workers that moved."""
+        moved = [worker for worker, endpoint in self._endpoints.items() if endpoints.get(worker) != endpoint]
+        for worker in moved:
+            socket = self._sockets.pop(worker, None)
             if socket is not None:
                 socket.close(0)
         self._endpoints = dict(endpoints)
         return moved
 
     def send(self, target: TaskIndex, message: Message) -> None:
-        """Hand the message to ZeroMQ; a task that is not wired just now is dead, and gets nothing."""
-        socket = self._sockets.get(target)
+        """Hand the message to ZeroMQ; a worker that is not wired just now is dead, and gets nothing."""
+        worker = self._worker_of[target]
+        socket = self._sockets.get(worker)
         if socket is None:
-            endpoint = self._endpoints.get(target)
+            endpoint = self._endpoints.get(worker)
             if endpoint is None:
                 return
-            socket = self._sockets[target] = self._connect(endpoint)
-        parts = encode_message(message)
-        socket.send_multipart(parts, zmq.NOBLOCK, copy=True)
+            socket = self._sockets[worker] = self._connect(endpoint)
+        socket.send_multipart(encode_message(target, message), zmq.NOBLOCK, copy=True)
 
     def _connect(self, endpoint: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUSH)

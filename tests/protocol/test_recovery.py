@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consecution.protocol.recovery import Order, OrderReplay, Recovery, StartTask, WireTasks
-from consecution.protocol.values import TaskIndex
+from consecution.protocol.recovery import Order, OrderReplay, Recovery, StartWorker, WireWorkers
+from consecution.protocol.values import WorkerIndex
 
-A, B, C = TaskIndex(0), TaskIndex(1), TaskIndex(2)
+A, B, C = WorkerIndex(0), WorkerIndex(1), WorkerIndex(2)
 
 
 def started(recovery: Recovery) -> list[Order]:
@@ -33,10 +33,10 @@ def settled() -> Recovery:
 def test_all_are_wired_once_the_last_is_there() -> None:
     recovery = Recovery([A, B, C])
 
-    assert recovery.begin() == [StartTask(A), StartTask(B), StartTask(C)]
+    assert recovery.begin() == [StartWorker(A), StartWorker(B), StartWorker(C)]
     assert recovery.started(A, "a1") == []
     assert recovery.started(B, "b1") == []
-    assert recovery.started(C, "c1") == [WireTasks(1, (A, B, C), {A: "a1", B: "b1", C: "c1"})]
+    assert recovery.started(C, "c1") == [WireWorkers(1, (A, B, C), {A: "a1", B: "b1", C: "c1"})]
     assert not recovery.settled
 
 
@@ -60,8 +60,8 @@ def test_a_replay_is_ordered_once() -> None:
 def test_after_a_death_all_are_wired_anew_and_asked_anew() -> None:
     recovery = settled()
 
-    assert recovery.died(B) == [StartTask(B)]
-    assert recovery.started(B, "b2") == [WireTasks(2, (A, B, C), {A: "a1", B: "b2", C: "c1"})]
+    assert recovery.died(B) == [StartWorker(B)]
+    assert recovery.started(B, "b2") == [WireWorkers(2, (A, B, C), {A: "a1", B: "b2", C: "c1"})]
     assert recovery.switched(A, 2) == []
     assert recovery.switched(C, 2) == []
     assert recovery.switched(B, 2) == [OrderReplay(2)]
@@ -113,22 +113,22 @@ def test_nobody_waits_for_the_retired() -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, 4), st.randoms(use_true_random=False))
 def test_any_history_of_deaths_ends_with_all_wired_alike_before_the_last_replay(count: int, rng: Any) -> None:
-    tasks = [TaskIndex(n) for n in range(count)]
+    tasks = [WorkerIndex(n) for n in range(count)]
     recovery = Recovery(tasks)
-    alive: dict[TaskIndex, str] = {}
-    wired: dict[TaskIndex, dict[TaskIndex, str]] = {}
-    to_switch: deque[tuple[TaskIndex, int, dict[TaskIndex, str]]] = deque()
-    to_start: list[TaskIndex] = []
+    alive: dict[WorkerIndex, str] = {}
+    wired: dict[WorkerIndex, dict[WorkerIndex, str]] = {}
+    to_switch: deque[tuple[WorkerIndex, int, dict[WorkerIndex, str]]] = deque()
+    to_start: list[WorkerIndex] = []
     births = deaths = 0
 
     def carry_out(orders: list[Order]) -> None:
         for order in orders:
-            if isinstance(order, StartTask):
+            if isinstance(order, StartWorker):
                 assert order.task not in alive, "two incarnations at a time"
                 to_start.append(order.task)
-            elif isinstance(order, WireTasks):
-                assert set(order.tasks) == set(tasks)
-                to_switch.extend((task, order.version, order.endpoints) for task in order.tasks)
+            elif isinstance(order, WireWorkers):
+                assert set(order.workers) == set(tasks)
+                to_switch.extend((task, order.version, order.endpoints) for task in order.workers)
             else:
                 assert all(wired[task] == alive for task in tasks), "a replay before all have switched"
 

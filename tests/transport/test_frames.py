@@ -66,7 +66,7 @@ def decodes(parts: list[Any]) -> bool:
 @settings(deadline=None)
 @given(messages)
 def test_messages_come_back_as_they_were_sent(message: Message) -> None:
-    parts = encode_message(message)
+    parts = encode_message(TARGET, message)
 
     found = decode_message([bytes(part) for part in parts])
 
@@ -77,7 +77,7 @@ def test_messages_come_back_as_they_were_sent(message: Message) -> None:
 @settings(deadline=None)
 @given(frames)
 def test_a_frame_has_the_types_that_it_was_made_with(frame: Frame) -> None:
-    found = decode_message(encode_message(frame))
+    found = decode_message(encode_message(TARGET, frame))
 
     assert isinstance(found, Frame)
     assert isinstance(found.path, tuple)
@@ -86,7 +86,7 @@ def test_a_frame_has_the_types_that_it_was_made_with(frame: Frame) -> None:
 
 
 def test_a_payload_is_not_copied_into_the_header() -> None:
-    header, payload = encode_message(FRAME)
+    header, payload = encode_message(TARGET, FRAME)
 
     assert payload is FRAME.payload
     assert len(header) < 20
@@ -109,7 +109,7 @@ def test_random_bytes_raise_only_the_frame_error(parts: list[bytes]) -> None:
 @settings(deadline=None, max_examples=300)
 @given(messages, st.data())
 def test_mutated_messages_raise_only_the_frame_error(message: Message, data: st.DataObject) -> None:
-    parts = [bytearray(part) for part in encode_message(message)]
+    parts = [bytearray(part) for part in encode_message(TARGET, message)]
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(parts[0]) - 1))
         parts[0][at] = data.draw(st.integers(0, 255))
@@ -122,7 +122,7 @@ def test_mutated_messages_raise_only_the_frame_error(message: Message, data: st.
 @settings(deadline=None)
 @given(messages)
 def test_a_message_with_a_part_too_many_or_too_few_is_none(message: Message) -> None:
-    parts = encode_message(message)
+    parts = encode_message(TARGET, message)
 
     assert not decodes([*parts, b"more"])
     assert not decodes(parts[:-1])
@@ -148,7 +148,7 @@ WRONG_FIELDS = [
 
 @pytest.mark.parametrize(("at", "value"), WRONG_FIELDS)
 def test_a_frame_with_a_wrong_field_is_none(at: int, value: Any) -> None:
-    header, payload = encode_message(FRAME)
+    header, payload = encode_message(TARGET, FRAME)
     fields = msgpack.unpackb(header)
     fields[at] = value
 
