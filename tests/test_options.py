@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from consecution.errors import OptionError
-from consecution.options import SETTINGS, Options
+from consecution.options import MOST_WORKERS, SETTINGS, Options
 
 
 def test_every_setting_is_a_field_with_the_same_default_in_the_same_order() -> None:
@@ -70,10 +70,23 @@ def test_a_misspelt_choice_suggests_the_right_one() -> None:
         Options.of(mode="proces")
 
 
-@pytest.mark.parametrize("workers", [2, "auto"])
-def test_a_number_of_workers_is_refused_with_the_remedy(workers: Any) -> None:
-    with pytest.raises(OptionError, match="per-task"):
+@pytest.mark.parametrize("workers", ["per-task", "auto", 1, 1024])
+def test_workers_are_a_word_or_a_number(workers: Any) -> None:
+    assert Options.of(workers=workers).workers == workers
+
+
+def test_a_number_of_workers_may_come_as_text() -> None:
+    """A flag of a command line is text."""
+    assert Options.of(workers="4") == Options.of(workers=4)
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1025, True, 2.0, "0", "two", "per task", None, [2]])
+def test_any_other_workers_are_refused_with_what_may_be(workers: Any) -> None:
+    with pytest.raises(OptionError) as caught:
         Options.of(workers=workers)
+
+    expected = f"workers={workers!r}: expected 'per-task', 'auto', or a whole number from 1 to {MOST_WORKERS}"
+    assert str(caught.value) == expected
 
 
 def test_values_get_the_type_of_their_field() -> None:

@@ -58,11 +58,11 @@ class Slot:
         self.left: InHand | None = None
 
     def frame(self, key: FrameKey) -> None:
-        self.left = InHand(key, b"")
+        self.left = InHand(TASK, key, b"")
 
     def item(self, name: bytes) -> None:
         assert self.left is not None
-        self.left = InHand(self.left.frame, name)
+        self.left = InHand(TASK, self.left.frame, name)
 
     def clear(self) -> None:
         self.left = None
@@ -144,8 +144,8 @@ class Deadly(SingleEdge):
 def test_one_death_proves_nothing_two_make_a_frame_suspect() -> None:
     suspicion = Suspicion()
 
-    first = suspicion.died("node", InHand(KEY, b""), "killed by SIGSEGV")
-    second = suspicion.died("node", InHand(KEY, b""), "exit code 3")
+    first = suspicion.died("node", InHand(TASK, KEY, b""), "killed by SIGSEGV")
+    second = suspicion.died("node", InHand(TASK, KEY, b""), "exit code 3")
 
     assert first is None
     assert second == Verdict(KEY, b"", "exit code 3", "")
@@ -154,7 +154,9 @@ def test_one_death_proves_nothing_two_make_a_frame_suspect() -> None:
 def test_frames_and_nodes_are_told_apart() -> None:
     suspicion = Suspicion()
 
-    verdicts = [suspicion.died(node, InHand(key, b""), "") for node in ("a", "b") for key in (KEY, OTHER, ELSEWHERE)]
+    verdicts = [
+        suspicion.died(node, InHand(TASK, key, b""), "") for node in ("a", "b") for key in (KEY, OTHER, ELSEWHERE)
+    ]
 
     assert verdicts == [None] * 6
 
@@ -162,10 +164,11 @@ def test_frames_and_nodes_are_told_apart() -> None:
 def test_two_deaths_at_the_same_item_of_a_suspect_frame_prove_it_guilty() -> None:
     suspicion = Suspicion()
     for _ in range(2):
-        suspicion.died("node", InHand(KEY, b""), "")
+        suspicion.died("node", InHand(TASK, KEY, b""), "")
 
     found = [
-        suspicion.died("node", InHand(KEY, item), "how", lambda: "stack") for item in (b"a", b"b", b"", b"a", b"a")
+        suspicion.died("node", InHand(TASK, KEY, item), "how", lambda: "stack")
+        for item in (b"a", b"b", b"", b"a", b"a")
     ]
 
     assert found == [None, None, None, Verdict(KEY, b"a", "how", "stack"), None]
@@ -202,7 +205,7 @@ def test_the_slot_names_the_item_in_hand_of_a_suspect_frame_alone() -> None:
     condemned = suspect.meet(0, "a", TextCodec())
 
     assert condemned is None
-    assert of_an_innocent == InHand(KEY, b"")
+    assert of_an_innocent == InHand(TASK, KEY, b"")
     assert slot.left is not None
     assert slot.left.item
 
@@ -214,7 +217,7 @@ def test_an_item_that_cannot_be_encoded_is_known_by_its_place() -> None:
 
     suspect.meet(3, "!", TextCodec())
 
-    assert slot.left == InHand(KEY, b"#3")
+    assert slot.left == InHand(TASK, KEY, b"#3")
 
 
 def test_an_item_guilty_by_its_place_is_not_even_encoded() -> None:
@@ -269,7 +272,7 @@ def test_a_frame_that_enters_behind_the_node_is_tried_item_by_item_too() -> None
 
 def test_whoever_died_once_by_chance_is_not_blamed() -> None:
     cluster = Cluster({"b"})
-    cluster.suspicion.died("node", InHand(KEY, b""), "killed by SIGKILL")
+    cluster.suspicion.died("node", InHand(TASK, KEY, b""), "killed by SIGKILL")
     cluster.deadly = set()
 
     out, failed = cluster.run("a", "b")
@@ -291,7 +294,7 @@ def test_a_task_that_goes_down_with_an_error_leaves_its_frame_in_hand() -> None:
     with pytest.raises(DiedError):
         step.run(Frame(*KEY[:2], 0, KEY.path, FrameId(1), 0, SOURCE, Stage.PROCESS, False, b"a"))
 
-    assert slot.left == InHand(KEY, b"")
+    assert slot.left == InHand(TASK, KEY, b"")
 
 
 def test_what_happens_when_all_items_are_through_is_no_items_fault() -> None:
@@ -307,7 +310,7 @@ def test_what_happens_when_all_items_are_through_is_no_items_fault() -> None:
     with pytest.raises(DiedError):
         step.run(Frame(*KEY[:2], 0, KEY.path, FrameId(1), 0, SOURCE, Stage.PROCESS, False, b"a,b"))
 
-    assert slot.left == InHand(KEY, b"")
+    assert slot.left == InHand(TASK, KEY, b"")
 
 
 def test_progress_inside_a_suspect_frame_is_seen() -> None:

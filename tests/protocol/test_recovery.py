@@ -113,8 +113,8 @@ def test_nobody_waits_for_the_retired() -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, 4), st.randoms(use_true_random=False))
 def test_any_history_of_deaths_ends_with_all_wired_alike_before_the_last_replay(count: int, rng: Any) -> None:
-    tasks = [WorkerIndex(n) for n in range(count)]
-    recovery = Recovery(tasks)
+    workers = [WorkerIndex(n) for n in range(count)]
+    recovery = Recovery(workers)
     alive: dict[WorkerIndex, str] = {}
     wired: dict[WorkerIndex, dict[WorkerIndex, str]] = {}
     to_switch: deque[tuple[WorkerIndex, int, dict[WorkerIndex, str]]] = deque()
@@ -124,43 +124,43 @@ def test_any_history_of_deaths_ends_with_all_wired_alike_before_the_last_replay(
     def carry_out(orders: list[Order]) -> None:
         for order in orders:
             if isinstance(order, StartWorker):
-                assert order.task not in alive, "two incarnations at a time"
-                to_start.append(order.task)
+                assert order.worker not in alive, "two incarnations at a time"
+                to_start.append(order.worker)
             elif isinstance(order, WireWorkers):
-                assert set(order.workers) == set(tasks)
-                to_switch.extend((task, order.version, order.endpoints) for task in order.workers)
+                assert set(order.workers) == set(workers)
+                to_switch.extend((worker, order.version, order.endpoints) for worker in order.workers)
             else:
-                assert all(wired[task] == alive for task in tasks), "a replay before all have switched"
+                assert all(wired[worker] == alive for worker in workers), "a replay before all have switched"
 
     carry_out(recovery.begin())
     for _ in range(60):
         act = rng.randrange(3)
         if act == 0 and to_start:
             births += 1
-            task = to_start.pop(rng.randrange(len(to_start)))
-            alive[task] = f"{task}.{births}"
-            carry_out(recovery.started(task, alive[task]))
+            worker = to_start.pop(rng.randrange(len(to_start)))
+            alive[worker] = f"{worker}.{births}"
+            carry_out(recovery.started(worker, alive[worker]))
         elif act == 1 and to_switch:
-            task, version, endpoints = to_switch.popleft()
-            if task in alive and endpoints[task] == alive[task]:
-                wired[task] = endpoints
-                carry_out(recovery.switched(task, version))
+            worker, version, endpoints = to_switch.popleft()
+            if worker in alive and endpoints[worker] == alive[worker]:
+                wired[worker] = endpoints
+                carry_out(recovery.switched(worker, version))
         elif act == 2 and alive and deaths < 6 and rng.random() < 0.3:
             deaths += 1
-            task = rng.choice(sorted(alive))
-            del alive[task]
-            wired.pop(task, None)
-            carry_out(recovery.died(task))
+            worker = rng.choice(sorted(alive))
+            del alive[worker]
+            wired.pop(worker, None)
+            carry_out(recovery.died(worker))
     while to_start or to_switch:
         if to_start:
             births += 1
-            task = to_start.pop()
-            alive[task] = f"{task}.{births}"
-            carry_out(recovery.started(task, alive[task]))
+            worker = to_start.pop()
+            alive[worker] = f"{worker}.{births}"
+            carry_out(recovery.started(worker, alive[worker]))
         else:
-            task, version, endpoints = to_switch.popleft()
-            if endpoints[task] == alive[task]:
-                wired[task] = endpoints
-                carry_out(recovery.switched(task, version))
+            worker, version, endpoints = to_switch.popleft()
+            if endpoints[worker] == alive[worker]:
+                wired[worker] = endpoints
+                carry_out(recovery.switched(worker, version))
 
     assert recovery.settled

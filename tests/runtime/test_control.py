@@ -9,28 +9,29 @@ import pytest
 
 from consecution.protocol.origin import FailureEntry, OriginCounts
 from consecution.protocol.poison import FrameKey, Verdict
-from consecution.protocol.values import FailedItem, Stage, TaskIndex
+from consecution.protocol.values import FailedItem, Stage, TaskIndex, WorkerIndex
 from consecution.runtime import control
 
-TASK = TaskIndex(3)
+TASK, WORKER = TaskIndex(3), WorkerIndex(1)
 BEAT = control.Beat(TASK, (1, 2, 3), "process", 10, 20, 1, 0.5, origin=OriginCounts(9, 8, 1, 1, 0, 0), finished=True)
 FAILED = FailedItem(TASK, Stage.PROCESS, b"item", "ValueError: no", "Traceback", True, "'item'")
 WORDS = [
-    control.Wire(7, {TASK: "ipc:///x/3.1"}),
+    control.Wire(7, {WORKER: "ipc:///x/1.1"}),
     control.Replay(after_death=True),
-    control.RunEnd(),
-    control.Drain(),
+    control.RunEnd(TASK),
+    control.Drain(TASK),
     control.StopReading(),
     control.Quit(),
-    control.Judged((Verdict(FrameKey(TASK, 7, (1, 2)), b"#3", "killed by SIGSEGV", "the stack"),)),
-    control.Hello(TASK, "ipc:///x/3.1", 4711),
-    control.Began(TASK),
-    control.Switched(TASK, 7),
+    control.Judged("parse", (Verdict(FrameKey(TASK, 7, (1, 2)), b"#3", "killed by SIGSEGV", "the stack"),)),
+    control.Hello(WORKER, "ipc:///x/1.1", 4711),
+    control.Began(WORKER),
+    control.Switched(WORKER, 7),
     BEAT,
+    control.Beats((BEAT,)),
     control.StopAsked(TASK, FailureEntry(1, FAILED, 2, 5, 1, None)),
     control.Ended(TASK, True),
     control.Failed(TASK, "begin", "no", "Traceback", None),
-    control.Closed(BEAT, True, (FailureEntry(1, FAILED, 2, 5, 1, None),)),
+    control.Closed((BEAT,), True, (FailureEntry(1, FAILED, 2, 5, 1, None),)),
 ]
 
 

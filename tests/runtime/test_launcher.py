@@ -16,7 +16,7 @@ import pytest
 
 from consecution import Node, Pipeline, Producer
 from consecution.errors import UsageError
-from consecution.protocol.values import TaskIndex
+from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.runtime import control, fork_server, launcher
 from consecution.runtime.launcher import ProcessWorker, ThreadWorker
 from consecution.runtime.logs import LogPump
@@ -38,7 +38,7 @@ class Launchpad:
 
     def process(self, node: Node | None = None) -> ProcessWorker:
         pipeline = Pipeline(Producer(range(3)) | (node or Misbehaving("node", "kill", None)))
-        parcel = Parcel(ship(pipeline.plan(mode="process"), 1, pipeline.global_state, None))
+        parcel = Parcel(ship(pipeline.plan(mode="process"), [TaskIndex(1)], pipeline.global_state, None))
         self._parcels.append(parcel)
         worker = ProcessWorker(self.spec(1), parcel, "node.0", self.logs)
         self._started.append(worker)
@@ -48,12 +48,14 @@ class Launchpad:
         pipeline = Pipeline(Producer("manual") | Misbehaving("node", "kill", None))
         plan = pipeline.plan(mode="process", robustness="confirm")
         node: Any = pipeline.top_node
-        worker = ThreadWorker(self.spec(0), "producer.0", Shipment(plan, None, node.make_source(), None))
+        worker = ThreadWorker(self.spec(0), "producer.0", Shipment(plan, {}, node.make_source(), None))
         self._started.append(worker)
         return worker
 
     def spec(self, task: int) -> WorkerSpec:
-        return WorkerSpec(TaskIndex(task), 1, "memory", None, str(self._sockets), "", dict(os.environ))
+        return WorkerSpec(
+            WorkerIndex(task), (TaskIndex(task),), 1, "memory", {}, str(self._sockets), "", dict(os.environ)
+        )
 
     def close(self) -> None:
         for worker in self._started:
@@ -93,8 +95,8 @@ def test_a_process_says_hello_and_begins(pad: Launchpad) -> None:
 
     hello = next_word(worker, control.Hello)
 
-    assert (hello.task, hello.pid) == (1, worker.pid)
-    assert next_word(worker, control.Began).task == 1
+    assert (hello.worker, hello.pid) == (1, worker.pid)
+    assert next_word(worker, control.Began).worker == 1
 
 
 def test_a_process_quits_when_told_and_takes_its_socket_along(pad: Launchpad) -> None:

@@ -21,6 +21,7 @@ import pytest
 from consecution import GlobalState, Node, Pipeline, Producer, Route
 from consecution.errors import ReadOnlyError, ShippingError
 from consecution.plan import Plan
+from consecution.protocol.values import TaskIndex
 from consecution.runtime import shipping
 from consecution.runtime.shipping import Parcel, can_ship, main_travels, read_parcel, ship, unship
 
@@ -109,7 +110,7 @@ def plan_of(node: Any, **options: Any) -> tuple[Pipeline, Plan]:
 
 def sent(node: Any, global_state: Any = None) -> bytes:
     pipeline, plan = plan_of(node)
-    return ship(plan, 1, pipeline.global_state if global_state is None else global_state, None)
+    return ship(plan, [TaskIndex(1)], pipeline.global_state if global_state is None else global_state, None)
 
 
 # -- scripts -------------------------------------------------------------------------------------
@@ -196,7 +197,7 @@ def test_a_node_of_a_notebook_and_its_items_speak_of_the_same_class(
 
     shipment, _ = shipment_in_worker(module.Check("check"), monkeypatch)
 
-    assert shipment.node.process(pickle.loads(items)[0])
+    assert shipment.nodes["check"].process(pickle.loads(items)[0])
 
 
 def test_a_class_that_cannot_travel_does_not_hold_up_the_others(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +305,7 @@ def test_a_router_that_cannot_be_sent_is_spoken_of() -> None:
     plan = pipeline.plan(mode="process")
 
     with pytest.raises(ShippingError, match=r"N\(top\): it, or a function on its way out \(router, key\)"):
-        ship(plan, 1, pipeline.global_state, None)
+        ship(plan, [TaskIndex(1)], pipeline.global_state, None)
 
 
 # -- what a worker gets --------------------------------------------------------------------------
@@ -315,18 +316,16 @@ def test_a_worker_gets_only_its_own_node_and_functions() -> None:
     pipeline = Pipeline(Producer(range(3)) | Node("a") | Holder("b", lock))
     plan = pipeline.plan(mode="process")
 
-    shipment = unship(ship(plan, 1, pipeline.global_state, None))
+    shipment = unship(ship(plan, [TaskIndex(1)], pipeline.global_state, None))
 
-    assert shipment.node is not None
-    assert shipment.node.name == "a"
+    assert [(name, node.name) for name, node in shipment.nodes.items()] == [("a", "a")]
     assert [planned.node for planned in shipment.plan.nodes] == [None] * 3
     assert shipment.plan.signature == plan.signature
 
 
 def test_the_global_state_can_be_read_and_not_written() -> None:
     shipment = unship(sent(Node("node"), GlobalState(rate=7)))
-    node = shipment.node
-    assert node is not None
+    node = shipment.nodes["node"]
 
     assert (node.global_state.rate, node.global_state["rate"]) == (7, 7)
     for write in (
@@ -341,8 +340,7 @@ def test_the_global_state_can_be_read_and_not_written() -> None:
 
 
 def test_in_a_worker_there_is_no_pipeline_but_its_global_state() -> None:
-    node = unship(sent(Node("node"), GlobalState(rate=7))).node
-    assert node is not None
+    node = unship(sent(Node("node"), GlobalState(rate=7))).nodes["node"]
 
     assert node.pipeline.global_state.rate == 7
     with pytest.raises(AttributeError, match=r"pipeline\.push: in process mode a node runs in a worker"):

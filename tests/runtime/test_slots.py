@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from consecution.protocol.poison import FrameKey, InHand
 from consecution.protocol.values import TaskIndex
-from consecution.runtime.slots import SIZE_BYTES, SlotFile, SlotNote
+from consecution.runtime.slots import SIZE_BYTES, SlotFile, SlotNote, map_slot
 
+TASK = TaskIndex(5)
 KEY = FrameKey(TaskIndex(3), 2**40, (1, 2**33, 0))
 
 
@@ -33,7 +34,7 @@ def slot() -> Iterator[SlotFile]:
 )
 def test_what_is_noted_is_read(key: FrameKey, name: bytes) -> None:
     slot = SlotFile()
-    note = SlotNote(slot)
+    note = SlotNote(map_slot(slot), TASK)
 
     note.frame(OTHER)
     note.item(b"an older item")
@@ -41,7 +42,7 @@ def test_what_is_noted_is_read(key: FrameKey, name: bytes) -> None:
     if name:
         note.item(name)
 
-    assert slot.take() == InHand(key, name)
+    assert slot.take() == InHand(TASK, key, name)
     slot.close()
 
 
@@ -49,7 +50,7 @@ OTHER = FrameKey(TaskIndex(9), 1, (7,) * 100)
 
 
 def test_a_slot_is_empty_before_and_after(slot: SlotFile) -> None:
-    note = SlotNote(slot)
+    note = SlotNote(map_slot(slot), TASK)
     at_first = slot.take()
     note.frame(KEY)
     note.clear()
@@ -61,7 +62,7 @@ def test_a_slot_is_empty_before_and_after(slot: SlotFile) -> None:
 
 
 def test_a_path_too_long_for_the_slot_is_not_noted(slot: SlotFile) -> None:
-    note = SlotNote(slot)
+    note = SlotNote(map_slot(slot), TASK)
     note.frame(KEY)
 
     note.frame(FrameKey(TaskIndex(0), 0, (2**40,) * SIZE_BYTES))
@@ -82,12 +83,14 @@ def test_what_was_only_half_written_blames_nobody_or_somebody_and_never_raises(t
 
 def test_it_outlives_a_process_that_is_killed(slot: SlotFile) -> None:
     code = (
-        "import os, signal; from consecution.runtime.slots import SlotNote; from tests.runtime import test_slots as t;"
-        f"note = SlotNote(open({slot.fileno()}, 'r+b', closefd=False)); note.frame(t.KEY); note.item(b'#7');"
+        "import os, signal; from consecution.runtime.slots import SlotNote, map_slot;"
+        "from tests.runtime import test_slots as t;"
+        f"slot = map_slot(open({slot.fileno()}, 'r+b', closefd=False)); note = SlotNote(slot, t.TASK);"
+        "note.frame(t.KEY); note.item(b'#7');"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
 
     done = subprocess.run([sys.executable, "-c", code], pass_fds=[slot.fileno()], timeout=60)
 
     assert done.returncode == -signal.SIGKILL
-    assert slot.take() == InHand(KEY, b"#7")
+    assert slot.take() == InHand(TASK, KEY, b"#7")

@@ -9,7 +9,7 @@ import select
 import signal
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from consecution import Node, Pipeline, Producer
 from consecution.errors import BackPressureError, ConsecutionError, SourceError, UsageError, WorkerError
 from consecution.protocol.origin import OriginCounts
 from consecution.protocol.poison import FrameKey, InHand
-from consecution.protocol.values import TaskIndex
+from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.runtime import control
 from consecution.runtime.supervisor import LONG_STEP_STRETCH, MOST_GUILTY, Supervisor
 
@@ -68,20 +68,21 @@ class FakePipe:
 class FakeWorker:
     """One incarnation. ``told`` answers as a real worker would, unless the script has another answer."""
 
-    def __init__(self, world: World, task: TaskIndex, incarnation: int, *, in_thread: bool = False) -> None:
+    def __init__(self, world: World, worker: WorkerIndex, incarnation: int, *, in_thread: bool = False) -> None:
         self.world = world
-        self.task = task
-        self.name = world.plan.task(task).name
+        self.worker = worker
+        self.tasks = [TaskIndex(task) for task in world.plan.workers[worker].tasks]
+        self.name = world.plan.workers[worker].name
         self.incarnation = incarnation
         self.pipe = FakePipe(self)
-        self.pid = 1000 * (int(task) + 1) + incarnation
+        self.pid = 1000 * (int(worker) + 1) + incarnation
         self.sentinel: Any = None if in_thread else object()
         self.dead = False
         self.cause = "exit code 0"
         self.refusal: ConsecutionError | None = None
         self.at: InHand | None = None
         self.signals: list[int] = []
-        self.pulse: Callable[[], control.Beat] | None = None
+        self.pulse: Callable[[], control.Beats] | None = None
         self.next_beat_s = 0.0
 
     # -- what the supervisor may ask ---------------------------------------------------------------
@@ -124,16 +125,24 @@ class FakeWorker:
     def act(self, event: str, order: Any = None) -> None:
         self.world.reaction(self, event)(self, order)
 
-    def beat(self, progress: int = 0, occupied_with: str = "", **origin: Any) -> control.Beat:
+    @property
+    def reads(self) -> bool:
+        """Whether it hosts the source."""
+        return TaskIndex(0) in self.tasks
+
+    def beat(self, progress: int = 0, occupied_with: str = "", **origin: Any) -> control.Beats:
+        """That of each task; the source's tells of the origin."""
         counts = OriginCounts(10, origin.pop("completed", 0), 0, 0, origin.pop("replayed", 0), 0)
-        found = counts if self.name == SOURCE else None
-        return control.Beat(self.task, (progress,), occupied_with, 1, 1, 0, 0.0, origin=found, **origin)
+        beats = [control.Beat(task, (progress,), occupied_with, 1, 1, 0, 0.0) for task in self.tasks]
+        if self.reads:
+            beats[0] = replace(beats[0], origin=counts, **origin)
+        return control.Beats(tuple(beats))
 
     def hello(self) -> None:
-        self.say(control.Hello(self.task, self.endpoint, self.pid))
+        self.say(control.Hello(self.worker, self.endpoint, self.pid))
         self.pulse = self.beat
 
-    def beats(self, beat: control.Beat) -> None:
+    def beats(self, beat: control.Beats) -> None:
         """Say so now, and again four times a second."""
         self.say(beat)
         self.pulse = lambda: beat
@@ -145,11 +154,11 @@ class FakeWorker:
 
     @property
     def endpoint(self) -> str:
-        return f"ipc://{self.task}.{self.incarnation}"
+        return f"ipc://{self.worker}.{self.incarnation}"
 
     def fail(self, doing: str, error: bytes | None = None) -> None:
         """Say why, then die: the supervisor finds both at once."""
-        self.say(control.Failed(self.task, doing, "ValueError: no", "Traceback: no", error))
+        self.say(control.Failed(self.tasks[0], doing, "ValueError: no", "Traceback: no", error))
         self.die("exit code 70")
 
 
@@ -158,20 +167,20 @@ Reaction = Callable[[FakeWorker, Any], None]
 
 def start(worker: FakeWorker, order: Any) -> None:
     worker.hello()
-    worker.say(control.Began(worker.task))
+    worker.say(control.Began(worker.worker))
 
 
 def switch(worker: FakeWorker, order: Any) -> None:
-    worker.say(control.Switched(worker.task, order.version))
+    worker.say(control.Switched(worker.worker, order.version))
 
 
 def finish(worker: FakeWorker, order: Any) -> None:
-    if worker.name == SOURCE:
+    if worker.reads:
         worker.beats(worker.beat(1, completed=10, finished=True))
 
 
 def run_end(worker: FakeWorker, order: Any) -> None:
-    worker.say(control.Ended(worker.task, True))
+    worker.say(control.Ended(order.task, True))
 
 
 def drain(worker: FakeWorker, order: Any) -> None:
@@ -179,7 +188,7 @@ def drain(worker: FakeWorker, order: Any) -> None:
 
 
 def close(worker: FakeWorker, order: Any) -> None:
-    worker.say(control.Closed(worker.beat(1, completed=10, finished=True), True, ()))
+    worker.say(control.Closed(worker.beat(1, completed=10, finished=True).beats, True, ()))
     worker.die("exit code 0")
 
 
@@ -232,13 +241,13 @@ class World:
             wait=self._wait,
         )
 
-    def _launch(self, task: TaskIndex, incarnation: int) -> FakeWorker:
-        self.history.append((self.plan.task(task).name, incarnation, "launched"))
+    def _launch(self, index: WorkerIndex, incarnation: int) -> FakeWorker:
+        self.history.append((self.plan.workers[index].name, incarnation, "launched"))
         if self.launch_errors:
             raise self.launch_errors.pop()
-        old = [w for w in self.workers if w.task == task]
+        old = [w for w in self.workers if w.worker == index]
         assert all(w.dead for w in old), "two incarnations at a time"
-        worker = FakeWorker(self, task, incarnation, in_thread=self.in_thread and int(task) == 0)
+        worker = FakeWorker(self, index, incarnation, in_thread=self.in_thread and int(index) == 0)
         self.workers.append(worker)
         worker.act("start")
         return worker
@@ -309,7 +318,7 @@ def test_everybody_is_told_all_endpoints() -> None:
     world.run()
 
     wires = [order for _, _, order in world.history if isinstance(order, control.Wire)]
-    assert all(wire.endpoints == {w.task: w.endpoint for w in world.workers} for wire in wires)
+    assert all(wire.endpoints == {w.worker: w.endpoint for w in world.workers} for wire in wires)
 
 
 def test_nothing_is_replayed_before_the_slowest_has_switched() -> None:
@@ -318,7 +327,7 @@ def test_nothing_is_replayed_before_the_slowest_has_switched() -> None:
 
     def release() -> None:
         seen.append(len(world.orders(control.Replay)))
-        world.newest(LAST).say(control.Switched(world.newest(LAST).task, 1))
+        world.newest(LAST).say(control.Switched(world.newest(LAST).worker, 1))
 
     world.at(3.0, release)
 
@@ -333,7 +342,7 @@ def test_an_answer_to_an_older_wiring_does_not_count() -> None:
     seen: list[int] = []
 
     def answer(version: int) -> Callable[[], None]:
-        return lambda: world.newest(SOURCE).say(control.Switched(TaskIndex(0), version))
+        return lambda: world.newest(SOURCE).say(control.Switched(WorkerIndex(0), version))
 
     world.at(0.5, lambda: world.newest(LAST).die())
     world.at(1.0, answer(1))
@@ -367,7 +376,7 @@ def test_nodes_end_after_the_source_has_finished() -> None:
 
 
 def test_what_was_not_confirmed_at_the_end_is_not_confirmed() -> None:
-    unsure: Reaction = lambda worker, order: worker.say(control.Ended(worker.task, False))  # noqa: E731
+    unsure: Reaction = lambda worker, order: worker.say(control.Ended(order.task, False))  # noqa: E731
     world = World(robustness="confirm", node=Summing, script={(LAST, "RunEnd"): unsure})
 
     assert not world.run().confirmed
@@ -466,7 +475,7 @@ def test_a_restarted_worker_gets_the_new_endpoints_and_peers_do_too() -> None:
     world.run()
 
     wires = [order for name, _, order in world.history if name == LAST and isinstance(order, control.Wire)]
-    assert [wire.endpoints[TaskIndex(2)] for wire in wires] == ["ipc://2.1", "ipc://2.2"]
+    assert [wire.endpoints[WorkerIndex(2)] for wire in wires] == ["ipc://2.1", "ipc://2.2"]
 
 
 def test_replayed_batches_add_up_over_the_lives_of_the_source() -> None:
@@ -478,7 +487,7 @@ def test_replayed_batches_add_up_over_the_lives_of_the_source() -> None:
             worker.say(worker.beat(2, completed=10, replayed=3, finished=True))
 
     closing: Reaction = lambda w, order: (  # type: ignore[assignment]  # noqa: E731
-        w.say(control.Closed(w.beat(2, replayed=3), True, ())),
+        w.say(control.Closed(w.beat(2, replayed=3).beats, True, ())),
         w.die(),
     )
     world = World(script={(SOURCE, "Replay"): replay_three, (SOURCE, "Quit"): closing})
@@ -546,7 +555,7 @@ def test_who_is_dead_when_its_turn_to_end_comes_ends_when_it_is_back() -> None:
 
     def last_dies(worker: FakeWorker, order: Any) -> None:
         world.newest(LAST).die()
-        world.at(world.now_s + 0.15, lambda: (down.append(world.newest(LAST).dead), run_end(worker, None)))  # type: ignore
+        world.at(world.now_s + 0.15, lambda: (down.append(world.newest(LAST).dead), run_end(worker, order)))  # type: ignore
 
     world.script |= {(LEFT, 1, "RunEnd"): last_dies, (LAST, 2, "start"): die, (LAST, 3, "start"): die}
 
@@ -595,7 +604,7 @@ def die_at(*items: bytes, frames: int = 1) -> Reaction:
     def die(worker: FakeWorker, order: Any) -> None:
         if script:
             seq, item = script.pop(0)
-            worker.at = InHand(FrameKey(TaskIndex(0), seq, (1,)), item)
+            worker.at = InHand(worker.tasks[0], FrameKey(TaskIndex(0), seq, (1,)), item)
             worker.die("killed by SIGSEGV")
         else:
             world = worker.world
@@ -615,7 +624,7 @@ def test_deaths_that_lead_to_a_verdict_do_not_count(max_restarts: int) -> None:
     supervisor = world.run()
 
     assert supervisor.restarts == 2 + 2 * len(items)
-    found = supervisor.verdicts(TaskIndex(3))
+    found = supervisor.verdicts("b")
     assert [verdict.item for verdict in found] == [b"", *items]
     assert {(v.how, v.stack) for v in found[1:]} == {("killed by SIGSEGV", "the stack")}
 
@@ -627,7 +636,7 @@ def test_every_replica_is_told_the_verdict_before_the_replay() -> None:
     def die_in_turn(worker: FakeWorker, order: Any) -> None:
         if next(deaths, None) is not None:
             victim = world.newest(LEFT if worker.incarnation == 1 else RIGHT)
-            victim.at = InHand(key, b"")
+            victim.at = InHand(victim.tasks[0], key, b"")
             victim.die()
         else:
             finish(world.newest(SOURCE), None)
@@ -639,12 +648,12 @@ def test_every_replica_is_told_the_verdict_before_the_replay() -> None:
     told = [type(order).__name__ for name, life, order in world.history if (name, life) == (LEFT, 2)]
     assert told[told.index("Judged") :][:3] == ["Judged", "Wire", "Replay"]
     assert world.orders(control.Judged) == [(LEFT, 2)], "the dead one is told by its start, other nodes not at all"
-    assert [verdict.frame for verdict in supervisor.verdicts(TaskIndex(2))] == [key]
-    assert supervisor.verdicts(TaskIndex(3)) == ()
+    assert [verdict.frame for verdict in supervisor.verdicts("a")] == [key]
+    assert supervisor.verdicts("b") == ()
 
 
 def test_deaths_in_a_suspect_frame_that_are_no_items_fault_end_the_run() -> None:
-    key = InHand(FrameKey(TaskIndex(0), 7, (1,)), b"")
+    key = InHand(TaskIndex(3), FrameKey(TaskIndex(0), 7, (1,)), b"")
 
     def die_between(worker: FakeWorker, order: Any) -> None:
         worker.at = key
@@ -666,12 +675,12 @@ def test_a_node_that_dies_at_every_item_is_given_up() -> None:
 
 def test_without_a_journal_nobody_asks_what_was_in_hand() -> None:
     def die_once(worker: FakeWorker, order: Any) -> None:
-        worker.at = InHand(FrameKey(TaskIndex(0), 7, (1,)), b"")
+        worker.at = InHand(TaskIndex(3), FrameKey(TaskIndex(0), 7, (1,)), b"")
         worker.die() if worker.incarnation < 4 else finish(world.newest(SOURCE), None)
 
     world = World(robustness="confirm", script=QUIET_SOURCE | {(LAST, "Replay"): die_once})
 
-    assert world.run().verdicts(TaskIndex(3)) == ()
+    assert world.run().verdicts("b") == ()
 
 
 def test_progress_between_deaths_forgives_them() -> None:
@@ -925,7 +934,7 @@ def test_a_worker_that_dies_while_the_source_drains_comes_back() -> None:
 def test_a_stop_while_nodes_end_lets_them_end() -> None:
     world = World(robustness="confirm", node=Summing, script={(LAST, "RunEnd"): nothing})
     world.at(1.0, world.supervisor.stop)
-    world.at(3.0, lambda: world.newest(LAST).say(control.Ended(world.newest(LAST).task, True)))
+    world.at(3.0, lambda: world.newest(LAST).say(control.Ended(world.newest(LAST).tasks[0], True)))
 
     supervisor = world.run()
 
@@ -1002,7 +1011,7 @@ def test_only_processes_are_listed() -> None:
 
 
 def assert_replayed_only_after_all_switched(world: World) -> None:
-    """At every replay all tasks live, and have been wired to the newest endpoints of all."""
+    """At every replay all workers live, and have been wired to the newest endpoints of all."""
     newest: dict[str, int] = {}
     wired: dict[str, dict[Any, str]] = {}
     for name, incarnation, order in world.history:
@@ -1012,8 +1021,8 @@ def assert_replayed_only_after_all_switched(world: World) -> None:
         elif isinstance(order, control.Wire):
             wired[name] = order.endpoints
         elif isinstance(order, control.Replay):
-            now = {TaskIndex(t.index): f"ipc://{t.index}.{newest[t.name]}" for t in world.plan.tasks}
-            assert all(wired.get(t.name) == now for t in world.plan.tasks)
+            now = {WorkerIndex(w.index): f"ipc://{w.index}.{newest[w.name]}" for w in world.plan.workers}
+            assert all(wired.get(w.name) == now for w in world.plan.workers)
 
 
 @given(seed=st.integers(0, 2**32))

@@ -16,7 +16,7 @@ import zmq
 from consecution import Node, Pipeline, Producer
 from consecution.errors import ConsecutionError, DamagedStoreError, ShippingError, SourceError, WorldError
 from consecution.protocol.origin import BatchDecided, Change
-from consecution.protocol.values import Ack, Acks, Frame, FrameId, Message, Stage, TaskIndex
+from consecution.protocol.values import Ack, Acks, Frame, FrameId, Message, Stage, TaskIndex, WorkerIndex
 from consecution.runtime import control
 from consecution.runtime.shipping import Shipment
 from consecution.runtime.worker import Worker, WorkerSpec, _pickled
@@ -67,15 +67,17 @@ class Bench:
         plan = pipeline.plan(mode="process", robustness=robustness, batch_size=10, timeout_s=timeout_s)
         producer: Any = pipeline.top_node
         task = TaskIndex(0) if node is None else ME
-        shipment = Shipment(plan, node, producer.make_source() if node is None else None, None)
-        spec = WorkerSpec(task, 1, "memory", None, self.folder.path, "", {})
+        source = producer.make_source() if node is None else None
+        shipment = Shipment(plan, {} if node is None else {node.name: node}, source, None)
+        self.home = WorkerIndex(task)
+        spec = WorkerSpec(self.home, (task,), 1, "memory", {}, self.folder.path, "", {})
         self.pipe, theirs = multiprocess.Pipe()
         self.error: BaseException | None = None
         self.worker = Worker(spec, theirs, shipment, in_process=False)
         self._context: Any = zmq.Context()
         self.inbox = Inbox(self._context, self.folder.path, "test")
-        self._outbox = SocketOutbox(self._context)
-        self._outbox.wire({task: self.worker._inbox.endpoint})
+        self._outbox = SocketOutbox(self._context, [WorkerIndex(index) for index in range(3)])
+        self._outbox.wire({self.home: self.worker._inbox.endpoint})
         self._task = task
         self._thread = threading.Thread(target=self._run, args=(theirs,))
         self._thread.start()
@@ -94,8 +96,8 @@ class Bench:
 
     def wire(self, version: int = 1) -> None:
         """All peers are this test."""
-        others = {TaskIndex(i): self.inbox.endpoint for i in range(3) if i != self._task}
-        self.tell(control.Wire(version, {**others, self._task: self.worker._inbox.endpoint}))
+        others = {WorkerIndex(i): self.inbox.endpoint for i in range(3) if i != self.home}
+        self.tell(control.Wire(version, {**others, self.home: self.worker._inbox.endpoint}))
 
     def hear(self, kind: type, *, unless: Callable[[Any], bool] = lambda word: False) -> Any:
         """The next word of this kind; others are passed over."""
@@ -104,6 +106,11 @@ class Bench:
             if isinstance(word, kind) and not unless(word):
                 return word
         raise AssertionError(f"no {kind.__name__} came")
+
+    def hear_beat(self, *, unless: Callable[[control.Beat], bool] = lambda beat: False) -> control.Beat:
+        """The next beat of its one task."""
+        beats: control.Beats = self.hear(control.Beats, unless=lambda word: unless(word.beats[0]))
+        return beats.beats[0]
 
     def send(self, items: list[Any], seq: int = 1) -> None:
         payload = PickleCodec().encode(items)
@@ -114,7 +121,7 @@ class Bench:
         found: list[Message] = []
 
         def look() -> bool:
-            found.extend(message for message in self.inbox.take(1) if isinstance(message, kind))
+            found.extend(message for _, message in self.inbox.take(1) if isinstance(message, kind))
             return bool(found)
 
         wait_for(look, WAIT_S)
@@ -157,10 +164,10 @@ def test_it_says_hello_before_it_begins(bench: Make) -> None:
 
     hello = one.hear(control.Hello)
 
-    assert (hello.task, hello.pid) == (ME, os.getpid())
+    assert (hello.worker, hello.pid) == (ME, os.getpid())
     assert os.path.exists(hello.endpoint.removeprefix("ipc://"))
     node.leave.set()
-    assert one.hear(control.Began).task == ME
+    assert one.hear(control.Began).worker == one.home
 
 
 def test_it_has_switched_only_once_it_has_begun(bench: Make) -> None:
@@ -171,7 +178,7 @@ def test_it_has_switched_only_once_it_has_begun(bench: Make) -> None:
 
     node.leave.set()
 
-    words = [one.hear(object, unless=lambda word: isinstance(word, control.Beat)) for _ in range(3)]
+    words = [one.hear(object, unless=lambda word: isinstance(word, control.Beats)) for _ in range(3)]
     assert [type(word) for word in words] == [control.Hello, control.Began, control.Switched]
     assert words[-1].version == 7
 
@@ -193,7 +200,7 @@ def test_nothing_is_sent_before_the_wiring(bench: Make) -> None:
     one = bench(Copy("node"))
     one.hear(control.Began)
     one.send([1], seq=1)
-    wait_for(lambda: one.worker._task_host.step.counts.frames == 1)
+    wait_for(lambda: one.worker._hosts[ME].step.counts.frames == 1)
 
     one.wire()
     one.hear(control.Switched)
@@ -209,9 +216,9 @@ def test_beats_tell_what_it_is_occupied_with_and_how_far_it_is(bench: Make) -> N
     one.send([1, 2])
     assert node.entered.wait(WAIT_S)
 
-    busy = one.hear(control.Beat, unless=lambda beat: beat.occupied_with == "")
+    busy = one.hear_beat(unless=lambda beat: beat.occupied_with == "")
     node.leave.set()
-    idle = one.hear(control.Beat, unless=lambda beat: beat.occupied_with != "" or beat.items_in == 0)
+    idle = one.hear_beat(unless=lambda beat: beat.occupied_with != "" or beat.items_in == 0)
 
     assert (busy.occupied_with, busy.items_in) == ("process", 0)
     assert (idle.items_in, idle.items_out) == (2, 2)
@@ -223,9 +230,9 @@ def test_other_steps_are_named_too(bench: Make, step: str) -> None:
     node = Slow("node", step=step)
     one = bench(node)
     one.wire()
-    one.tell(control.RunEnd())
+    one.tell(control.RunEnd(ME))
 
-    beat = one.hear(control.Beat, unless=lambda beat: beat.occupied_with == "")
+    beat = one.hear_beat(unless=lambda beat: beat.occupied_with == "")
     node.leave.set()
 
     assert beat.occupied_with == step
@@ -236,7 +243,7 @@ def test_it_has_ended_when_what_end_pushed_is_acknowledged(bench: Make) -> None:
     one.wire()
     one.hear(control.Switched)
 
-    one.tell(control.RunEnd())
+    one.tell(control.RunEnd(ME))
     frame = one.receive(Frame)
     assert PickleCodec().decode(frame.payload) == ["last"]
     early = [word for word in words_until_a_beat(one) if isinstance(word, control.Ended)]
@@ -248,7 +255,7 @@ def test_it_has_ended_when_what_end_pushed_is_acknowledged(bench: Make) -> None:
 
 def words_until_a_beat(one: Bench) -> list[Any]:
     words: list[Any] = []
-    while not words or not isinstance(words[-1], control.Beat):
+    while not words or not isinstance(words[-1], control.Beats):
         words.append(one.hear(object))
     return words
 
@@ -261,7 +268,7 @@ def test_a_source_waits_until_all_have_switched(bench: Make) -> None:
     one = bench(source=range(5))
     one.wire()
     one.hear(control.Switched)
-    held = one.hear(control.Beat)
+    held = one.hear_beat()
 
     one.tell(control.Replay(after_death=False))
     frame = one.receive(Frame)
@@ -320,7 +327,7 @@ def test_a_source_tells_at_once_that_it_has_finished(bench: Make) -> None:
     frame = one.receive(Frame)
     one._outbox.send(TaskIndex(0), acknowledge(frame))
 
-    beat = one.hear(control.Beat, unless=lambda beat: not beat.finished)
+    beat = one.hear_beat(unless=lambda beat: not beat.finished)
 
     assert (beat.origin.emitted, beat.origin.completed) == (5, 5)
 
@@ -343,11 +350,11 @@ def test_a_source_has_not_finished_while_the_last_decision_is_being_committed(be
     one._outbox.send(TaskIndex(0), acknowledge(one.receive(Frame)))
     assert committing.wait(WAIT_S)
 
-    beat = one.worker.beat()
+    (beat,) = one.worker.beats()
     commit.set()
 
     assert not beat.finished
-    assert one.hear(control.Beat, unless=lambda beat: not beat.finished)
+    assert one.hear_beat(unless=lambda beat: not beat.finished)
 
 
 def test_a_source_that_is_told_to_stop_says_when_it_has_drained(bench: Make) -> None:
@@ -360,13 +367,13 @@ def test_a_source_that_is_told_to_stop_says_when_it_has_drained(bench: Make) -> 
     one._outbox.send(TaskIndex(0), acknowledge(frame))
 
     def answer_the_rest(beat: control.Beat) -> bool:
-        for message in one.inbox.take(100):
+        for _, message in one.inbox.take(100):
             if isinstance(message, Frame) and message.seq not in seen:
                 seen.add(message.seq)
                 one._outbox.send(TaskIndex(0), acknowledge(message))
         return not beat.drained
 
-    beat = one.hear(control.Beat, unless=answer_the_rest)
+    beat = one.hear_beat(unless=answer_the_rest)
 
     assert beat.origin.pending == 0
     assert not beat.finished

@@ -11,10 +11,13 @@ import pytest
 import zmq
 
 from consecution.errors import FrameError
-from consecution.protocol.values import CreditReturn, Frame, FrameId, Message, Stage, TaskIndex
+from consecution.protocol.values import CreditReturn, Frame, FrameId, Message, Stage, TaskIndex, WorkerIndex
 from consecution.transport.sockets import Inbox, SocketOutbox
 
 ONE, TWO = TaskIndex(1), TaskIndex(2)
+HOMES = [WorkerIndex(0), WorkerIndex(1), WorkerIndex(2), WorkerIndex(2)]
+"""Task → its worker; tasks 2 and 3 share one."""
+HOME, SHARED = HOMES[ONE], HOMES[TWO]
 DEADLINE_MS = 10_000
 
 
@@ -35,7 +38,7 @@ class Net:
         return self._open[-1]
 
     def outbox(self, **endpoints: Any) -> SocketOutbox:
-        self._open.append(SocketOutbox(self.context))
+        self._open.append(SocketOutbox(self.context, HOMES))
         return self._open[-1]
 
     def close(self) -> None:
@@ -63,7 +66,7 @@ def take(inbox: Inbox, count: int) -> list[Message]:
     found: list[Message] = []
     while len(found) < count:
         assert inbox.socket.poll(DEADLINE_MS), f"only {len(found)} of {count} came"
-        found += inbox.take(count - len(found))
+        found += [message for _, message in inbox.take(count - len(found))]
     return found
 
 
@@ -72,7 +75,7 @@ def take(inbox: Inbox, count: int) -> list[Message]:
 
 def test_messages_arrive_in_order_though_they_were_sent_before_anybody_listened(net: Net) -> None:
     outbox = net.outbox()
-    outbox.wire({ONE: f"ipc://{net.folder}/1.0"})
+    outbox.wire({HOME: f"ipc://{net.folder}/1.0"})
     sent = [credit(number) for number in range(5000)]
     for message in sent:
         outbox.send(ONE, message)
@@ -84,7 +87,7 @@ def test_messages_arrive_in_order_though_they_were_sent_before_anybody_listened(
 
 def test_a_large_frame_arrives_whole(net: Net) -> None:
     inbox, outbox = net.inbox("1.0"), net.outbox()
-    outbox.wire({ONE: inbox.endpoint})
+    outbox.wire({HOME: inbox.endpoint})
     frame = Frame(TaskIndex(0), 1, 1, (1,), FrameId(9), 0, TWO, Stage.PROCESS, True, os.urandom(5_000_000))
 
     outbox.send(ONE, frame)
@@ -95,7 +98,7 @@ def test_a_large_frame_arrives_whole(net: Net) -> None:
 def test_taking_does_not_wait_and_takes_no_more_than_asked(net: Net) -> None:
     inbox, outbox = net.inbox("1.0"), net.outbox()
     assert list(inbox.take(10)) == []
-    outbox.wire({ONE: inbox.endpoint})
+    outbox.wire({HOME: inbox.endpoint})
     for number in range(3):
         outbox.send(ONE, credit(number))
 
@@ -116,7 +119,7 @@ def test_bytes_that_are_no_message_raise_and_leave_the_next_ones(net: Net) -> No
     with pytest.raises(FrameError, match="not a frame"):
         list(inbox.take(10))
 
-    outbox.wire({ONE: inbox.endpoint})
+    outbox.wire({HOME: inbox.endpoint})
     outbox.send(ONE, credit(1))
     assert take(inbox, 1) == [credit(1)]
     stranger.close(0)
@@ -124,7 +127,7 @@ def test_bytes_that_are_no_message_raise_and_leave_the_next_ones(net: Net) -> No
 
 def test_nothing_blocks_where_nobody_listens(net: Net) -> None:
     outbox = net.outbox()
-    outbox.wire({ONE: f"ipc://{net.folder}/nobody"})
+    outbox.wire({HOME: f"ipc://{net.folder}/nobody"})
     done = threading.Event()
 
     def send() -> None:
@@ -142,14 +145,14 @@ def test_nothing_blocks_where_nobody_listens(net: Net) -> None:
 
 def test_what_waited_for_a_dead_incarnation_never_reaches_the_new_one(net: Net) -> None:
     outbox = net.outbox()
-    outbox.wire({ONE: f"ipc://{net.folder}/1.0"})
+    outbox.wire({HOME: f"ipc://{net.folder}/1.0"})
     outbox.send(ONE, credit(1))
 
     new = net.inbox("1.1")
-    moved = outbox.wire({ONE: new.endpoint})
+    moved = outbox.wire({HOME: new.endpoint})
     outbox.send(ONE, credit(2))
 
-    assert moved == [ONE]
+    assert moved == [HOME]
     assert take(new, 1) == [credit(2)]
     old = net.inbox("1.0")
     assert not old.socket.poll(100)
@@ -159,15 +162,15 @@ def test_wiring_names_those_that_moved_and_leaves_the_others_connected(net: Net)
     outbox = net.outbox()
     one, two, anew = net.inbox("1.0"), net.inbox("2.0"), net.inbox("2.1")
 
-    first = outbox.wire({ONE: one.endpoint, TWO: two.endpoint})
+    first = outbox.wire({HOME: one.endpoint, SHARED: two.endpoint})
     outbox.send(ONE, credit(1))
     outbox.send(TWO, credit(1))
     take(two, 1)
-    second = outbox.wire({ONE: one.endpoint, TWO: anew.endpoint})
+    second = outbox.wire({HOME: one.endpoint, SHARED: anew.endpoint})
     outbox.send(ONE, credit(2))
     outbox.send(TWO, credit(2))
 
-    assert (first, second) == ([], [TWO])
+    assert (first, second) == ([], [SHARED])
     assert take(one, 2) == [credit(1), credit(2)]
     assert take(anew, 1) == [credit(2)]
 
@@ -176,19 +179,19 @@ def test_who_is_not_wired_gets_nothing_and_harms_nobody(net: Net) -> None:
     outbox, inbox = net.outbox(), net.inbox("1.0")
 
     outbox.send(ONE, credit(1))
-    outbox.wire({ONE: inbox.endpoint})
+    outbox.wire({HOME: inbox.endpoint})
     moved = outbox.wire({})
     outbox.send(ONE, credit(2))
-    outbox.wire({ONE: inbox.endpoint})
+    outbox.wire({HOME: inbox.endpoint})
     outbox.send(ONE, credit(3))
 
-    assert moved == [ONE]
+    assert moved == [HOME]
     assert take(inbox, 1) == [credit(3)]
 
 
 def test_the_endpoints_handed_in_may_change_afterwards(net: Net) -> None:
     outbox, inbox = net.outbox(), net.inbox("1.0")
-    endpoints = {ONE: inbox.endpoint}
+    endpoints = {HOME: inbox.endpoint}
     outbox.wire(endpoints)
 
     endpoints.clear()
