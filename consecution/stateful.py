@@ -144,7 +144,10 @@ class KeyedNode(DurableNode):
         mark = len(out)
         try:
             for key, item in zip(keys, cursor, strict=False):
-                state = cached.get(key, MISSING)
+                try:
+                    state = cached[key]
+                except KeyError:
+                    state = MISSING
                 if state is MISSING:
                     state = get(key)
                 self.state = state

@@ -27,11 +27,11 @@ class Backing(Protocol):
     def load(self, key: Key) -> Any:
         """The state under a key, `MISSING` if there is none."""
 
-    def items(self) -> Iterator[tuple[Key, Any]]:
-        """All that are merged, in an order that is the same in every run."""
+    def items(self, fresh: Iterable[Key]) -> Iterator[tuple[Key, Any]]:
+        """All that are merged, and the ``fresh`` ones as `MISSING`, in an order that is the same in every run."""
 
     def unmerged(self) -> Iterable[Key]:
-        """The keys that `items` may not have yet, or not as they are now; `load` has them."""
+        """The keys that may not be merged yet, or not as they are now; `load` has them."""
 
     def left_memory(self) -> None:
         """From here on a key that is not in memory may still be in the store."""
@@ -47,7 +47,7 @@ class States:
     def __init__(self, initial: Callable[[], Any] = dict, backing: Backing | None = None) -> None:
         self.initial = initial
         self.cached: dict[Key, Any] = {}
-        self.touched: dict[Key, None] = {}
+        self.touched: set[Key] = set()
         self._backing = backing
         self._undo: dict[Key, Any] | None = None
 
@@ -84,39 +84,36 @@ class States:
 
     def _touch(self, key: Key) -> Any:
         state = self._look(key)
-        self.touched[key] = None
+        self.touched.add(key)
         if self._undo is not None and key not in self._undo:
             self._undo[key] = copy.deepcopy(state) if state is not MISSING else MISSING
         return state
 
     def touch_all(self, keys: list[Key]) -> None:
         """These keys will have changed, once each was looked up with `get`."""
-        self.touched.update(dict.fromkeys(keys))
+        self.touched.update(keys)
 
     def items(self) -> Iterator[tuple[Key, Any]]:
-        """Every key with its state, those in the store first. A look only: what the caller changes may be lost."""
+        """Every key with its state, in the order of the store. A look only: what the caller changes may be lost."""
         backing = self._backing
-        fresh: Iterable[Key] = self.cached
-        if backing is not None:
-            fresh = dict.fromkeys([*backing.unmerged(), *self.touched])
-            for key, stored in backing.items():
-                is_fresh = fresh.pop(key, self) is None
-                state = self._look(key) if is_fresh else self.cached.get(key, stored)
-                if state is not MISSING:
-                    yield key, state
-        for key in list(fresh):
-            state = self._look(key)
+        if backing is None:
+            yield from [(key, state) for key, state in self.cached.items() if state is not MISSING]
+            return
+        fresh = {*backing.unmerged(), *self.touched}
+        for key, stored in backing.items(fresh):
+            state = self._look(key) if key in fresh else self.cached.get(key, stored)
             if state is not MISSING:
                 yield key, state
 
     # -- commits ---------------------------------------------------------------------------------
 
-    def take_changes(self) -> list[tuple[Key, Any]]:
-        """What changed since the last call: (key, state), `MISSING` for what was removed."""
+    def take_changes(self) -> tuple[list[Key], list[Any]]:
+        """What changed since the last call: the keys, and the state of each, `MISSING` for what was removed."""
         cached = self.cached
-        changes = [(key, cached[key]) for key in self.touched if key in cached]
+        # Touched before it was looked up, and then not looked up: nothing has changed.
+        keys = list(filter(cached.__contains__, self.touched))
         self.touched.clear()
-        return changes
+        return keys, list(map(cached.__getitem__, keys))
 
     def roll_back(self) -> None:
         """Forget what changed since the last `take_changes`."""

@@ -33,8 +33,8 @@ log = logging.getLogger("consecution")
 
 END = b"\xff\xffend"
 """Where the end of an append sink stands in the state table: behind all slots. A transaction sink was opened here."""
-CAREFUL_GROUPS = 100
-"""After a failing item, so many groups are run item by item from the start: the next may not be far."""
+CAREFUL_ITEMS = 200_000
+"""After a failing item, so many are run one by one from the start: the next may not be far."""
 
 
 class FailedInput(NamedTuple):
@@ -110,14 +110,15 @@ class _NodeApplier:
         self._codec = PickleCodec()
         self._table = StateTable(store, self._codec.encode, self._codec.decode, cache_bytes)
         self._store = store
-        self._careful_groups = 0
+        self._careful_items = 0
         self._merging = False
         self._states: States
 
     def apply(self, group: list[Work]) -> Outcome:
-        outcome = None if self._careful_groups else self._apply_quickly(group)
+        outcome = None if self._careful_items else self._apply_quickly(group)
         if outcome is None:
-            self._careful_groups = max(0, self._careful_groups - 1)
+            count = sum(len(items) for work in group for items in work.frames)
+            self._careful_items = max(0, self._careful_items - count)
             outcome = self._apply_carefully(group)
         self.guard.leave()
         return outcome
@@ -134,7 +135,7 @@ class _NodeApplier:
                     self._run(iter(items), pushed)
         except USER_ERRORS:
             self._roll_back()
-            self._careful_groups = CAREFUL_GROUPS
+            self._careful_items = CAREFUL_ITEMS
             return None
         return Outcome(pushed, [])
 
@@ -166,7 +167,6 @@ class _NodeApplier:
         self.node._process_frame(cursor, out)
 
     def end(self) -> list[Any]:
-        self._merge_now()
         return self.call(self.node.end)
 
     def call(self, method: Callable[[], object]) -> list[Any]:
@@ -175,12 +175,8 @@ class _NodeApplier:
         method()
         return pushed
 
-    def _merge_now(self) -> None:
-        """What ``end`` looks through comes in the order of the table, in every run the same."""
-        self._store.apply([TableWrite(lambda txn: self._table.merge(txn, self._states))])
-
-    def _merge_if_due(self, changes: list[tuple[Any, Any]]) -> list[TableWrite]:
-        writes = [TableWrite(lambda txn: self._table.write(txn, changes))] if changes else []
+    def _merge_if_due(self, keys: list[Any], states: list[Any]) -> list[TableWrite]:
+        writes = [TableWrite(lambda txn: self._table.write(txn, keys, states))] if keys else []
         if self._table.merge_is_due:
             self._merging = True
             writes.append(TableWrite(lambda txn: self._table.merge_oldest(txn, self._states)))
@@ -227,7 +223,7 @@ class StateApplier(_NodeApplier):
         self.node.begin()
 
     def take_changes(self) -> list[TableWrite]:
-        return self._merge_if_due(self._states.take_changes())
+        return self._merge_if_due(*self._states.take_changes())
 
 
 NOT_STATE = {
@@ -281,7 +277,7 @@ class AttributeApplier(_NodeApplier):
         for name in removed:
             self._states.remove(name)
         self._saved = self._before_group = now
-        return self._merge_if_due(self._states.take_changes())
+        return self._merge_if_due(*self._states.take_changes())
 
     def _put_back(self, saved: dict[str, bytes]) -> None:
         for name in self._pickled().keys() - saved.keys():

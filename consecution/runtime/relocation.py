@@ -229,13 +229,13 @@ def _changes_in_log(store: DurableStore) -> dict[bytes, bytes | None]:
     found: dict[bytes, bytes | None] = {}
     for _, body in store.scan("log"):
         try:
-            changed, removed = codec.decode(body)
+            keys, states, removed = codec.decode(body)
         except Exception as error:
             raise WorldError(
                 f"the state in {store.path} cannot be decoded ({type(error).__name__}: {error}): run again with the "
                 "code that it was written with; nothing was lost"
             ) from error
-        for key, state in changed:
+        for key, state in zip(keys, states, strict=True):
             place = place_of(key)
             found[place] = seal(place, codec.encode([key, state]))
         found.update(dict.fromkeys(map(place_of, removed)))

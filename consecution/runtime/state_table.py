@@ -3,7 +3,7 @@
 ::
 
     state   slot (2 bytes) + encoded key (or its hash)   pickle of (key, state)
-    log     number (8 bytes big-endian)                  pickle of ([(key, state)...], [removed key...])
+    log     number (8 bytes big-endian)                  pickle of [[key...], [state...], [removed key...]]
 
 A commit appends one record with what changed, whatever the number of keys. Once the log has grown to a
 bound, each commit also merges the oldest records into the table and removes them, about as much as it appends;
@@ -126,8 +126,8 @@ class StateTable:
         self._log_bytes += size_bytes
 
     def _changes_in(self, body: bytes) -> dict[Key, Any]:
-        changed, removed = self._loads(body)
-        return {**dict(changed), **dict.fromkeys(removed, MISSING)}
+        keys, states, removed = self._loads(body)
+        return {**dict(zip(keys, states, strict=True)), **dict.fromkeys(removed, MISSING)}
 
     # -- a backing of States ---------------------------------------------------------------------
 
@@ -149,10 +149,17 @@ class StateTable:
             self._reread[number] = self._changes_in(body)
         return self._reread[number].pop(key)  # handed out once: whoever gets it may change it
 
-    def items(self) -> Iterator[tuple[Key, Any]]:
-        for _, body in self._tables.scan("state"):
+    def items(self, fresh: Iterable[Key]) -> Iterator[tuple[Key, Any]]:
+        waiting = deque(sorted(((place_of(key), key) for key in fresh), key=operator.itemgetter(0)))
+        for place, body in self._tables.scan("state"):
+            while waiting and waiting[0][0] < place:
+                yield waiting.popleft()[1], MISSING
+            if waiting and waiting[0][0] == place:
+                waiting.popleft()
             key, state = self._loads(body)
             yield key, state
+        for _, key in waiting:
+            yield key, MISSING
 
     def unmerged(self) -> Iterable[Key]:
         return self._unmerged
@@ -162,16 +169,19 @@ class StateTable:
 
     # -- commits ---------------------------------------------------------------------------------
 
-    def write(self, txn: Any, changes: list[tuple[Key, Any]]) -> None:
-        """Append one record of changes, as part of a commit."""
-        if not changes:
+    def write(self, txn: Any, keys: list[Key], states: list[Any]) -> None:
+        """Append one record with the keys that changed and their states, as part of a commit."""
+        if not keys:
             return
-        changed = [(key, state) for key, state in changes if state is not MISSING]
-        removed = [key for key, state in changes if state is MISSING]
-        body = self._dumps([changed, removed])
+        kept, removed = keys, []
+        if any(map(operator.is_, states, itertools.repeat(MISSING))):
+            removed = [key for key, state in zip(keys, states, strict=True) if state is MISSING]
+            kept = [key for key, state in zip(keys, states, strict=True) if state is not MISSING]
+            states = [state for state in states if state is not MISSING]
+        body = self._dumps([kept, states, removed])
         number = _NUMBER.pack(self._next_number)
         txn.put(number, seal(number, body), db=self._tables.handle("log"), append=True)
-        self._note(number, [key for key, _ in changes], len(body))
+        self._note(number, keys, len(body))
         self._reread.clear()
 
     @property
@@ -181,11 +191,6 @@ class StateTable:
     def merge_oldest(self, txn: Any, states: States) -> None:
         """Merge as many of the oldest records as the log is too long, as part of a commit."""
         while self._records and self.merge_is_due:
-            self._merge_record(txn, states)
-
-    def merge(self, txn: Any, states: States) -> None:
-        """Bring all that the log holds into the table, as part of a commit."""
-        while self._records:
             self._merge_record(txn, states)
 
     def _merge_record(self, txn: Any, states: States) -> None:

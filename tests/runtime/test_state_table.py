@@ -39,9 +39,10 @@ class Task:
         self.table.evict(self.states)
 
     def _write(self, txn: Any, changes: Any, merge_all: bool) -> None:
-        self.table.write(txn, changes)
-        merge = self.table.merge if merge_all else self.table.merge_oldest
-        merge(txn, self.states)
+        self.table.write(txn, *changes)
+        self.table.merge_oldest(txn, self.states)
+        while merge_all and self.table._records:
+            self.table._merge_record(txn, self.states)
 
     def counts(self) -> tuple[int, int]:
         """Records of (table, log)."""
