@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,15 +10,28 @@ from consecution import (
     Broadcast,
     Chunk,
     GroupByNode,
+    KeyedNode,
     Node,
     Pipeline,
     Producer,
     Route,
+    StatefulNode,
     TextLines,
 )
 from consecution.errors import GraphError, UsageError
 from consecution.options import Options
-from consecution.plan import EdgePlan, Grouping, Plan, RoutePlan, describe, make_plan, to_dot, to_mermaid
+from consecution.plan import (
+    EdgePlan,
+    Grouping,
+    Plan,
+    RoutePlan,
+    available_cores,
+    describe,
+    make_plan,
+    set_source_apart,
+    to_dot,
+    to_mermaid,
+)
 
 ANY_LEVEL = Options.of(robustness="none")
 
@@ -368,3 +382,195 @@ def test_a_dot_picture_quotes_names() -> None:
 
     assert 'n1 [label="a \\"b\\"", shape=box];' in text
     assert text.endswith("}")
+
+
+# -- workers -------------------------------------------------------------------------------------
+
+
+class Sums(KeyedNode):
+    def key(self, item: Any) -> Any:
+        return item
+
+    def process(self, item: Any) -> None:
+        self.push(item)
+
+
+class Watches(StatefulNode):
+    def process(self, item: Any) -> None:
+        self.push(item)
+
+
+class Ticks(Pass):
+    def on_timer(self) -> None:
+        self.push("tick")
+
+
+def placed(below: Node, workers: Any, *, cores: int | None = None, **options: Any) -> Plan:
+    return make_plan(Producer([], name="in") | below, Options.of(workers=workers, **options), cores=cores)
+
+
+def crews(plan: Plan) -> list[list[str]]:
+    """The names of the tasks of each worker."""
+    return [[plan.task(task).name for task in worker.tasks] for worker in plan.workers]
+
+
+def replicas(plan: Plan) -> dict[str, int]:
+    return {node.name: node.replicas for node in plan.nodes}
+
+
+def test_without_more_words_every_task_has_a_worker_of_its_name() -> None:
+    plan = plan_of(Pass("a") * 2 | Pass("b"), options=Options())
+
+    assert [worker.name for worker in plan.workers] == [task.name for task in plan.tasks]
+    assert [worker.tasks for worker in plan.workers] == [(0,), (1,), (2,), (3,)]
+    assert arrows(plan)[1:] == [("a", "b", Grouping.SINGLE)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_what_keeps_nothing_is_spread_over_all_workers_and_nothing_else_is(count: int, tmp_path: Path) -> None:
+    below = Pass("plain") | Sums("keyed") | Watches("stateful") | CountsUp("ends") | (Ticks("timed").every(1.0))
+    below |= Pass("by key").by(by_first)
+    plan = placed(below | TextLines("file", tmp_path / "out"), count)
+
+    spread = dict.fromkeys(("plain", "keyed", "by key"), count)
+    assert replicas(plan) == {"in": 1, "stateful": 1, "ends": 1, "timed": 1, "file": 1} | spread
+    assert len(plan.workers) == count
+    assert sorted(task for worker in plan.workers for task in worker.tasks) == list(range(len(plan.tasks)))
+    for crew in crews(plan):
+        assert {"plain", "keyed", "by key"} <= {name.partition(".")[0] for name in crew}
+
+
+def test_a_plain_node_at_the_end_of_the_graph_is_not_spread() -> None:
+    """It may be a sink of a user's own making."""
+    assert replicas(placed(Pass("a") | Pass("last"), 3)) == {"in": 1, "a": 3, "last": 1}
+
+
+@pytest.mark.parametrize("given", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_replicas_that_are_given_are_exactly_those(given: int, count: int) -> None:
+    plan = placed(Pass("a") * given | Sums("k") * given | Pass("b") | Pass("c"), count)
+
+    assert (replicas(plan)["a"], replicas(plan)["k"], replicas(plan)["b"]) == (given, given, count)
+    homes = [plan.worker_of(task).index for task in plan.tasks_of("a")]
+    assert given == 1 or homes == [replica % count for replica in range(given)]
+
+
+def test_neighbours_that_are_everywhere_call_each_other() -> None:
+    plan = placed(Pass("a") | Pass("b") | Sums("k") | Pass("c") | Pass("d") * 2 | Pass("e"), 3)
+
+    groupings = {(source, target): grouping for source, target, grouping in arrows(plan)}
+    assert groupings == {
+        ("in", "a"): Grouping.SHUFFLE,
+        ("a", "b"): Grouping.LOCAL,
+        ("b", "k"): Grouping.BY_KEY,
+        ("k", "c"): Grouping.LOCAL,
+        ("c", "d"): Grouping.SHUFFLE,
+        ("d", "e"): Grouping.SINGLE,
+    }
+
+
+def test_with_one_worker_everything_is_in_it_and_single() -> None:
+    plan = placed(Pass("a") | Sums("k") | Pass("b"), 1)
+
+    assert crews(plan) == [["in.0", "a.0", "k.0", "b.0"]]
+    assert {grouping for _, _, grouping in arrows(plan)} == {Grouping.SINGLE}
+
+
+def test_more_workers_than_tasks_are_not_started() -> None:
+    plan = placed(Watches("a") | Watches("b"), 7)
+
+    assert len(plan.workers) == 3
+    assert [worker.index for worker in plan.workers] == [0, 1, 2]
+
+
+def test_the_source_is_in_the_first_worker_and_single_tasks_are_dealt_from_the_last(tmp_path: Path) -> None:
+    files = [TextLines(name, tmp_path / name) for name in ("x", "y", "z")]
+    plan = placed(Pass("a") | [files[0], files[1], files[2]], 2)
+
+    first, second = crews(plan)
+    assert first[0] == "in.0"
+    assert "x.0" in second
+    singles = [[name for name in crew if name in ("in.0", "x.0", "y.0", "z.0")] for crew in (first, second)]
+    assert sorted(map(len, singles)) == [2, 2]
+
+
+@pytest.mark.parametrize(("workers", "moves"), [("per-task", False), (1, True), (3, True)])
+def test_a_source_that_is_read_by_the_caller_gets_a_worker_of_its_own(workers: Any, moves: bool) -> None:
+    plan = placed(Pass("a") | Watches("b"), workers)
+
+    apart = set_source_apart(plan)
+
+    assert apart.worker_of(0).tasks == (0,)
+    assert (apart is not plan) == moves
+    assert [worker.index for worker in apart.workers] == list(range(len(apart.workers)))
+    assert sorted(t for worker in apart.workers for t in worker.tasks) == list(range(len(plan.tasks)))
+    assert (apart.tasks, apart.edges, apart.signature) == (plan.tasks, plan.edges, plan.signature)
+    assert set_source_apart(apart) is apart
+
+
+def test_no_worker_is_left_without_a_task() -> None:
+    apart = set_source_apart(placed(Watches("a"), 7))
+
+    assert all(worker.tasks for worker in apart.workers)
+
+
+@pytest.mark.parametrize(
+    ("cores", "count", "why"),
+    [
+        (1, 1, "auto: there is one core, and one worker needs no sockets"),
+        (2, 2, "auto: one for each of 2 cores, with replicas of a, k in each"),
+        (16, 16, "auto: one for each of 16 cores, with replicas of a, k in each"),
+    ],
+)
+def test_auto_goes_by_the_cores_and_says_why(cores: int, count: int, why: str) -> None:
+    plan = placed(Pass("a") | Sums("k") | Watches("w"), "auto", cores=cores)
+
+    assert (len(plan.workers), plan.placement) == (count, why)
+    assert f"workers: {why}" in describe(plan)
+
+
+@pytest.mark.parametrize(("cores", "count"), [(1, 1), (2, 2), (16, 3)])
+def test_where_nothing_may_be_spread_auto_takes_no_more_workers_than_tasks(cores: int, count: int) -> None:
+    plan = placed(Watches("a") | Watches("b"), "auto", cores=cores)
+
+    assert len(plan.workers) == count
+    if cores > 1:
+        assert plan.placement == f"auto: {cores} cores, 3 tasks, and no node that may be spread over all workers"
+
+
+def test_auto_knows_the_cores_of_this_machine() -> None:
+    assert len(placed(Pass("a") | Pass("b"), "auto").workers) == available_cores() >= 1
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread"])
+def test_only_the_process_mode_has_workers(mode: str) -> None:
+    plan = placed(Pass("a") | Pass("b"), 3, mode=mode)
+
+    assert replicas(plan) == {"in": 1, "a": 1, "b": 1}
+    assert "workers:" not in describe(plan)
+
+
+def test_the_description_says_who_hosts_what_and_why() -> None:
+    text = describe(placed(Pass("a") | Pass("b"), 2))
+
+    assert "process mode: 2 workers and a supervisor" in text
+    assert "  workers: as asked: workers=2" in text.splitlines()
+    assert [line.split(maxsplit=1) for line in text.splitlines()[-2:]] == [
+        ["worker.0", "in.0, a.0"],
+        ["worker.1", "a.1, b.0"],
+    ]
+
+
+def test_pictures_show_the_replicas_that_workers_bring() -> None:
+    plan = placed(Pass("a") | Pass("b") | Pass("c"), 2)
+
+    assert 'n1["a x 2"]' in to_mermaid(plan)
+    assert '    n1 -->|"local"| n2' in to_mermaid(plan)
+    assert 'n1 -> n2 [label="local"];' in to_dot(plan)
+
+
+def test_the_signature_goes_by_the_replicas_that_workers_bring() -> None:
+    """State directories of another number of workers are another graph's, and are moved or refused as such."""
+    signatures = {placed(Pass("a") | Sums("k") | Pass("b"), workers).signature for workers in ("per-task", 2, 3)}
+
+    assert len(signatures) == 3
