@@ -278,8 +278,10 @@ class _Planner:
         return self._count if spread and self._count is not None else node.replicas
 
     def _is_everywhere(self, node: Node | None) -> bool:
-        """Whether every worker has a replica of it."""
-        return self._count is not None and self._replicas(node) >= self._count
+        """Whether every worker has a replica of it. A source never counts: it may yet be set apart."""
+        if self._count is None or node is None or isinstance(node, Producer):
+            return False
+        return self._replicas(node) >= self._count
 
     def _free_name(self) -> str:
         taken = {node.name for node in self._ordered}

@@ -476,6 +476,16 @@ def test_with_one_worker_everything_is_in_it_and_single() -> None:
     assert {grouping for _, _, grouping in arrows(plan)} == {Grouping.SINGLE}
 
 
+@pytest.mark.parametrize("has_iterable", [True, False])
+def test_a_source_does_not_count_on_being_in_the_worker_of_its_neighbours(has_iterable: bool) -> None:
+    top: Node = Pass("a") * 2 | Pass("b")
+    plan = plan_of(
+        top if has_iterable else Producer([]) | top, options=Options.of(workers=1), has_iterable=has_iterable
+    )
+
+    assert plan.edges[0].grouping is Grouping.SHUFFLE
+
+
 def test_more_workers_than_tasks_are_not_started() -> None:
     plan = placed(Watches("a") | Watches("b"), 7)
 
