@@ -47,6 +47,8 @@ from tests.engines import nodes
 from tests.engines.nodes import Collect, Diary, Fail, Flaky, Gate, Notes, Tag, Tens, Total, collected
 
 MODES = ("inline", "thread", "process")
+WORKERS = {"one worker": 1, "two workers": 2}
+"""Further engines: processes that share the tasks. Only tests that could tell the difference ask them."""
 LEVELS = ("none", "confirm", "track", "robust")
 DEADLINE_S = 30.0
 
@@ -54,6 +56,11 @@ DEADLINE_S = 30.0
 @pytest.fixture(params=MODES)
 def mode(request: pytest.FixtureRequest) -> Any:
     return request.param
+
+
+every_engine = pytest.mark.parametrize("mode", [*MODES, *WORKERS], indirect=True)
+every_engine_that_keeps_the_order = pytest.mark.parametrize("mode", [*MODES, "one worker"], indirect=True)
+"""Two workers have two replicas of what keeps nothing, and frames that go different ways may overtake each other."""
 
 
 @pytest.fixture(params=["thread", "process"])
@@ -66,7 +73,8 @@ class Run:
     """Runs pipelines in one mode, with a sink at the end and folders of their own."""
 
     def __init__(self, mode: Any, folder: Path) -> None:
-        self.mode = mode
+        self.mode = "process" if mode in WORKERS else mode
+        self.workers = WORKERS.get(mode, "per-task")
         self.folder = folder
         self.out = folder / "out"
         self.state_dir = folder / "state"
@@ -89,7 +97,7 @@ class Run:
         return Pipeline(chain).start(iterable, **self.options(options))
 
     def options(self, given: dict[str, Any]) -> Any:
-        options = {"mode": self.mode, "sync": "process", "retry_delay_s": 0.01, **given}
+        options = {"mode": self.mode, "workers": self.workers, "sync": "process", "retry_delay_s": 0.01, **given}
         if options.get("robustness", "robust") == "robust":
             options.setdefault("state_dir", self.state_dir)
         return options
@@ -127,6 +135,7 @@ def assert_all_done(report: Report, items: int) -> None:
 # -- composition ---------------------------------------------------------------------------------
 
 
+@every_engine
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_rich_graph_gives_the_same_items_at_every_level(run: Run, level: str) -> None:
     chain = (
@@ -156,6 +165,7 @@ def test_a_rich_graph_gives_the_same_items_at_every_level(run: Run, level: str) 
     assert {node.node: node.replicas for node in report.nodes}["negate"] == 3
 
 
+@every_engine_that_keeps_the_order
 def test_on_a_single_path_items_keep_the_order_of_the_source(run: Run) -> None:
     report = run(Map(nodes.increase, "a") | Map(nodes.negate, "b") | run.sink, range(5000))
 
@@ -164,6 +174,7 @@ def test_on_a_single_path_items_keep_the_order_of_the_source(run: Run) -> None:
     assert report.state_dir == str(run.state_dir)
 
 
+@every_engine_that_keeps_the_order
 def test_routes_go_by_name_by_index_and_round_robin(run: Run) -> None:
     sinks = {name: run.folder / name for name in ("even", "by_index", "left", "right", "both_1", "both_2")}
     even, by_index, left, right, both_1, both_2 = (Collect(name, path) for name, path in sinks.items())
@@ -190,6 +201,7 @@ def test_explicit_groups_merge_and_broadcast_like_lists(run: Run) -> None:
     assert sorted(run.items) == [-2, 3, 4, 9]
 
 
+@every_engine_that_keeps_the_order
 def test_chunks_and_groups_end_with_what_is_left(run: Run) -> None:
     chain = Map(nodes.identity, "top") | [Chunk(4), Chunk(nodes.last_third, "thirds"), Tens("tens")] | run.sink
 
@@ -202,6 +214,7 @@ def test_chunks_and_groups_end_with_what_is_left(run: Run) -> None:
     assert_all_done(report, 25)
 
 
+@every_engine
 @pytest.mark.parametrize("level", ["none", "confirm"])
 def test_nodes_that_end_end_once_after_all_their_parents(run: Run, level: str) -> None:
     notes = run.notes()
@@ -217,6 +230,7 @@ def test_nodes_that_end_end_once_after_all_their_parents(run: Run, level: str) -
     assert_all_done(report, 1)
 
 
+@every_engine
 def test_every_replica_ends(run: Run) -> None:
     run((Total("total") * 3) | run.sink, range(1000), robustness="none")
 
@@ -224,6 +238,7 @@ def test_every_replica_ends(run: Run) -> None:
     assert sum(run.items) == sum(range(1000))
 
 
+@every_engine
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -242,6 +257,7 @@ def test_what_collects_until_the_end_is_durable_in_robust(
     assert_all_done(report, 5)
 
 
+@every_engine
 def test_a_key_always_meets_the_same_replica_in_this_run_and_the_next(run: Run) -> None:
     words = [f"word {number % 40}" for number in range(2000)]
     shares = []
@@ -259,6 +275,7 @@ def test_a_key_always_meets_the_same_replica_in_this_run_and_the_next(run: Run) 
     assert shares == [{frozenset(keys) for keys in planned.values()}] * 2
 
 
+@every_engine
 def test_shuffled_replicas_share_the_work(run: Run) -> None:
     run((Tag("tag") * 3) | run.sink, range(3000), robustness="none", batch_size=50)
 
@@ -292,6 +309,7 @@ class Hooked(Pipeline):
         return f"factor {self.global_state.factor}"
 
 
+@every_engine
 def test_the_pipelines_begin_prepares_what_nodes_see_and_its_end_gives_the_result(run: Run) -> None:
     pipeline = Hooked(nodes.ReadsState("reads") | run.sink)
 
@@ -362,6 +380,7 @@ def test_what_the_pipelines_own_hooks_raise_comes_out_and_the_next_run_is_right(
 # -- failing items -------------------------------------------------------------------------------
 
 
+@every_engine
 def test_failing_items_are_retried_kept_and_reported_and_their_neighbours_go_through(run: Run) -> None:
     words = ["raise", "exit", "stop iteration", "generator exit", "unspeakable"]
     items = list(itertools.chain.from_iterable((word, f"neighbour of {word}") for word in words))
@@ -383,6 +402,7 @@ def test_failing_items_are_retried_kept_and_reported_and_their_neighbours_go_thr
     assert "at fail after 3 tries: raise" in str(report)
 
 
+@every_engine
 def test_function_nodes_take_no_neighbour_down_either(run: Run) -> None:
     words = ["raise", "exit", "stop iteration", "generator exit", "unspeakable"]
     chain = Map(nodes.fail, "map") | nodes.fail_late | Filter(nodes.fail_unless_true, "filter") | run.sink
@@ -396,6 +416,7 @@ def test_function_nodes_take_no_neighbour_down_either(run: Run) -> None:
     assert (report.failed, report.completed) == (9, 10)
 
 
+@every_engine
 def test_a_router_or_key_function_that_fails_fails_the_item_at_the_node_before(run: Run) -> None:
     here = Collect("here", run.folder / "here")
     router = Map(nodes.identity, "before") | [here, Map(nodes.identity, "there"), nodes.bad_route]
@@ -425,6 +446,7 @@ def test_a_router_that_answers_differently_each_time_fails_items_but_not_the_run
     assert sorted([*map(abs, run.items), *(failure.item for failure in report.failures)]) == list(range(1, 101))
 
 
+@every_engine
 def test_a_router_that_fails_at_the_source_fails_the_item_there(run: Run) -> None:
     here = Collect("here", run.folder / "here")
     chain = Producer(["a", "lost", "b"]) | [here, Map(nodes.identity, "there"), nodes.bad_route]
@@ -436,6 +458,7 @@ def test_a_router_that_fails_at_the_source_fails_the_item_there(run: Run) -> Non
     assert (report.emitted, report.completed, report.failed) == (3, 3, 1)
 
 
+@every_engine
 def test_an_item_that_fails_at_first_is_tried_again_and_what_it_had_pushed_is_dropped(run: Run) -> None:
     notes = run.notes()
 
@@ -447,6 +470,7 @@ def test_an_item_that_fails_at_first_is_tried_again_and_what_it_had_pushed_is_dr
     assert by_node(report)["flaky"] == (15, 10, 10)
 
 
+@every_engine
 def test_retries_of_one_item_at_several_nodes_are_counted_at_each(run: Run) -> None:
     chain = Flaky("first", run.notes("1"), tries=2) | Flaky("second", run.notes("2"), tries=3) | run.sink
     chain = Filter(nodes.is_number) | chain
@@ -471,6 +495,7 @@ def test_without_retries_an_item_is_tried_once_and_the_level_says_what_is_known(
     assert [len(reports[level].failures) for level in ("none", "confirm", "track")] == [0, 0, 2]
 
 
+@every_engine
 def test_what_a_node_pushes_at_its_end_may_fail_too(run: Run) -> None:
     chain = Map(nodes.identity, "top") | Total("total") | Map(nodes.fail_on_numbers, "fail") | run.sink
 
@@ -494,6 +519,7 @@ def test_an_item_that_cannot_be_encoded_fails_where_it_was_made(run: Run) -> Non
         assert_all_done(report, 10)
 
 
+@every_engine
 def test_source_items_that_cannot_be_journalled_fail_at_the_source(run: Run) -> None:
     report = run(Map(nodes.type_name, "type_name") | run.sink, nodes.numbers_and_generators, retries=2)
 
@@ -513,6 +539,7 @@ def test_items_whose_repr_raises_fail_like_all_others(run: Run) -> None:
 # -- nodes that cannot begin or end --------------------------------------------------------------
 
 
+@every_engine
 def test_a_begin_that_raises_is_named_and_nothing_is_processed(run: Run) -> None:
     with pytest.raises(WorkerError, match=r"bad\.[01]: begin\(\) raised LookupError: nothing to begin with") as told:
         run((nodes.BadBegin("bad") * 2) | run.sink, [1])
@@ -522,6 +549,7 @@ def test_a_begin_that_raises_is_named_and_nothing_is_processed(run: Run) -> None
     assert_all_done(run(Map(nodes.increase, "bad") * 2 | run.sink, [1]), 1)
 
 
+@every_engine
 def test_an_end_that_raises_is_named_and_ends_the_run(run: Run) -> None:
     with pytest.raises(WorkerError, match=r"bad\.0: end\(\) raised LookupError: no end in sight") as told:
         run(nodes.BadEnd("bad") | run.sink, [1], robustness="track")
@@ -637,6 +665,7 @@ def test_a_source_that_misbehaves_is_named(run: Run, where: str, error: BaseExce
 # -- pushing -------------------------------------------------------------------------------------
 
 
+@every_engine
 def test_pushed_items_are_granted_one_by_one(run: Run) -> None:
     with run.start(Producer("manual") | Map(nodes.fail, "fail") | run.sink, retries=0) as running:
         good = running.push(1)
@@ -738,6 +767,7 @@ def test_a_stopped_run_takes_nothing_more(run: Run) -> None:
 # -- stopping, going on, starting again ----------------------------------------------------------
 
 
+@every_engine
 def test_a_stopped_run_goes_on_where_it_was_and_loses_nothing(run: Run) -> None:
     chain = (Map(nodes.increase) * 2) | run.sink
     running = run.start(chain, nodes.count_up, batch_size=20, max_pending=4)
@@ -769,6 +799,7 @@ def test_a_stop_while_nodes_end_lets_them_end(concurrent: Run) -> None:
     assert_all_done(report, 2)
 
 
+@every_engine
 def test_an_aborted_run_loses_nothing_either(run: Run) -> None:
     running = run.start(Map(nodes.increase) | run.sink, nodes.count_up, batch_size=20)
     wait_for(running, lambda: len(run.items) > 100)
@@ -784,6 +815,7 @@ def test_an_aborted_run_loses_nothing_either(run: Run) -> None:
     assert (report.emitted, report.completed, report.pending) == (total, total, 0)
 
 
+@every_engine
 def test_retries_that_wait_outlive_an_abort(run: Run) -> None:
     notes = run.notes()
     running = run.start(Flaky("flaky", notes, tries=2) | run.sink, [1, 2, 3], retry_delay_s=60)
@@ -859,6 +891,7 @@ def run_in(mode: str, folder: str) -> None:
     run(Producer([1]) | Map(nodes.increase) | run.sink)
 
 
+@every_engine
 def test_another_graph_over_work_in_flight_is_refused(run: Run) -> None:
     running = run.start(Map(nodes.fail, "fail") | run.sink, ["raise"], retry_delay_s=60)
     wait_for(running, lambda: running.status().nodes[1].failed == 1 and running.status().emitted == 1)
@@ -872,6 +905,7 @@ def test_another_graph_over_work_in_flight_is_refused(run: Run) -> None:
     assert_all_done(run(Map(nodes.identity, "other") | run.sink, ["raise"], fresh=True), 1)
 
 
+@every_engine_that_keeps_the_order
 def test_another_graph_goes_on_where_a_drained_one_has_stopped(run: Run) -> None:
     running = run.start(Map(nodes.increase, "old") | run.sink, nodes.count_up, batch_size=5)
     wait_for(running, lambda: len(run.items) > 10)
@@ -995,6 +1029,7 @@ def test_what_a_stopped_run_had_gathered_is_forgotten(run: Run) -> None:
 # -- sinks ---------------------------------------------------------------------------------------
 
 
+@every_engine_that_keeps_the_order
 def test_a_sink_gets_numbered_batches_in_order(run: Run) -> None:
     sink = Collect("sink", run.out, with_batch=True)
 
@@ -1008,6 +1043,7 @@ def test_a_sink_gets_numbered_batches_in_order(run: Run) -> None:
     assert len(ids) >= 10
 
 
+@every_engine
 def test_a_sink_that_refuses_items_is_offered_them_one_by_one(run: Run) -> None:
     items = [1, -2, 3, 4, -5, 6]
 
@@ -1020,6 +1056,7 @@ def test_a_sink_that_refuses_items_is_offered_them_one_by_one(run: Run) -> None:
     }
 
 
+@every_engine
 def test_a_sink_that_cannot_be_opened_is_named(run: Run) -> None:
     with pytest.raises(WorkerError, match=r"sink\.0: open\(\) raised PermissionError: no way in"):
         run(Map(nodes.increase) | nodes.Unopenable("sink", run.out), [1])
@@ -1027,6 +1064,7 @@ def test_a_sink_that_cannot_be_opened_is_named(run: Run) -> None:
     assert_all_done(run(Map(nodes.increase) | run.sink, [1]), 1)
 
 
+@every_engine
 def test_a_sink_that_cannot_be_closed_is_named_and_the_run_is_not_finished(run: Run) -> None:
     with pytest.raises(WorkerError, match=r"sink\.0: close\(\) raised OSError: the last page is missing"):
         run(Map(nodes.increase) | nodes.Unclosable("sink", run.out), [1])
