@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from consecution.plan import Plan as Plan
     from consecution.producer import Producer as Producer
     from consecution.protocol.values import BatchId as BatchId
+    from consecution.reduction import Count as Count
+    from consecution.reduction import Reduce as Reduce
     from consecution.report import Failure as Failure
     from consecution.report import Report as Report
     from consecution.report import Status as Status
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from consecution.sources.manual import Receipt as Receipt
     from consecution.sources.pipe import PipeSource as PipeSource
     from consecution.stateful import KeyedNode as KeyedNode
-    from consecution.stateful import Reduce as Reduce
     from consecution.stateful import StatefulNode as StatefulNode
 
 __version__ = "0.3.0"
@@ -55,6 +56,7 @@ _HOMES = {
     "Broadcast": "graph",
     "Chunk": "nodes",
     "Clock": "clock",
+    "Count": "reduction",
     "Csv": "sinks.csv",
     "Failure": "report",
     "Filter": "nodes",
@@ -75,7 +77,7 @@ _HOMES = {
     "Plan": "plan",
     "Producer": "producer",
     "Receipt": "sources.manual",
-    "Reduce": "stateful",
+    "Reduce": "reduction",
     "Report": "report",
     "Route": "graph",
     "Running": "engine",

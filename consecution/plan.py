@@ -20,6 +20,7 @@ from consecution.graph import check_names, sort_topologically
 from consecution.nodes import FailedEdge, Node, RouterNode
 from consecution.options import Options
 from consecution.producer import Producer
+from consecution.reduction import Parts, Reduce
 from consecution.sink import Sink
 from consecution.stateful import StatefulNode
 
@@ -35,6 +36,8 @@ class Grouping(enum.Enum):
     """One in the worker of the sender: every worker has replicas of both nodes."""
     BY_KEY = "by key"
     """The one that owns the item's key."""
+    PARTS = "by key, in parts"
+    """The one that owns the key of what was folded before it was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +251,11 @@ class _Planner:
         self._parents: dict[str, list[str]] = {node.name: [] for node in self._ordered}
         self._tasks: list[TaskPlan] = []
         self._count, self._placement = choose_workers(self._ordered, options, cores)
+        self._parts: dict[Node, Parts] = {}
+        self._add_parts()
 
     def plan(self) -> Plan:
-        name = self._source.name if self._source is not None else self._free_name()
+        name = self._source.name if self._source is not None else self._free("source")
         if self._source is not None:
             outlets = self._outlets(self._source, name)
         else:
@@ -271,6 +276,22 @@ class _Planner:
             self._placement,
         )
 
+    def _add_parts(self) -> None:
+        """In front of each node whose values can be folded in parts, and whose keys several workers share."""
+        for node in list(self._ordered):
+            if (
+                self._count is not None
+                and isinstance(node, Reduce)
+                and node.works_in_parts
+                and self._replicas(node) > 1
+            ):
+                parts = self._parts[node] = Parts(node, self._free(f"{node.name}.parts"))
+                parts._downstream_nodes.append(node)
+                parts.error_policy = node.error_policy
+                parts._failed_edge = node._failed_edge
+                self._ordered.insert(self._ordered.index(node), parts)
+                self._parents[parts.name] = []
+
     def _replicas(self, node: Node | None) -> int:
         if node is None or isinstance(node, Producer):
             return 1
@@ -283,11 +304,12 @@ class _Planner:
             return False
         return self._replicas(node) >= self._count
 
-    def _free_name(self) -> str:
+    def _free(self, wanted: str) -> str:
+        """A name that no node has: this one, or this one with a number."""
         taken = {node.name for node in self._ordered}
-        name, number = "source", 2
+        name, number = wanted, 2
         while name in taken:
-            name, number = f"source_{number}", number + 1
+            name, number = f"{wanted}_{number}", number + 1
         return name
 
     def _outlets(self, node: Node, owner: str) -> tuple[Outlet, ...]:
@@ -303,14 +325,20 @@ class _Planner:
         if isinstance(child, RouterNode):
             ways = tuple((self._outlet(end, parent, owner, failed=failed),) for end in child._end_point_map.values())
             return RoutePlan(child.name, child.choose, tuple(child._end_point_map), ways)
+        in_parts = child in self._parts
+        if in_parts and not isinstance(parent, Parts):
+            child, in_parts = self._parts[child], False
         replicas = self._replicas(child)
-        key_function = child._grouping_key() if replicas > 1 else None
-        if replicas == 1:
+        key_function = child._grouping_key() if replicas > 1 and not in_parts else None
+        if in_parts:
+            grouping = Grouping.PARTS
+        elif replicas == 1:
             grouping = Grouping.SINGLE
         elif key_function is not None:
             grouping = Grouping.BY_KEY
         else:
-            grouping = Grouping.LOCAL if self._is_everywhere(parent) and self._is_everywhere(child) else Grouping.SHUFFLE
+            everywhere = self._is_everywhere(parent) and self._is_everywhere(child)
+            grouping = Grouping.LOCAL if everywhere else Grouping.SHUFFLE
         edge = EdgePlan(len(self._edges), owner, child.name, grouping, key_function, failed)
         self._edges.append(edge)
         if owner not in self._parents[child.name]:
@@ -386,7 +414,7 @@ def choose_workers(nodes: list[Node], options: Options, cores: int) -> tuple[int
 
 
 def place(nodes: list[NodePlan], tasks: list[TaskPlan], count: int | None) -> tuple[WorkerPlan, ...]:
-    """Which worker hosts which tasks. The source is in the first; what has one replica goes to the emptiest, from the end.
+    """Which worker hosts which tasks: the source the first; what has one replica the emptiest, from the end.
 
     So the replicas of neighbours lie side by side, and what everything flows into is not where everything is read.
     """
@@ -407,7 +435,7 @@ def place(nodes: list[NodePlan], tasks: list[TaskPlan], count: int | None) -> tu
 
 
 def set_source_apart(plan: Plan) -> Plan:
-    """The same plan where the source has a worker of its own: it can only be read in the process that started the run."""
+    """The same plan, the source in a worker of its own: it can only be read in the process that started the run."""
     source = plan.node(plan.source_name).tasks[0]
     home = plan.worker_of(source)
     if home.tasks == (source,):

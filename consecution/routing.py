@@ -161,6 +161,21 @@ class KeyedRouter:
             adders[replica](item)
         return parts
 
+    def split_columns(self, keys: list[Key], values: list[Any]) -> list[tuple[list[Key], list[Any]]]:
+        """For each replica its keys, and what stands beside them."""
+        parts: list[tuple[list[Key], list[Any]]] = [([], []) for _ in range(self._replicas)]
+        adders = [(own_keys.append, own_values.append) for own_keys, own_values in parts]
+        known = self._known
+        for key, value in zip(keys, values, strict=True):
+            try:
+                replica = known[key]
+            except (KeyError, TypeError):
+                replica = self._replica_of_key(key)
+            add_key, add_value = adders[replica]
+            add_key(key)
+            add_value(value)
+        return parts
+
     def _replica_of_key(self, key: Key) -> int:
         replica = replica_of_slot(slot_of(key), self._replicas)
         if len(self._known) >= CACHED_KEYS:

@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from consecution import graph
 from consecution.errors import GraphError
 from consecution.nodes import Node
 from consecution.states import MISSING, Backing, Key, StateMapping, States
@@ -160,47 +159,4 @@ class KeyedNode(DurableNode):
             raise
 
 
-class Reduce(KeyedNode):
-    """Folds the items of each key into one value: ``value = step(value, item)``, beginning with ``initial``.
-
-    At the end of the stream it pushes ``(key, value)`` for every key; with ``every_change=True`` it pushes
-    that after each item instead. ``initial`` is a value, or a function without arguments that makes one; give a
-    function where ``step`` changes the value in place.
-    """
-
-    def __init__(
-        self,
-        key: Callable[[Any], Key],
-        initial: Any,
-        step: Callable[[Any, Any], Any],
-        name: str | None = None,
-        *,
-        every_change: bool = False,
-    ) -> None:
-        graph.check_function(key, "Reduce(key=...)", "a function that returns an item's key")
-        graph.check_function(step, "Reduce(step=...)", "a function of the value so far and an item")
-        super().__init__(name or graph.name_of_callable(step))
-        self._stem = None if name else self.name
-        self._key = key
-        self._initial = initial
-        self._step = step
-        self._every_change = every_change
-
-    def initial_state(self) -> Any:
-        return self._initial() if callable(self._initial) else self._initial
-
-    def key(self, item: Any) -> Key:
-        return self._key(item)
-
-    def process(self, item: Any) -> None:
-        self.state = self._step(self.state, item)
-        if self._every_change:
-            self.push((self._key(item), self.state))
-
-    def end(self) -> None:
-        if not self._every_change:
-            for key, value in self.states():
-                self.push((key, value))
-
-
-__all__ = ["DurableNode", "KeyedNode", "Reduce", "StatefulNode"]
+__all__ = ["DurableNode", "KeyedNode", "StatefulNode"]

@@ -49,7 +49,7 @@ class PlannedFailedEdges:
         return made
 
     def _make_dispatch(self, name: str) -> Dispatch:
-        outlets = make_outlets(self._plan, self._task, self._plan.node(name).failed_outlets)
+        outlets = make_outlets(self._plan, self._origin, self._plan.node(name).failed_outlets)
         return make_dispatch(self._plan, self._origin, self._codec, outlets=outlets or (RouteOutlet(_Gone(name), ()),))
 
     @property

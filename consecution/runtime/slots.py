@@ -2,7 +2,8 @@
 
 A slot is a file without a name, mapped by the worker and read by the supervisor when the worker is dead::
 
-    length (4 bytes, 0: nothing in hand) | length of the item's name (1) | name (16) | msgpack [task, origin, seq, [path...]]
+    length (4 bytes, 0: nothing in hand) | length of the item's name (1) | name (16)
+        | msgpack [task, origin, seq, [path...]]
 
 A worker that is killed while it writes leaves something that cannot be read, or names no frame: then nobody
 is blamed for that death. Writing costs about a microsecond per frame, and nothing per item but in suspect frames.

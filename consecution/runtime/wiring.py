@@ -17,6 +17,7 @@ from consecution.protocol.dispatch import (
 )
 from consecution.protocol.dispatch import Outlet as DispatchOutlet
 from consecution.protocol.values import FrameId, TaskIndex
+from consecution.reduction import PartTable
 from consecution.routing import KeyedRouter, RouteChooser
 
 FRAME_STRETCH = 4
@@ -92,6 +93,8 @@ def _make_edge(plan: Plan, edge: EdgePlan, local: frozenset[TaskIndex]) -> Singl
         return SingleEdge(edge.index, targets[0])
     if edge.grouping in (Grouping.SHUFFLE, Grouping.LOCAL):
         return ShuffleEdge(edge.index, targets)
+    if edge.grouping is Grouping.PARTS:
+        return KeyedEdge(edge.index, targets, _PartsPartition(len(targets)))
     assert edge.key_function is not None
     return KeyedEdge(edge.index, targets, _KeyPartition(KeyedRouter(edge.key_function, len(targets)), len(targets)))
 
@@ -100,6 +103,22 @@ class _KeyPartition:
     def __init__(self, router: KeyedRouter, ways: int) -> None:
         self.ways = ways
         self.split = router.partition
+
+
+class _PartsPartition:
+    """Each table is cut into one for each replica that owns some of its keys."""
+
+    def __init__(self, ways: int) -> None:
+        self.ways = ways
+        self._router = KeyedRouter(lambda key: key, ways)
+
+    def split(self, tables: list[PartTable]) -> list[list[PartTable]]:
+        parts: list[list[PartTable]] = [[] for _ in range(self.ways)]
+        for table in tables:
+            for part, (keys, values) in zip(parts, self._router.split_columns(*table.columns), strict=True):
+                if keys:
+                    part.append(PartTable(keys, values))
+        return parts
 
 
 class _ChoicePartition:

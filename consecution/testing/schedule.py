@@ -145,7 +145,7 @@ def make_schedule(
 
 
 def _draw_workers(rng: Random, tasks: int, *, source_apart: bool) -> tuple[tuple[TaskIndex, ...], ...]:
-    """A worker for each task, or fewer for all of them. Without a journal the source is not killed, nor who is with it."""
+    """A worker for each task, or fewer for all of them. Without a journal the source is not killed: it is alone."""
     if rng.random() < 0.6:
         return tuple((TaskIndex(task),) for task in range(tasks))
     hosted: list[list[TaskIndex]] = [[] for _ in range(rng.choice((1, 2, 2, 2, 3)))]

@@ -1,7 +1,8 @@
 """The byte layout of what travels between tasks.
 
 Every message is one ZeroMQ multipart message. The first part is a msgpack array whose first element
-is the kind and whose second is the task it goes to; a frame's payload is a second part of its own, so that it is never copied into a header::
+is the kind and whose second is the task it goes to; a frame's payload is a second part of its own, so that it
+is never copied into a header::
 
     frame    [0, target, origin, seq, generation, [path...], frame_id, low, sender, stage, credited] | payload
     acks     [1, target, sender, [[seq, generation, xor, produced_bytes, [failed...], staged], ...]]

@@ -1,0 +1,241 @@
+"""Reduce and Count: folding items by key, in parts where workers share the keys."""
+
+from __future__ import annotations
+
+import collections
+import operator
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consecution import Count, Map, Node, Pipeline, Producer, Reduce
+from consecution.errors import UsageError
+from consecution.plan import Grouping
+from consecution.reduction import Parts, PartTable
+
+WORDS = ["to", "be", "or", "not", "to", "be"]
+
+
+def first(item: Any) -> Any:
+    return item[0]
+
+
+def add_second(total: int, item: Any) -> int:
+    if item[1] == "bad":
+        raise ValueError("bad")
+    return total + int(item[1])
+
+
+def summing(name: str = "sums") -> Reduce:
+    return Reduce(first, 0, add_second, name, combine=operator.add)
+
+
+def run_parts(parts: Parts, items: list[Any]) -> tuple[list[Any], list[Any]]:
+    """What it pushes, and the items that raise, as a task runs it."""
+    out: list[Any] = []
+    failed: list[Any] = []
+    cursor = iter(items)
+    parts.push = out.append
+    while True:
+        try:
+            parts._process_frame(cursor, out)
+        except Exception:
+            failed.append(items[len(items) - operator.length_hint(cursor) - 1])
+        else:
+            return out, failed
+
+
+def joined(tables: list[PartTable]) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for table in tables:
+        for key, value in zip(*table.columns, strict=True):
+            found[key] = found.get(key, 0) + value
+    return found
+
+
+# -- in one place ------------------------------------------------------------------------------------
+
+
+def test_count_pushes_each_key_with_its_count() -> None:
+    found: list[Any] = []
+    Pipeline(Count() | Map(found.append, "found")).consume(WORDS)
+
+    assert sorted(found) == [("be", 2), ("not", 1), ("or", 1), ("to", 2)]
+
+
+def test_count_takes_a_key() -> None:
+    found: list[Any] = []
+    Pipeline(Count(len, "lengths") | Map(found.append, "found")).consume(WORDS)
+
+    assert sorted(found) == [(2, 5), (3, 1)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(-9, 9))))
+def test_folding_in_parts_gives_what_folding_item_by_item_gives(items: list[tuple[int, int]]) -> None:
+    apart: list[Any] = []
+    together: list[Any] = []
+    Pipeline(summing() | Map(apart.append, "found")).consume(items)
+    Pipeline(Reduce(first, 0, add_second, "sums") | Map(together.append, "found")).consume(items)
+
+    assert apart == together
+
+
+def test_an_initial_that_is_made_anew_is_not_shared_between_keys() -> None:
+    found: list[Any] = []
+    gather = Reduce(first, list, lambda got, item: [*got, item[1]], "gather", combine=operator.add)
+    Pipeline(gather | Map(found.append, "found")).consume([("a", 1), ("b", 2), ("a", 3)])
+
+    assert sorted(found) == [("a", [1, 3]), ("b", [2])]
+
+
+def test_combine_and_every_change_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="every_change wants each; leave one out"):
+        Reduce(first, 0, add_second, every_change=True, combine=operator.add)
+
+
+def test_a_subclass_with_its_own_process_is_not_folded() -> None:
+    class Doubling(Count):
+        def process(self, item: Any) -> None:
+            self.state += 2
+
+    found: list[Any] = []
+    Pipeline(Doubling() | Map(found.append, "found")).consume(WORDS)
+
+    assert dict(found)["to"] == 4
+
+
+# -- parts -------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from("abcde")), st.integers(1, 4))
+def test_parts_make_one_table_of_each_frame(items: list[str], size: int) -> None:
+    parts = Parts(Count(), "count.parts")
+    frames = [items[at : at + size] for at in range(0, len(items), size)]
+
+    made = [run_parts(parts, frame) for frame in frames]
+
+    assert all(len(out) == 1 and not failed for out, failed in made)
+    assert joined([out[0] for out, _ in made]) == collections.Counter(items)
+
+
+def test_an_item_that_raises_fails_alone() -> None:
+    out, failed = run_parts(Parts(summing(), "p"), [("a", 1), ("b", "bad"), ("a", 2), ("c", "bad"), ("b", 5)])
+
+    assert failed == [("b", "bad"), ("c", "bad")]
+    assert joined(out) == {"a": 3, "b": 5}
+
+
+def test_an_item_whose_key_finds_no_replica_fails_alone() -> None:
+    out, failed = run_parts(Parts(Count(), "p"), ["a", object, "a", ("t", object()), []])
+
+    assert len(failed) == 3
+    assert joined(out) == {"a": 2}
+
+
+def test_a_table_comes_back_as_it_was_sent() -> None:
+    table = pickle.loads(pickle.dumps(PartTable(["a", 1], [2, [3]]), 5))
+
+    assert table.columns == (["a", 1], [2, [3]])
+    assert repr(table) == "PartTable('a': 2, 1: [3])"
+    assert repr(PartTable(list(range(7)), list(range(7)))).endswith("4: 4, and 2 more)")
+
+
+# -- the plan ----------------------------------------------------------------------------------------
+
+
+def plan_of(workers: Any, node: Node, **options: Any) -> Any:
+    return Pipeline(Producer(WORDS) | Map(str.upper, "upper") | node | Map(print, "out")).plan(
+        workers=workers, **options
+    )
+
+
+def test_workers_that_share_the_keys_fold_first() -> None:
+    plan = plan_of(3, Count())
+
+    assert [(node.name, node.replicas) for node in plan.nodes] == [
+        ("producer", 1),
+        ("upper", 3),
+        ("count.parts", 3),
+        ("count", 3),
+        ("out", 1),
+    ]
+    assert [edge.grouping for edge in plan.edges] == [
+        Grouping.SHUFFLE,
+        Grouping.LOCAL,
+        Grouping.PARTS,
+        Grouping.SINGLE,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("workers", "node", "options"),
+    [
+        ("per-task", Count(), {}),
+        (1, Count(), {}),
+        (2, Count(name="one") * 1, {}),
+        (2, Reduce(first, 0, add_second, "plain"), {}),
+        (2, Count(name="local"), {"mode": "inline"}),
+    ],
+    ids=["per task", "one worker", "one replica", "without combine", "inline"],
+)
+def test_nothing_is_folded_first_where_it_saves_nothing(workers: Any, node: Node, options: Any) -> None:
+    assert not [node.name for node in plan_of(workers, node, **options).nodes if "parts" in node.name]
+
+
+def test_the_name_of_the_parts_is_one_that_is_free() -> None:
+    pipeline = Pipeline(Producer(WORDS) | Map(str, "count.parts") | Count() | Map(print, "out"))
+
+    assert "count.parts_2" in [node.name for node in pipeline.plan(workers=2).nodes]
+
+
+# -- between processes -------------------------------------------------------------------------------
+
+
+class Gather(Node):
+    """Writes what it got to a file at the end: it lives in another process."""
+
+    def __init__(self, name: str, path: str) -> None:
+        super().__init__(name)
+        self.path = path
+
+    def begin(self) -> None:
+        self.found: list[Any] = []
+
+    def process(self, item: Any) -> None:
+        self.found.append(item)
+
+    def end(self) -> None:
+        with open(self.path, "wb") as file:
+            pickle.dump(sorted(self.found), file)
+
+
+@pytest.mark.parametrize("robustness", ["track", "robust"])
+def test_two_workers_count_what_one_loop_counts(robustness: Any, tmp_path: Any) -> None:
+    items = [f"w{number * number % 97}" for number in range(3000)]
+    path = tmp_path / "found"
+    report = Pipeline(Producer(items) | Map(str.upper, "upper") | Count() | Gather("gather", str(path))).run(
+        workers=2, robustness=robustness, batch_size=100
+    )
+
+    assert (report.completed, report.failed) == (3000, 0)
+    assert pickle.loads(path.read_bytes()) == sorted(collections.Counter(map(str.upper, items)).items())
+
+
+def test_items_that_raise_in_the_parts_are_given_up_and_the_rest_is_summed(tmp_path: Any) -> None:
+    items = [(f"k{number % 7}", "bad" if number % 50 == 0 else number) for number in range(500)]
+    path = tmp_path / "found"
+    report = Pipeline(Producer(items) | Map(tuple, "tuple") | summing() | Gather("gather", str(path))).run(
+        workers=2, batch_size=50, retries=1, retry_delay_s=0.0
+    )
+
+    expected: dict[str, int] = {}
+    for key, value in items:
+        if value != "bad":
+            expected[key] = expected.get(key, 0) + int(value)
+    assert report.failed == 10
+    assert {failure.item[1] for failure in report.failures} == {"bad"}
+    assert {failure.node for failure in report.failures} == {"sums.parts"}
+    assert pickle.loads(path.read_bytes()) == sorted(expected.items())
