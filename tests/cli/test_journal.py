@@ -44,7 +44,7 @@ def test_what_durable_tasks_hold_is_told(tmp_path: Path, capsys: pytest.CaptureF
     text = capsys.readouterr().out
     assert "count.0: 3 items emitted in 1 batches; open batches 0" in text
     assert (
-        "3 states in its table and 0 records in its log, 0 frames staged; last batches applied: 0 of source.0" in text
+        "0 states in its table and 1 records in its log, 0 frames staged; last batches applied: 0 of source.0" in text
     )
 
 
