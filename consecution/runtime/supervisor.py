@@ -452,9 +452,9 @@ class Supervisor:
         if SOURCE_TASK in watched.tasks:
             what = f"the source died ({how}); only robustness='robust' can go on after that"
             raise _worker_error(self._name(SOURCE_TASK), watched, what)
-        for task in watched.tasks:
+        for task in set(watched.tasks).intersection(self._ending.due):  # not those whose turn comes by that
             self._to_end.discard(task)
-            self._end(self._ending.task_ended(task))
+            self._to_end.update(self._ending.task_ended(task))  # told once all are back
         return False
 
     def _start_what_is_due(self) -> None:

@@ -84,6 +84,7 @@ class FakeWorker:
         self.signals: list[int] = []
         self.pulse: Callable[[], control.Beats] | None = None
         self.next_beat_s = 0.0
+        self.stopping = False
 
     # -- what the supervisor may ask ---------------------------------------------------------------
 
@@ -156,9 +157,11 @@ class FakeWorker:
     def endpoint(self) -> str:
         return f"ipc://{self.worker}.{self.incarnation}"
 
-    def fail(self, doing: str, error: bytes | None = None) -> None:
+    def fail(self, doing: str, error: bytes | None = None, *, task: TaskIndex | None = None) -> None:
         """Say why, then die: the supervisor finds both at once."""
-        self.say(control.Failed(self.tasks[0], doing, "ValueError: no", "Traceback: no", error))
+        self.say(
+            control.Failed(self.tasks[0] if task is None else task, doing, "ValueError: no", "Traceback: no", error)
+        )
         self.die("exit code 70")
 
 
@@ -176,7 +179,7 @@ def switch(worker: FakeWorker, order: Any) -> None:
 
 def finish(worker: FakeWorker, order: Any) -> None:
     if worker.reads:
-        worker.beats(worker.beat(1, completed=10, finished=True))
+        worker.beats(worker.beat(1, completed=10, finished=not worker.stopping, drained=worker.stopping))
 
 
 def run_end(worker: FakeWorker, order: Any) -> None:
@@ -184,6 +187,7 @@ def run_end(worker: FakeWorker, order: Any) -> None:
 
 
 def drain(worker: FakeWorker, order: Any) -> None:
+    worker.stopping = True
     worker.beats(worker.beat(1, completed=5, drained=True))
 
 
@@ -222,11 +226,16 @@ class World:
     max_restarts: int = 5
     launch_errors: list[Exception] = field(default_factory=list)
     in_thread: bool = False
+    workers: Any = "per-task"
 
     def __post_init__(self) -> None:
         graph = Pipeline(Producer([1]) | self.first_node("a") * 2 | self.node("b"))
         self.plan = graph.plan(
-            mode="process", robustness=self.robustness, timeout_s=TIMEOUT_S, max_restarts=self.max_restarts
+            mode="process",
+            robustness=self.robustness,
+            timeout_s=TIMEOUT_S,
+            max_restarts=self.max_restarts,
+            workers=self.workers,
         )
         self.now_s = 0.0
         self.history: list[Any] = []
@@ -1007,6 +1016,185 @@ def test_only_processes_are_listed() -> None:
     assert world.supervisor.pids() == {}
 
 
+# -- workers of several tasks --------------------------------------------------------------------
+
+FIRST, SECOND = "worker.0", "worker.1"
+"""The first hosts producer.0 and a.0, the second a.1 and b.0."""
+
+
+def shared(**given: Any) -> World:
+    world = World(workers=2, **given)
+    crews = {w.name: [world.plan.task(task).name for task in w.tasks] for w in world.plan.workers}
+    assert crews == {FIRST: [SOURCE, LEFT], SECOND: [RIGHT, LAST]}
+    return world
+
+
+def tasks_told(world: World, kind: type) -> list[tuple[str, int, str]]:
+    """Who was told so, in which life, and of which task."""
+    return [
+        (name, incarnation, world.plan.task(order.task).name)
+        for name, incarnation, order in world.history
+        if isinstance(order, kind)
+    ]
+
+
+@pytest.mark.parametrize("names", [(FIRST,), (SECOND,), (FIRST, SECOND)], ids=" and ".join)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_death_of_a_shared_worker_at_any_moment_is_made_up_for_once(moment: str, names: tuple[str, ...]) -> None:
+    world = shared(script={(name, 1, event): act for name in names for event, act in dying(moment).items()})
+
+    supervisor = world.run()
+
+    assert supervisor.restarts == len(names)
+    assert [world.launched(name) for name in (FIRST, SECOND)] == [1 + (name in names) for name in (FIRST, SECOND)]
+    assert (supervisor.confirmed, supervisor.stopped) == (True, False)
+    assert_replayed_only_after_all_switched(world)
+
+
+def test_all_tasks_of_a_worker_have_its_process_and_counts_of_their_own() -> None:
+    world = shared(
+        script={(SECOND, 1, "Replay"): lambda w, order: (w.say(w.beat()), w.die()), (FIRST, "Replay"): nothing}
+    )
+    seen: list[dict[str, int]] = []
+    world.at(2.0, lambda: (seen.append(world.supervisor.pids()), finish(world.newest(FIRST), None)))  # type: ignore
+
+    supervisor = world.run()
+
+    assert seen == [{SOURCE: 1001, LEFT: 1001, RIGHT: 2002, LAST: 2002}]
+    assert [supervisor.counts()[TaskIndex(task)].items_in for task in range(4)] == [1, 1, 2, 2]
+
+
+def test_every_task_of_a_shared_worker_ends_once_in_the_order_of_the_graph() -> None:
+    world = shared(robustness="confirm", first_node=Summing, node=Summing)
+
+    assert world.run().confirmed
+    assert tasks_told(world, control.RunEnd) == [(FIRST, 1, LEFT), (SECOND, 1, RIGHT), (SECOND, 1, LAST)]
+
+
+def test_without_a_journal_a_shared_worker_that_dies_at_one_end_still_has_the_other_to_run() -> None:
+    world = shared(robustness="confirm", first_node=Summing, node=Summing, script={(SECOND, 1, "RunEnd"): die})
+
+    supervisor = world.run()
+
+    assert (supervisor.confirmed, supervisor.stopped, supervisor.restarts) == (False, False, 1)
+    assert tasks_told(world, control.RunEnd) == [(FIRST, 1, LEFT), (SECOND, 1, RIGHT), (SECOND, 2, LAST)]
+
+
+def test_with_a_journal_every_task_that_was_told_to_end_is_told_again() -> None:
+    def die_at_the_last(worker: FakeWorker, order: Any) -> None:
+        worker.die() if worker.world.plan.task(order.task).name == LAST else run_end(worker, order)
+
+    world = shared(first_node=Summing, node=Summing, script={(SECOND, 1, "RunEnd"): die_at_the_last})
+
+    supervisor = world.run()
+
+    told = tasks_told(world, control.RunEnd)
+    assert told[:3] == [(FIRST, 1, LEFT), (SECOND, 1, RIGHT), (SECOND, 1, LAST)]
+    assert told[3:] == [(FIRST, 1, LEFT), (SECOND, 2, RIGHT), (SECOND, 2, LAST)]
+    assert (supervisor.confirmed, supervisor.stopped) == (True, False)
+
+
+def test_without_a_journal_the_death_of_the_source_s_worker_ends_the_run_and_names_the_source() -> None:
+    world = shared(robustness="confirm", script={(FIRST, 1, "Replay"): die})
+
+    with pytest.raises(WorkerError, match=r"^producer\.0: the source died \(killed by SIGKILL\).*robust"):
+        world.run()
+
+
+def test_a_failure_names_the_task_at_fault_and_not_its_worker() -> None:
+    def fail(worker: FakeWorker, order: Any) -> None:
+        worker.fail("begin", task=TaskIndex(3))
+
+    with pytest.raises(WorkerError, match=r"^b\.0: begin\(\) raised ValueError: no") as caught:
+        shared(script={(SECOND, "start"): fail}).run()
+
+    assert caught.value.task == LAST
+
+
+def test_a_shared_worker_that_always_dies_without_a_word_is_given_up_by_its_own_name() -> None:
+    world = shared(script={(SECOND, "Wire"): die}, max_restarts=3)
+
+    with pytest.raises(WorkerError, match=r"^worker\.1: died 4 times without progress between \(killed by SIGKILL\)"):
+        world.run()
+
+
+def beat_of_each(*beats: tuple[int, str]) -> Callable[[FakeWorker], control.Beats]:
+    """(progress, occupied with) of each task of a worker."""
+
+    def make(worker: FakeWorker) -> control.Beats:
+        plain = worker.beat().beats
+        told = zip(plain, beats, strict=True)
+        return control.Beats(tuple(replace(b, progress=(n,), occupied_with=what) for b, (n, what) in told))
+
+    return make
+
+
+def test_a_shared_worker_hangs_if_the_task_that_is_at_work_does() -> None:
+    hanging = beat_of_each((7, ""), (3, "process"))
+    world = shared(script={(FIRST, "Replay"): nothing})
+    world.at(1.0, lambda: setattr(world.newest(SECOND), "pulse", lambda: hanging(world.newest(SECOND))))
+    world.at(30.0, lambda: finish(world.newest(FIRST), None))
+
+    supervisor = world.run()
+
+    assert supervisor.restarts == 1
+    assert "worker.1 (pid 2001) has made no progress in process for 5 s: killing it" in world.said
+    assert [w.signals for w in world.workers if w.name == SECOND] == [[signal.SIGABRT, signal.SIGKILL], []]
+
+
+def test_a_shared_worker_gets_on_if_any_of_its_tasks_does() -> None:
+    world = shared(script={(FIRST, "Replay"): nothing})
+
+    def pulse() -> control.Beats:
+        return beat_of_each((int(world.now_s / 4), ""), (3, "process"))(world.newest(SECOND))
+
+    world.at(1.0, lambda: setattr(world.newest(SECOND), "pulse", pulse))
+    world.at(60.0, lambda: finish(world.newest(FIRST), None))
+
+    assert world.run().restarts == 0
+
+
+def test_a_verdict_goes_to_the_workers_that_host_the_node_and_names_it() -> None:
+    key = FrameKey(TaskIndex(0), 7, (1,))
+
+    def die_of_it(worker: FakeWorker, order: Any) -> None:
+        if worker.incarnation <= 2:
+            worker.at = InHand(TaskIndex(2), key, b"")
+            worker.die("killed by SIGSEGV")
+        else:
+            finish(world.newest(FIRST), None)
+
+    world = shared(script={(FIRST, "Replay"): nothing, (SECOND, "Replay"): die_of_it})
+
+    supervisor = world.run()
+
+    judged = [(name, life, order.node) for name, life, order in world.history if isinstance(order, control.Judged)]
+    assert judged == [(FIRST, 1, "a")]
+    assert [verdict.frame for verdict in supervisor.verdicts("a")] == [key]
+    assert supervisor.verdicts("b") == supervisor.verdicts("producer") == ()
+    assert any(text.startswith("a.1 died again at the same place") for text in world.said)
+
+
+def test_a_task_in_hand_that_the_plan_does_not_have_blames_nobody() -> None:
+    def die_badly(worker: FakeWorker, order: Any) -> None:
+        worker.at = InHand(TaskIndex(99), FrameKey(TaskIndex(0), 7, (1,)), b"")
+        worker.die() if worker.incarnation <= 2 else finish(world.newest(FIRST), None)
+
+    world = shared(script={(FIRST, "Replay"): nothing, (SECOND, "Replay"): die_badly})
+
+    assert world.run().restarts == 2
+
+
+def test_the_worker_of_the_source_is_told_again_to_stop_whatever_else_it_hosts() -> None:
+    world = shared(script={(FIRST, "Replay"): nothing, (FIRST, 1, "StopReading"): die})
+    world.at(1.0, world.supervisor.stop)
+
+    supervisor = world.run()
+
+    assert world.orders(control.StopReading) == [(FIRST, 1), (FIRST, 2)]
+    assert (supervisor.stopped, supervisor.restarts) == (True, 1)
+
+
 # -- any history ---------------------------------------------------------------------------------
 
 
@@ -1029,7 +1217,7 @@ def assert_replayed_only_after_all_switched(world: World) -> None:
 @settings(deadline=None, max_examples=200)
 def test_any_history_of_deaths_ends(seed: int) -> None:
     chance = random.Random(seed)
-    world = World(max_restarts=100)
+    world = World(max_restarts=100, workers=chance.choice(["per-task", 1, 2, 3]))
     deaths = chance.randrange(12)
 
     def maybe_die(event: str) -> Reaction:
@@ -1045,10 +1233,10 @@ def test_any_history_of_deaths_ends(seed: int) -> None:
 
         return act
 
-    for task in world.plan.tasks:
-        world.script.update({(task.name, event): maybe_die(event) for event in ORDINARY})
+    for worker in world.plan.workers:
+        world.script.update({(worker.name, event): maybe_die(event) for event in ORDINARY})
     for _ in range(chance.randrange(4)):
-        name = chance.choice(world.plan.tasks).name
+        name = chance.choice(world.plan.workers).name
         world.at(chance.random() * 2, lambda name=name: world.newest(name).die())
     if chance.random() < 0.3:
         world.at(chance.random() * 2, world.supervisor.stop)
