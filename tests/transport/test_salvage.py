@@ -227,3 +227,14 @@ def test_a_call_that_may_not_be_made_loses_its_item_and_no_other() -> None:
 
     assert [isinstance(item, LostItem) for item in caught.value.items] == [False, True, False]
     assert isinstance(caught.value.items[1].error, PoisonError)
+
+
+def test_a_payload_that_has_stayed_in_its_worker_is_had_without_any_call() -> None:
+    met: list[Any] = []
+    payload = [1, (n for n in [2])]
+
+    found = salvage(payload, met.append)
+
+    assert found == payload
+    assert found is not payload
+    assert met == []
