@@ -53,8 +53,8 @@ class DurableDisk(Disk):
             key, state = decode(value[CRC_BYTES:])
             found[key] = state
         for _, value in sorted(self.tables["log"].items()):
-            changed, removed = decode(value[CRC_BYTES:])
-            found.update(changed)
+            keys, states, removed = decode(value[CRC_BYTES:])
+            found.update(zip(keys, states, strict=True))
             for key in removed:
                 found.pop(key, None)
         return found
