@@ -25,6 +25,7 @@ WORDS = {
     "options",
     "plan",
     "producer",
+    "reduction",
     "report",
     "routing",
     "sink",
