@@ -8,7 +8,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consecution import Count, Map, Node, Pipeline, Producer, Reduce
@@ -73,6 +73,7 @@ def test_count_takes_a_key() -> None:
     assert sorted(found) == [(2, 5), (3, 1)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-9, 9))))
 def test_folding_in_parts_gives_what_folding_item_by_item_gives(items: list[tuple[int, int]]) -> None:
     apart: list[Any] = []
@@ -110,6 +111,7 @@ def test_a_subclass_with_its_own_process_is_not_folded() -> None:
 # -- parts -------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("abcde")), st.integers(1, 4))
 def test_parts_make_one_table_of_each_frame(items: list[str], size: int) -> None:
     parts = Parts(Count(), "count.parts")

@@ -275,7 +275,7 @@ def test_no_change_is_evicted_before_it_is_merged(tmp_path: Path) -> None:
 def test_a_damaged_record_is_named(task: Task, table: str) -> None:
     task.states.put("a", 1)
     task.commit(merge_all=table == "state")
-    key, value = task.store._records(table)[0]
+    key, value = next(task.store._records(table))
     task.store.apply([TableWrite(lambda txn: txn.put(key, value[:-1] + b"!", db=task.store.handle(table)))])
 
     with pytest.raises(DamagedStoreError, match=f"record {table}/.* fails its checksum"):

@@ -311,7 +311,7 @@ def test_a_source_that_waits_in_read_is_warned_of_once(bench: Make, capfd: pytes
     try:
         wait_for(look, WAIT_S)
         for _ in range(3):
-            one.hear(control.Beat)
+            one.hear(control.Beats)
     finally:
         blocks.leave.set()
     one.receive(Frame)
