@@ -207,9 +207,9 @@ class OriginProcess(Process):
     restless = True
     """Another turn may do something, though no message has come."""
 
-    def __init__(self, scene: Scene, task: TaskIndex, incarnation: int) -> None:
+    def __init__(self, scene: Scene, task: TaskIndex, crew: Crew) -> None:
         self._over_failed: dict[TaskIndex, WatchedDispatch] = {}
-        super().__init__(scene, task, incarnation)
+        super().__init__(scene, task, crew)
 
     def leads_from(self, task: TaskIndex) -> bool:
         return bool(self._scene.world.node_of[task].failed_ways)
