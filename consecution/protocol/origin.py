@@ -9,7 +9,8 @@ The rules this file keeps:
    participant is told to ``go``; a batch is forgotten when all of its participants have confirmed.
 4. A retry is a one-item batch of its own. Its birth and the removal of its failure entry are one commit;
    if it fails again the entry comes back, with one more attempt, in the commit of its decision.
-5. Before every replay the generation rises, in the journal.
+5. Before every replay the generation rises, in the journal. A frame says of ``low`` only what is committed: its
+   receiver drops what lies below, and that would be the batch itself if it had to run again.
 6. The failed inputs of a durable task are its own origin's: their retries enter at that very task, and
    descend from no batch (``root`` is `NO_ROOT`).
 7. An item that is given up at a node with a failed edge never becomes an entry: in the commit that would keep
@@ -204,6 +205,8 @@ class Turn:
     gos: list[tuple[TaskIndex, Go]] = field(default_factory=list)
     settled: list[Settled] = field(default_factory=list)
     stops: list[FailureEntry] = field(default_factory=list)
+    low: int = 0
+    """The origin's lowest batch not yet applied everywhere, once ``changes`` are committed: what launches may say."""
 
     def __bool__(self) -> bool:
         return bool(self.changes or self.launches or self.gos or self.settled)
@@ -828,6 +831,7 @@ class Origin:
         if self._head_moved:
             self._head_moved = False
             turn.changes.append(HeadMoved(self._head()))
+        turn.low = self.low
         return turn
 
     def _head(self) -> Head:

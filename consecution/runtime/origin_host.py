@@ -239,7 +239,7 @@ class OriginHost:
             failpoints.passed("origin.committed")
         answered = self.companion.committed() if self.companion is not None else False
         for launch in turn.launches:
-            self._launch(launch)
+            self._launch(launch, turn.low)
         if turn.launches:
             failpoints.passed("origin.launched")
         self._send_gos(turn.gos)
@@ -258,14 +258,14 @@ class OriginHost:
         if self._on_settled is not None:
             self._on_settled(settled)
 
-    def _launch(self, launch: Launch) -> None:
+    def _launch(self, launch: Launch, low: int) -> None:
         cause = Frame(
             self.task,
             launch.seq,
             launch.generation,
             (),
             FrameId(0),
-            self.origin.low,
+            low,
             self.task,
             Stage.PROCESS,
             False,

@@ -135,6 +135,20 @@ def test_a_batch_without_frames_is_decided_in_the_same_turn() -> None:
     assert shell.diary.all("settled") == [(0, 1, True)]
 
 
+def test_a_frame_does_not_tell_of_a_decision_that_is_not_committed() -> None:
+    """Its receiver drops what lies below: after a crash here the batch runs again, and its frames must be taken."""
+    shell = running(one_node(batch_size=1), [[Unpicklable()], ["b"]])
+
+    shell.source_host.turn()
+
+    ((_, frame),) = shell.frames()
+    before, after = shell.diary.all("commit")
+    assert shell.diary.words() == ["born", "born", "commit", "send", "commit", "settled"]
+    assert BatchDecided(0) not in before
+    assert BatchDecided(0) in after
+    assert (frame.seq, frame.low) == (1, 0)
+
+
 def test_what_the_journal_held_is_sent_again_with_a_higher_generation() -> None:
     batches = tuple(BatchRecord(seq, 1, pickle.dumps([f"item {seq}"])) for seq in (3, 4))
     restored = Restored(Head(next_seq=5, generation=6, position="there", emitted=5), batches)

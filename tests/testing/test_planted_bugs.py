@@ -48,7 +48,7 @@ class LaunchesBeforeItCommits(OriginHost):
         while turn := self.origin.take_turn():
             worked = True
             for launch in turn.launches:
-                self._launch(launch)
+                self._launch(launch, turn.low)
             if turn.changes:
                 self.store.apply(turn.changes)
             for settled in turn.settled:
@@ -67,7 +67,7 @@ class TellsBeforeItCommits(OriginHost):
             if turn.changes:
                 self.store.apply(turn.changes)
             for launch in turn.launches:
-                self._launch(launch)
+                self._launch(launch, turn.low)
         return worked
 
 
