@@ -16,13 +16,15 @@ from tests.engines.durable_nodes import OnceFile, lines_of
 
 DISK_MIB = 6
 ITEMS = 12_000
+KEYS = 8_000
+"""Their states alone fill the disk, however many items of a key one commit takes together."""
 
 
 class Biggest(KeyedNode):
     """Keeps the longest text of each key, so that its store grows."""
 
     def key(self, item: int) -> int:
-        return item % 2000
+        return item % KEYS
 
     def process(self, item: int) -> None:
         self.state["text"] = str(item) * 200
@@ -66,6 +68,6 @@ def test_a_full_disk_stops_the_run_and_nothing_is_lost_when_it_goes_on(disk: Pat
     assert (report.emitted, report.completed, report.failed, report.open) == (ITEMS, ITEMS, 0, 0)
     expected: dict[int, int] = {}
     for item in range(ITEMS):
-        expected[item % 2000] = expected.get(item % 2000, 0) + item
+        expected[item % KEYS] = expected.get(item % KEYS, 0) + item
     assert sorted(lines_of(tmp_path / "out")) == sorted(expected.items())
     assert check_state_dir(disk / "state").problems == ()
