@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -93,7 +94,10 @@ def contestants_of(root: Path, question: str) -> list[str]:
         f"import importlib, json; q = importlib.import_module('benchmarks.{question}').QUESTION; "
         "print(json.dumps([c for c in q.contestants if c not in q.old]))"
     )
-    asked = subprocess.run([sys.executable, "-c", ask], cwd=root, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    asked = subprocess.run(
+        [sys.executable, "-c", ask], cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
     if asked.returncode:
         raise SystemExit(f"{root} cannot answer {question!r}: {asked.stderr.strip().splitlines()[-1]}")
     found: list[str] = json.loads(asked.stdout)

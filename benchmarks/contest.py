@@ -8,6 +8,7 @@ Every answer is checked against the question's own.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -94,7 +95,13 @@ def run_child(
     command = [sys.executable, "-m", "benchmarks.child", question, name, str(items), str(old_root or "")]
     with watched() as seen:
         process = subprocess.Popen(
-            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         stdout, stderr = process.communicate(timeout=RUN_TIMEOUT_S)
     if process.returncode:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import compare
-from benchmarks.contest import Run
+from benchmarks.contest import Run, run_child
 
 OTHER, THIS = Path("/other"), Path("/this")
 
@@ -64,3 +64,15 @@ def test_two_checkouts_are_measured_side_by_side(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("CPU-bound")
     assert lines[2].split()[:2] == ["plain", "loop"]
+
+
+def test_a_child_runs_the_package_of_its_own_checkout(tmp_path: Path) -> None:
+    (tmp_path / "consecution.py").write_text("found = 42\n")
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    told = 'import consecution; print(\'{"seconds": 1.0, "answer": %d}\' % consecution.found)'
+    (tmp_path / "benchmarks" / "child.py").write_text(told)
+
+    found = run_child("identity", "anybody", 10, 42, root=tmp_path)
+
+    assert found.items_per_s == 10
