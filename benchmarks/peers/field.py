@@ -95,6 +95,9 @@ CONTESTANTS = (
     Contestant("ours none", OURS, all_of("identity", "words"), 1, {"mode": "process", "robustness": "none"}),
     Contestant("ours robust", OURS, all_of(*(work.name for work in WORKS)), 1, ROBUST),
     Contestant("ours robust * 2", OURS, all_of(*IN_MEMORY, "durable"), 2, ROBUST),
+    Contestant(
+        "ours robust workers=2", OURS, all_of(*IN_MEMORY, "durable", "airports", "kill"), 1, {**ROBUST, "workers": 2}
+    ),
     Contestant("ours robust sync=process", OURS, all_of("latency"), 1, {**ROBUST, "sync": "process"}),
     Contestant("Bytewax, 1", BYTEWAX, all_of("identity", "cpu", "airports", "latency", "kill", words=50_000)),
     Contestant("Bytewax, 2", BYTEWAX, all_of("identity", "cpu", words=50_000, durable=50_000), 2),
