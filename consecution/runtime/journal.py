@@ -55,6 +55,7 @@ from consecution.protocol.origin import (
     RetryMark,
 )
 from consecution.protocol.values import Entry, Stage, TaskIndex
+from consecution.runtime.pages import PageError, check_file
 from consecution.transport.frames import decode_failed
 
 FORMAT = 1
@@ -129,6 +130,7 @@ class Journal:
                 max_readers=16,
             )
             self._check_commits(data)
+            self._check_pages(data)
             _cover_map(self._env, data)
             # A reader that was killed would keep its snapshot, and the file growing, for good.
             self._env.reader_check()
@@ -166,6 +168,12 @@ class Journal:
             raise self._damaged(
                 "data.mdb", f"says that its last commits are {numbers[0]} and {numbers[1]}: one must follow the other"
             )
+
+    def _check_pages(self, data: Path) -> None:
+        try:
+            check_file(data, self._env.stat()["psize"])
+        except PageError as error:
+            raise self._damaged(f"data.mdb/{error.where}", error.what) from error
 
     def _check_meta(self) -> None:
         """What is missed by nobody must not be lost by a damaged name: each of these records is a known one."""

@@ -1,4 +1,4 @@
-"""An independent reader of a state directory: it shares no code with the journal it checks.
+"""An independent reader of a state directory: it shares no code with the journal it checks, but for LMDB's `pages`.
 
 It knows the layout from docs/formats.md, verifies every checksum, the kind of every field, and what must
 hold between the records. It changes nothing and may look while a run goes on in another process.
@@ -21,6 +21,7 @@ import lmdb
 import msgpack
 
 from consecution.errors import UsageError
+from consecution.runtime.pages import LEAF_LIMIT, PageError, check_file
 
 FORMAT = 1
 
@@ -361,8 +362,10 @@ _PICKLED = ("state", "log")
 
 
 @contextlib.contextmanager
-def open_to_read(folder: Path) -> Iterator[Any]:
-    """The environment of a journal; a longer copy of it, where the file is shorter than the pages it says it has.
+def open_to_read(folder: Path, *, leaf_limit: int | None = LEAF_LIMIT) -> Iterator[Any]:
+    """The environment of a journal, its pages looked at (see `pages`); lmdb.CorruptedError where they are damaged.
+
+    A longer copy of it, where the file is shorter than the pages it says it has.
 
     That need not be damage: a page that was given back before it was written is counted, too. But reading
     a page behind the end would kill this process; in the copy it is zeros, which are noticed.
@@ -371,6 +374,7 @@ def open_to_read(folder: Path) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         stack.callback(env.close)
         data = folder / "data.mdb"
+        _check_pages(env, data, leaf_limit)
         needed_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
         if data.stat().st_size < needed_bytes:
             copy = stack.enter_context(tempfile.TemporaryDirectory(prefix="consecution-check-"))
@@ -380,6 +384,15 @@ def open_to_read(folder: Path) -> Iterator[Any]:
             env = lmdb.open(copy, readonly=True, create=False, lock=False, max_dbs=8)
             stack.callback(env.close)
         yield env
+
+
+def _check_pages(env: Any, data: Path, leaf_limit: int | None) -> None:
+    """Those of one commit, which stay as they are as long as it is being read."""
+    with env.begin() as txn:
+        try:
+            check_file(data, env.stat()["psize"], txn.id(), leaf_limit=leaf_limit)
+        except PageError as error:
+            raise lmdb.CorruptedError(str(error)) from error
 
 
 class _OriginChecker:
@@ -394,7 +407,7 @@ class _OriginChecker:
             self._complain("data.mdb is missing")
             return None
         try:
-            with open_to_read(self._folder) as env, env.begin() as txn:
+            with open_to_read(self._folder, leaf_limit=None) as env, env.begin() as txn:
                 return self._check_records(env, txn)
         except lmdb.Error as error:
             if "already open in this process" in str(error):

@@ -411,13 +411,29 @@ def test_a_record_whose_name_is_damaged_is_noticed(filled: Path) -> None:
         restore(filled)
 
 
-def test_a_table_that_gives_fewer_records_than_it_counts_is_damage(filled: Path) -> None:
+def test_a_table_that_gives_fewer_records_than_it_counts_is_damage(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LMDB keeps the count 32 bytes into what it knows of the table, behind the name of that."""
     content = (filled / "data.mdb").read_bytes()
     place = content.rindex(b"decided") + len(b"decided") + 32
     (filled / "data.mdb").write_bytes(content[:place] + b"\5" + content[place + 1 :])
 
+    with pytest.raises(DamagedStoreError, match=r"record data\.mdb/table 'decided' begins .* and counts 5 entries"):
+        restore(filled)
+    monkeypatch.setattr("consecution.runtime.journal.check_file", lambda *_: None)  # as where there is too much of it
     with pytest.raises(DamagedStoreError, match="record decided gives 0 records, and counts 5"):
+        restore(filled)
+
+
+@pytest.mark.parametrize("flag", [2, 8, 0xFF])
+def test_a_table_whose_flags_are_damaged_is_damage(filled: Path, flag: int) -> None:
+    """They say how its keys are compared: what it has would not be found. They lie 4 bytes behind its name."""
+    content = (filled / "data.mdb").read_bytes()
+    place = content.rindex(b"meta\0") + len(b"meta") + 4
+    (filled / "data.mdb").write_bytes(content[:place] + bytes([flag]) + content[place + 1 :])
+
+    with pytest.raises(DamagedStoreError, match=rf"record data\.mdb/table 'meta' has flags {flag}; expected 0"):
         restore(filled)
 
 
