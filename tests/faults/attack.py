@@ -21,7 +21,7 @@ from consecution.runtime import failpoints
 from tests.faults import ledger_verdict, processes, travel_verdict, verdict
 from tests.faults.schedule import AtProgress, AtRecovery, AtStart, Attack, Life, Schedule, Trap, draw
 from tests.faults.trouble import lay_tokens
-from tests.faults.works import WORKS
+from tests.faults.works import WORKS, worker_of
 
 DEADLINE_S = 150.0
 LONG_DEADLINE_S = 600.0
@@ -126,6 +126,7 @@ class _Run:
         self.expected_bytes = WORKS[self.job.work].expected_bytes(self.job)
         self.job.save()
         work = WORKS[self.job.work]
+        self.worker_of = worker_of(self.job)
         lay_tokens(self.job, work.marks_of(self.job))
         for name in ("run", "tmp", "traps"):
             (self._folder / name).mkdir()
@@ -340,7 +341,8 @@ class _Life:
             yield from (p.pid for p in found if "multiprocess.forkserver" in p.command and p.pid not in self._pids)
         else:
             ours = {p.pid for p in processes.of_run(self._run.mark)}
-            yield from (self._events.pids[task] for task in attack.tasks if self._events.pids.get(task) in ours)
+            workers = dict.fromkeys(self._run.worker_of[task] for task in attack.tasks)
+            yield from (self._events.pids[worker] for worker in workers if self._events.pids.get(worker) in ours)
 
     @property
     def _pids(self) -> set[int]:
@@ -423,6 +425,7 @@ class _Events:
         self._at = 0
         self.started = 0
         self.pids: dict[str, int] = {}
+        """By the names of workers."""
         self.all_pids: set[int] = set()
         self.replays: list[float] = []
         self.kills: list[tuple[float, str]] = []

@@ -32,6 +32,8 @@ class Job:
     """Of ledger: bundled sinks, or plain ones of a user's own."""
     server: str = ""
     """Of ledger: the url of a PostgreSQL database; empty: there is none."""
+    workers: str | int = "per-task"
+    """As the option of that name."""
 
     @property
     def reads_lines(self) -> bool:

@@ -33,6 +33,8 @@ LEDGER_POINT_GROUPS = {
 }
 VICTIMS = ("worker", "several", "hang", "forkserver", "supervisor", "everything")
 HANG_TIMEOUT_S = 2.0
+WORKERS: tuple[str | int, ...] = ("per-task", "per-task", 2, 3)
+"""Half of the runs share workers. Their tasks are still named one by one; who lives together dies together."""
 LONG_ITEMS = 50_000
 """From here on there is time for many kills."""
 
@@ -138,7 +140,7 @@ class Schedule:
         what = ", ".join(
             filter(None, (job.source, job.fork, job.right, job.stores, "PostgreSQL" if job.server else ""))
         )
-        return f"{job.work}, {job.items} items, {what}, sync={job.sync}{how}; {told}"
+        return f"{job.work}, {job.items} items, {what}, sync={job.sync}, workers={job.workers}{how}; {told}"
 
 
 @dataclass(slots=True)
@@ -147,6 +149,7 @@ class _TravelDraw:
     source: str
     spares_supervisor: bool
     """A pipe cannot be read a second time."""
+    workers: str | int
     at: float = 0.0
     """How far the run is when the next attack comes."""
     step: float = 0.0
@@ -196,7 +199,7 @@ class _TravelDraw:
         point = self.rng.choice(POINT_GROUPS[group])
         most = {"task": 60, "origin": 60, "start": 2, "recovery": 2, "end": 1}[group]
         if point == "supervisor.started_worker":
-            most = 12
+            most = 12 if self.workers == "per-task" else int(self.workers)
         return Trap(point, self.passes(most), not point.startswith("supervisor") or self.rng.random() < 0.3)
 
 
@@ -211,7 +214,8 @@ def _draw_travel(seed: int, items: int, folder: str) -> Schedule:
     source = SOURCES[seed % len(SOURCES)]
     if source == "pipe":
         lives = 1
-    drawing = _TravelDraw(rng, source, spares_supervisor=source == "pipe", step=1.0 / lives)
+    workers = _draw_workers("travel", seed)
+    drawing = _TravelDraw(rng, source, spares_supervisor=source == "pipe", workers=workers, step=1.0 / lives)
     drawn = tuple(_travel_lives(drawing, lives))
     hangs = any(attack.victim == "hang" for life in drawn for attack in life.attacks)
     job = Job(
@@ -224,6 +228,7 @@ def _draw_travel(seed: int, items: int, folder: str) -> Schedule:
         sync=rng.choice(("power", "power", "process")),
         timeout_s=HANG_TIMEOUT_S if hangs else 30.0,
         folder=folder,
+        workers=workers,
     )
     return Schedule(job, drawn, impatient=rng.random() < 0.3)
 
@@ -312,8 +317,14 @@ def _draw_ledger(seed: int, items: int, folder: str, server: str) -> Schedule:
         folder=folder,
         stores=rng.choice(("own", "bundled")),
         server=server,
+        workers=_draw_workers("ledger", seed),
     )
     return Schedule(job, drawn, impatient=rng.random() < 0.3, stubborn=is_long)
+
+
+def _draw_workers(work: str, seed: int) -> str | int:
+    """By numbers of its own, so that all else of a seed is the same with any of them."""
+    return random.Random(f"workers of {work} {seed}").choice(WORKERS)
 
 
 def _travel_lives(drawing: _TravelDraw, count: int) -> Iterator[Life]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.faults import attack
 from tests.faults.job import SOURCES
-from tests.faults.schedule import LEDGER_POINT_GROUPS, POINT_GROUPS, VICTIMS, draw
+from tests.faults.schedule import LEDGER_POINT_GROUPS, POINT_GROUPS, VICTIMS, WORKERS, draw
+from tests.faults.works import worker_of
 
 ITEMS = {"travel": 6_000, "ledger": 2_000}
 DEADLINE_S = 80.0
@@ -37,3 +40,21 @@ def test_the_ledgers_seeds_cover_both_kinds_of_stores() -> None:
     stores = {draw("ledger", seed, ITEMS["ledger"]).job.stores for seed in SEEDS["ledger"]}
 
     assert stores == {"own", "bundled"}
+
+
+def test_the_seeds_cover_workers_of_one_task_and_of_several() -> None:
+    drawn = {draw(work, seed, ITEMS[work]).job.workers for work, seeds in SEEDS.items() for seed in seeds}
+
+    assert drawn == set(WORKERS)
+
+
+@pytest.mark.parametrize("work", SEEDS)
+def test_every_victim_has_a_worker_to_be_killed_with(work: str, tmp_path: Path) -> None:
+    for seed in SEEDS[work]:
+        schedule = draw(work, seed, ITEMS[work], str(tmp_path))
+        tasks = {task for life in schedule.lives for attack in life.attacks for task in attack.tasks}
+
+        hosts = worker_of(schedule.job)
+
+        assert tasks <= hosts.keys()
+        assert len(set(hosts.values())) == schedule.job.workers or schedule.job.workers == "per-task"

@@ -67,6 +67,7 @@ def live(job: Job, life: str) -> int:
         retries=RETRIES,
         sync=job.sync,  # type: ignore[arg-type]
         timeout_s=job.timeout_s,
+        workers=job.workers,  # type: ignore[arg-type]
         max_restarts=100,
         on_status=on_status,
     )

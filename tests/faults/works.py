@@ -31,3 +31,10 @@ class Work(Protocol):
 
 
 WORKS: dict[str, Work] = {"travel": travel, "ledger": ledger}
+
+
+def worker_of(job: Job) -> dict[str, str]:
+    """Task → the worker that hosts it, by their names."""
+    work = WORKS[job.work]
+    plan = work.make_pipeline(job).plan(work.source(job), mode="process", workers=job.workers)  # type: ignore[arg-type]
+    return {task.name: plan.worker_of(task.index).name for task in plan.tasks}
