@@ -37,7 +37,7 @@ from consecution.protocol.origin import (
     HeadMoved,
 )
 from consecution.protocol.step import shorten_repr
-from consecution.protocol.values import USER_ERRORS
+from consecution.protocol.values import USER_ERRORS, Stage
 from consecution.runtime import failpoints
 from consecution.runtime.journal import FailuresMoved, Journal, check_is_there
 from consecution.runtime.journal_check import open_to_read
@@ -121,6 +121,7 @@ class Selection:
     """Which failed items a command is about. What is not given selects all.
 
     ``error`` is a text that the error contains, or a regular expression found in it; times are wall-clock seconds.
+    With ``some_may_be_gone`` an id that is not there is no mistake.
     """
 
     nodes: tuple[str, ...] = ()
@@ -129,19 +130,22 @@ class Selection:
     until_s: float | None = None
     ids: tuple[str, ...] = ()
     limit: int | None = None
+    some_may_be_gone: bool = False
 
     @property
     def is_all(self) -> bool:
         return self == Selection()
 
     def of(self, found: Iterator[Failed]) -> Iterator[Failed]:
-        """Those that are selected, in their order. UsageError, at the end, for ids that were not among them."""
+        """Those that are selected, in their order. UsageError, at the end, for ids that were not among them
+        (unless they may be gone).
+        """
         wanted = dict.fromkeys(self.ids)
         unseen = dict(wanted)
         for failed in islice((f for f in found if self._takes(f, wanted)), self.limit):
             unseen.pop(failed.id, None)
             yield failed
-        if unseen and self.limit is None:
+        if unseen and self.limit is None and not self.some_may_be_gone:
             raise UsageError(f"there is no failed item {', '.join(unseen)} (or another filter leaves it out)")
 
     def _takes(self, failed: Failed, wanted: dict[str, None]) -> bool:
@@ -286,11 +290,10 @@ class FailureStore:
     ) -> list[str]:
         """Put entries back, with all their tries; returns their ids. The run is not finished any more.
 
-        ``at_source``: as new items of the source. UsageError, before anything is changed, for an entry that
-        cannot be put back.
+        ``at_source``: as new items of the source; of what failed on a failed edge that is the item, not the `Failure`
+        around it. UsageError, before anything is changed, for an entry that cannot be put back.
         """
-        replacing = edited or {}
-        chosen = [_edit(failed, replacing.get(failed.id)) for failed in self._select(selection)]
+        chosen = [_as_given(failed, (edited or {}).get(failed.id), at_source) for failed in self._select(selection)]
         for failed in chosen:
             self._check_can_retry(failed, at_source)
 
@@ -390,8 +393,16 @@ def _bear_again(head: Head, failed: Failed) -> tuple[Head, list[Change]]:
     return head, [FailureTaken(failed.entry.key), *born]
 
 
-def _edit(failed: Failed, edited: Edited | None) -> Failed:
-    if edited is None:
-        return failed
+def _as_given(failed: Failed, edited: Edited | None, at_source: bool) -> Failed:
+    """With the item that is to be put back."""
+    given = failed.entry.failed
+    if edited is not None and edited.payload != given.payload:
+        return _edit(failed, edited)
+    if at_source and given.stage is Stage.FAILED and given.payload is not None:
+        return _edit(failed, Edited.of({"id": failed.id, "item": failed.item().item}))
+    return failed
+
+
+def _edit(failed: Failed, edited: Edited) -> Failed:
     item = failed.entry.failed._replace(payload=edited.payload, shown=edited.shown, retryable=True)
     return replace(failed, entry=replace(failed.entry, failed=item))

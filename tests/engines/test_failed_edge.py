@@ -18,7 +18,7 @@ import pytest
 from consecution import Failure, JsonLines, KeyedNode, Map, Node, Pipeline, Producer, Report, Running, TextLines
 from consecution.errors import StoppedByItemError
 from consecution.runtime import failpoints
-from consecution.runtime.failures import FailureStore, Selection
+from consecution.runtime.failures import FailureStore, Selection, look, read_edited
 from consecution.runtime.journal_check import check_state_dir
 from tests.engines.nodes import Collect, collected
 from tests.engines.poisonous import Poisoned
@@ -362,6 +362,33 @@ def test_an_item_that_failed_on_an_edge_that_is_gone_is_kept(mode: str, tmp_path
     (failure,) = after.failures
     assert (failure.node, failure.item.item) == ("picky", 9)
     assert failure.error == "GraphError: picky.failed leads nowhere any more; connect a handler, or drop the item"
+
+
+@pytest.mark.parametrize("as_exported", [False, True])
+def test_what_failed_on_an_edge_goes_to_the_source_without_the_failure_around_it(
+    mode: str, tmp_path: Path, as_exported: bool
+) -> None:
+    def start() -> Running:
+        picky = Picky("picky")
+        picky.failed | [Map(item_of, "odd"), Map(item_of, "even"), which]
+        return Pipeline(Producer("manual") | picky).start(**options(mode, tmp_path, retries=0))
+
+    with start() as running:
+        assert running.push(9).wait(DEADLINE_S)
+        running.stop()
+    (before,) = look(tmp_path / "state")
+    edited = read_edited(iter([json.dumps(before.to_dict())]), "an export") if as_exported else None
+    with FailureStore(tmp_path / "state") as store:
+        store.retry(Selection(), edited=edited, at_source=True)
+    with start() as running:
+        report = running.stop()
+    (after,) = look(tmp_path / "state")
+
+    assert (report.emitted, report.completed, report.failed) == (2, 2, 1)
+    # It has gone all the way again: picky takes numbers.
+    assert (before.id, after.id) == ("producer:0", "producer:1")
+    assert [kept.item().item for kept in (before, after)] == [9, 9]
+    assert after.item().error == "ValueError: no thirds: 9"
 
 
 # -- deaths --------------------------------------------------------------------------------------
