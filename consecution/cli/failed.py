@@ -40,6 +40,7 @@ ACTIONS = {
     "finished. By default an item goes to the node it failed at. Nodes that get some and had run end() run it again.",
     "drop": "Remove failed items for good. They are no longer counted as failed.",
 }
+SHOWN_IDS = 10
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -89,8 +90,9 @@ def _add_retry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--at-source",
         action="store_true",
-        help="as new items of the source, from the beginning. An item has the form that it had where it failed: "
-        "mend it with --from where the nodes before that expect another one",
+        help="as new items of the source, from the beginning. An item has the form that it had where it failed (on a "
+        "failed edge: without the Failure around it): mend it with --from where the nodes before that expect another "
+        "one",
     )
     parser.add_argument(
         "--from",
@@ -98,7 +100,8 @@ def _add_retry(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         help="JSON lines as export writes them, - for standard input: just these items, each replaced by what its line "
-        "holds. The next run loads their pickles: take only files of your own",
+        "holds; ids that are gone were put back before, and are only named. The next run loads their pickles: take "
+        "only files of your own",
     )
 
 
@@ -135,10 +138,14 @@ def _selection(arguments: argparse.Namespace) -> Selection:
 
 
 def _found(arguments: argparse.Namespace) -> Iterator[Failed]:
+    _look_here_too()
+    return _selection(arguments).of(look(arguments.state_dir))
+
+
+def _look_here_too() -> None:
     """Items may be of classes that lie in the folder where the pipeline is."""
     if "" not in sys.path:
         sys.path.insert(0, "")
-    return _selection(arguments).of(look(arguments.state_dir))
 
 
 # -- looking -------------------------------------------------------------------------------------
@@ -224,13 +231,15 @@ def _new_file(path: Path) -> TextIO:
 
 
 def retry_items(arguments: argparse.Namespace) -> int:
-    """Put items back."""
+    """Put items back. A file may be given again: what of it is gone was put back before."""
+    _look_here_too()
     selection, edited = _selection(arguments), None
     if arguments.edited is not None:
         edited = _read_edited(arguments.edited)
         selection = _only(selection, edited)
     with FailureStore(arguments.state_dir) as store:
         ids = store.retry(selection, edited=edited, at_source=arguments.at_source, dry_run=arguments.dry_run)
+    _tell_of_gone(arguments, edited, ids)
     where = "at the source" if arguments.at_source else "at the nodes they failed at"
     _tell(arguments, ids, f"put back {where}; the next run with this state_dir tries them again", "would be put back")
     return 0
@@ -252,7 +261,17 @@ def _only(selection: Selection, edited: dict[str, Edited]) -> Selection:
         raise UsageError("--from: the file names no items")
     if not selection.is_all:
         raise UsageError("--from names the items itself: leave out the other filters")
-    return Selection(ids=tuple(edited))
+    return Selection(ids=tuple(edited), some_may_be_gone=True)
+
+
+def _tell_of_gone(arguments: argparse.Namespace, edited: dict[str, Edited] | None, ids: list[str]) -> None:
+    gone = sorted((edited or {}).keys() - set(ids))
+    if gone:
+        shown = ", ".join(gone[:SHOWN_IDS]) + (", ..." if len(gone) > SHOWN_IDS else "")
+        print(
+            f"--from {arguments.edited}: {len(gone):,} of its ids are no failed items (any more): {shown}",
+            file=sys.stderr,
+        )
 
 
 def drop_items(arguments: argparse.Namespace) -> int:

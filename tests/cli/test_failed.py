@@ -267,6 +267,26 @@ def _add(total: int, text: str) -> int:
     return total + int(text)
 
 
+def test_a_file_may_be_given_again(call: Call, state_dir: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "failed.jsonl"
+    call("export", "--output", exported)
+    assert call("retry", "--id", "numbers:1", "--at-source")[0] == 0
+
+    rest = call("retry", "--from", exported, "--at-source")
+    nothing = call("retry", "--from", exported, "--at-source", "--json")
+    again = run(state_dir)
+
+    at_source = "put back at the source; the next run with this state_dir tries them again"
+    assert rest == (
+        0,
+        f"2 failed items {at_source}\n",
+        f"--from {exported}: 1 of its ids are no failed items (any more): numbers:1\n",
+    )
+    assert (nothing[0], json.loads(nothing[1])) == (0, {"ids": [], "dry_run": False})
+    assert nothing[2].endswith("3 of its ids are no failed items (any more): numbers:0, numbers:1, numbers:2\n")
+    assert (again.emitted, again.failed) == (7, 3)
+
+
 def test_from_and_filters_do_not_go_together(call: Call, tmp_path: Path) -> None:
     (tmp_path / "edited.jsonl").write_text('{"id": "numbers:0", "item": 8}')
 

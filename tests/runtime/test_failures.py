@@ -299,6 +299,17 @@ def test_an_edited_item_takes_the_place_of_the_one_that_failed(runs: Runs) -> No
     assert runs.failed == []
 
 
+def test_ids_that_may_be_gone_are_passed_over(runs: Runs) -> None:
+    runs(bad=[2, 5])
+
+    put_back = runs.change(
+        lambda store: store.retry(Selection(ids=("numbers:0", "numbers:8"), some_may_be_gone=True), at_source=True)
+    )
+
+    assert put_back == ["numbers:0"]
+    assert runs.ids() == ["numbers:1"]
+
+
 def test_at_the_source_an_item_is_a_new_one_and_goes_all_the_way(runs: Runs) -> None:
     runs(bad=[2])
     edited = {"numbers:0": Edited.of({"id": "", "item": 5})}
