@@ -60,7 +60,8 @@ def mode(request: pytest.FixtureRequest) -> Any:
 
 every_engine = pytest.mark.parametrize("mode", [*MODES, *WORKERS], indirect=True)
 every_engine_that_keeps_the_order = pytest.mark.parametrize("mode", [*MODES, "one worker"], indirect=True)
-"""Two workers have two replicas of what keeps nothing, and frames that go different ways may overtake each other."""
+"""Two workers have two replicas of what keeps nothing, and frames that go different ways may overtake each other.
+Only what waits for the decision takes their batches in order."""
 
 
 @pytest.fixture(params=["thread", "process"])
@@ -165,7 +166,7 @@ def test_a_rich_graph_gives_the_same_items_at_every_level(run: Run, level: str) 
     assert {node.node: node.replicas for node in report.nodes}["negate"] == 3
 
 
-@every_engine_that_keeps_the_order
+@every_engine
 def test_on_a_single_path_items_keep_the_order_of_the_source(run: Run) -> None:
     report = run(Map(nodes.increase, "a") | Map(nodes.negate, "b") | run.sink, range(5000))
 
@@ -1029,7 +1030,7 @@ def test_what_a_stopped_run_had_gathered_is_forgotten(run: Run) -> None:
 # -- sinks ---------------------------------------------------------------------------------------
 
 
-@every_engine_that_keeps_the_order
+@every_engine
 def test_a_sink_gets_numbered_batches_in_order(run: Run) -> None:
     sink = Collect("sink", run.out, with_batch=True)
 

@@ -274,6 +274,33 @@ def test_an_item_may_stop_a_run_of_shared_workers(tmp_path: Path, workers: int) 
     assert sorted(n for n in lines_of(tmp_path / "out") if n != "raise") == list(range(20_000))
 
 
+# -- order ---------------------------------------------------------------------------------------
+
+
+class Overtaken(Node):
+    """Holds the first item back until another replica has a later one in hand."""
+
+    def __init__(self, name: str, token: Path) -> None:
+        super().__init__(name)
+        self.token = token
+
+    def process(self, item: int) -> None:
+        if item == 0:
+            wait_for(self.token.exists)
+        else:
+            self.token.touch()
+        self.push(item)
+
+
+def test_batches_that_overtake_each_other_are_applied_in_the_order_of_the_source(tmp_path: Path) -> None:
+    chain = Overtaken("overtaken", tmp_path / "token") | Copy("copy") | OnceFile("out", tmp_path / "out")
+
+    report = Pipeline(chain).run(numbers_of(COUNT), workers=2, **OPTIONS)
+
+    assert lines_of(tmp_path / "out") == list(range(COUNT))
+    assert (report.completed, report.failed) == (COUNT, 0)
+
+
 # -- calls instead of sockets --------------------------------------------------------------------
 
 
