@@ -54,8 +54,10 @@ class Node:
     one or many. ``begin`` and ``end`` run once before the first and after the last item of a stream;
     pushing is possible everywhere but in ``begin``. Keyword arguments become attributes.
 
-    In a run with several workers each replica of a node lives in a process of its own: attributes are
-    not shared between replicas, nor with the process that started the run.
+    In a run with several workers the replicas of a node share nothing: attributes are those of one replica, not of
+    another, nor of the process that started the run. With ``workers=n`` a node that has no ``end`` and no `on_timer`,
+    and something behind it, has n replicas unless ``node * m`` says otherwise: inherit from `StatefulNode` or
+    `KeyedNode` where something is to be kept.
     """
 
     replicas: int = 1

@@ -195,7 +195,8 @@ class Reduce(KeyedNode):
 class Count(Reduce):
     """Counts the items of each key, and pushes ``(key, count)`` for every key at the end of the stream.
 
-    Without ``key`` the item itself is the key.
+    Without ``key`` the item itself is the key. Where several workers share the keys, each counts what it has, and
+    only these counts are sent.
     """
 
     def __init__(self, key: Callable[[Any], Key] | None = None, name: str = "count") -> None:

@@ -13,8 +13,16 @@ from consecution.errors import UsageError
 from consecution.plan import Plan, describe, to_dot, to_mermaid
 
 DRAW_TIMEOUT_S = 60
+DESCRIPTION = """Show what a run would start, as text or as a picture: tasks, edges, and which worker hosts which tasks.
+Nothing is started.
+
+With --workers N the nodes that keep nothing, and keyed ones, have a replica in each worker; an edge that never leaves
+a worker is "local". A source that only your program can read (a generator, standard input) is shown in the first
+worker, and runs in your program.
+"""
 EXAMPLES = """examples:
   consecution plan examples/profit_share.py
+  consecution plan etl.py --workers 2
   consecution plan etl.py --format mermaid
   consecution plan etl.py --format svg > plan.svg
 """
@@ -25,7 +33,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "plan",
         help="show tasks, workers and edges of a pipeline",
-        description="Show what a run would start: tasks, workers, edges, and a picture.",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -73,6 +73,17 @@ def commands_of(page: Path) -> list[str]:
     return [line.removeprefix("$ ").partition("  #")[0].strip() for line in lines if line.startswith("$ ")]
 
 
+def outputs_of(page: Path) -> list[tuple[int, str, str]]:
+    """(line, command, output) of every command of a console block that shows what it prints."""
+    found = []
+    for block in (block for block in blocks_of(page) if block.language == "console"):
+        for shown in re.split(r"^\$ ", block.body, flags=re.MULTILINE)[1:]:
+            command, _, output = shown.partition("\n")
+            if output.strip():
+                found.append((block.line, command.strip(), output))
+    return found
+
+
 def named_tests_of(page: Path) -> list[tuple[str, str]]:
     """(file, name) of every test a page calls upon; the name is '' where a whole file is meant."""
     return [(match["path"], match["name"] or "") for match in NAMED_TEST.finditer(prose_of(page))]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT, Block, blocks_of, name_of
+from consecution.cli import main
+from tests.docs.pages import PAGES, ROOT, Block, blocks_of, name_of, outputs_of
 
 TIMEOUT_S = 100
 TAUGHT = ("README.md", "docs/tutorial.md", "docs/moving-from-0.2.0.md")
@@ -41,6 +43,34 @@ def test_every_program_runs_and_prints_what_the_page_says(page: Path, tmp_path: 
             printed, program = run(block, tmp_path), block.program
         elif block.mark == "output":
             assert printed.rstrip("\n") == block.body.rstrip("\n"), f"{name_of(page)}:{block.line}, of {program}"
+
+
+def planned() -> list[tuple[Path, str, str]]:
+    """(page, command, output) of every plan that a page shows."""
+    shown = ((page, command, output) for page in PAGES for _, command, output in outputs_of(page))
+    return [(page, command, output) for page, command, output in shown if command.startswith("consecution plan ")]
+
+
+@pytest.mark.parametrize(("page", "command", "output"), planned(), ids=[name_of(page) for page, _, _ in planned()])
+def test_a_plan_is_what_the_page_says(
+    page: Path,
+    command: str,
+    output: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for block in (block for block in blocks_of(page) if block.program):
+        (tmp_path / block.program).write_text(block.body, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    code = main(shlex.split(command)[1:])
+
+    assert (code, capsys.readouterr().out.strip()) == (0, output.strip())
+
+
+def test_plans_are_shown_on_two_pages() -> None:
+    assert {name_of(page) for page, _, _ in planned()} == {"README.md", "docs/tutorial.md"}
 
 
 @pytest.mark.parametrize("name", TAUGHT)
