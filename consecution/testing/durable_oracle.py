@@ -156,7 +156,7 @@ class DurableOracle(Oracle):
         mark = self._born[application.seq].retry if application.origin == self.task else None
         again = mark is not None and mark.entry == Entry(self.task, Stage.PROCESS)
         attempts = 1 + (mark.attempts if mark is not None and again else 0)
-        return self.task, Stage.PROCESS, repr(failed.item), attempts, attempts <= self._limits.retries
+        return self.task, Stage.PROCESS, repr(failed.item), attempts, attempts <= self._world.retries_at(self._shape)
 
     def _failures_beside(self) -> Counter[FailureKey]:
         return self._own_failures

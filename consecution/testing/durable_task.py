@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
-from consecution.error_policy import ErrorPolicy
 from consecution.nodes import Node
 from consecution.options import Options
 from consecution.protocol.dispatch import Dispatch
 from consecution.protocol.durable import Durable
-from consecution.protocol.step import Codec
+from consecution.protocol.step import Codec, Judge
 from consecution.protocol.values import BatchId, TaskIndex
 from consecution.runtime.appliers import (
     AppendApplier,
@@ -26,7 +25,7 @@ from consecution.runtime.appliers import (
     _NodeApplier,
 )
 from consecution.runtime.durable_host import DurableHost
-from consecution.runtime.origin_host import Handlers, OriginHost, Outbox
+from consecution.runtime.origin_host import Handlers, OnStop, OriginHost, Outbox
 from consecution.runtime.state_table import StateTable
 from consecution.sink import AppendSink, Sink, TransactionSink
 from consecution.stateful import KeyedNode
@@ -245,6 +244,8 @@ class _SimulatedParts:
     task: TaskIndex
     node: Any
     _guard: Any
+    _judge: Judge
+    _on_stop: OnStop | None
 
     def _open_store(self) -> Any:
         scene, task = self.scene, self.task
@@ -283,6 +284,8 @@ class _SimulatedParts:
             self.outbox,
             stored=self.codec,
             now=scene.now,
+            on_stop=self._on_stop,
+            judge=self._judge,
             handlers=self.handlers,
         )
 
@@ -292,10 +295,10 @@ class _TrialPlan:
 
     name = "task"
     timer_s = None
-    error_policy = ErrorPolicy()
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, shape: NodeShape) -> None:
         self.options = options
+        self.error_policy = shape.policy
 
     def task(self, task: TaskIndex) -> _TrialPlan:
         return self
@@ -305,14 +308,20 @@ class _TrialPlan:
 
 
 def make_durable_host(
-    scene: Scene, task: TaskIndex, dispatch: Dispatch, codec: Codec, outbox: Outbox, handlers: Handlers
+    scene: Scene,
+    task: TaskIndex,
+    dispatch: Dispatch,
+    codec: Codec,
+    outbox: Outbox,
+    handlers: Handlers,
+    on_stop: OnStop,
 ) -> DurableHost:
     """The shell that ships, in the simulated world."""
     kind: Any = type("SimulatedDurableHost", (_SimulatedParts, scene.parts.durable_host), {})
     kind.scene, kind.dispatch, kind.codec, kind.outbox, kind.handlers = scene, dispatch, codec, outbox, handlers
     options = replace(Options(), batch_size=scene.schedule.limits.batch_size)
     host = kind(
-        _TrialPlan(options),
+        _TrialPlan(options, scene.world.node_of[task]),
         task,
         _make_node(scene, task),
         (codec, codec),
@@ -321,6 +330,7 @@ def make_durable_host(
         path=None,
         epoch="",
         now=scene.now,
+        on_stop=on_stop,
     )
     return cast(DurableHost, host)
 

@@ -2,7 +2,7 @@
 
 Holds for worlds that are not fickle. Items that raise a few times get through in the end; those that
 always raise, or cannot be encoded, are given up, and what would have descended from them never is; at a node
-with a failed edge something else goes over that instead.
+with a failed edge something else goes over that instead, unless the run is to stop.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Expected:
                 self._dispatch(node, made)
 
     def _give_up(self, node: NodeShape, stage: Stage, item: Item) -> None:
-        if node.failed_ways and stage is not Stage.FAILED:
+        if node.failed_ways and stage is not Stage.FAILED and not node.stops:
             self.handed += 1
             self._send(node, node.failed_ways, Stage.FAILED, self._world.handed(node, item))
         else:

@@ -6,7 +6,9 @@ and word, and raises `Violation` at the first one that breaks a promise. The pro
 - a frame leaves only after its batch, and the generation it runs under, are on disk;
 - no (seq, generation) runs twice, no seq is born twice, and the source is read without gap or overlap;
 - batches are decided once each, lowest first, and only when every frame of that execution was run;
-- exactly the failures of the decided execution are kept, with as many attempts as failed tries that counted;
+- exactly the failures of the decided execution are kept, with as many attempts as failed tries that counted, and
+  are tried again as their node says; before one is kept at which the run is to stop, that is told;
+- a source that was stopped takes nothing new;
 - an entry that waits becomes a batch in the commit that takes it away;
 - what is given up at a node with a failed edge becomes a batch over that edge in the commit that would have kept it;
 - the books balance, and nothing is told complete before it is;
@@ -42,7 +44,7 @@ from consecution.testing.disk import Disk
 from consecution.testing.durable_store import DurableDisk
 from consecution.testing.execution import Execution
 from consecution.testing.violation import Violation
-from consecution.testing.world import SOURCE_TASK, Item, World
+from consecution.testing.world import SOURCE_TASK, Item, NodeShape, World
 
 FailureKey = tuple[int, Stage, str, int, bool]
 """What identifies a kept failure: task, stage, item, attempts, whether it is to be tried again."""
@@ -83,6 +85,9 @@ class Oracle:
         self._told: set[int] = set()
         self._applied: dict[TaskIndex, set[int]] = {}
         self._read = 0
+        self._stops_told: set[int] = set()
+        self.reading_stopped = False
+        """This incarnation was told to take nothing new, and has had a turn since."""
 
     # -- commits ---------------------------------------------------------------------------------
 
@@ -130,6 +135,8 @@ class Oracle:
         if record.retry is not None:
             self._judge_retry(record, taken)
             return
+        if self.reading_stopped:
+            raise Violation(f"batch {record.seq} was read after the source had been told to stop")
         self._judge_given(record)
         self._read += record.count
 
@@ -181,11 +188,31 @@ class Oracle:
                 expected += self._judge_decision(change.seq, change.decision)
             elif isinstance(change, FailureKept):
                 kept[_key_of(change.entry)] += 1
+                self._judge_stop(change.entry)
             elif isinstance(change, HeadMoved) and change.head.generation < self._disk.head.generation:
                 raise Violation(f"the generation fell from {self._disk.head.generation} to {change.head.generation}")
         expected += self._let_go(self._failures_beside(), NO_ROOT, 0)
         if kept != expected:
             raise Violation(f"failures kept {dict(kept - expected)}, and not kept {dict(expected - kept)}")
+
+    def _policed_by(self, task: int, stage: Stage) -> NodeShape:
+        """The node that says what is to become of an item that failed there; over a failed edge, this origin's."""
+        return self._world.node_of[self.task if stage is Stage.FAILED else TaskIndex(task)]
+
+    def _judge_stop(self, entry: FailureEntry) -> None:
+        failed = entry.failed
+        if entry.due_s is None and self._policed_by(failed.task, failed.stage).stops:
+            if entry.key not in self._stops_told:
+                raise Violation(f"{entry} is to stop the run, and is kept before that was told")
+            self._stops_told.remove(entry.key)
+
+    def told_stop(self, entry: FailureEntry) -> None:
+        """The origin asks the run to stop because of an entry."""
+        if not self._policed_by(entry.failed.task, entry.failed.stage).stops or entry.due_s is not None:
+            raise Violation(f"the run was asked to stop because of {entry}")
+        if entry.key in self._disk.failures:
+            raise Violation(f"{entry} was kept before the run was asked to stop")
+        self._stops_told.add(entry.key)
 
     def _failures_beside(self) -> Counter[FailureKey]:
         """Failures that a commit keeps which are no decided execution's."""
@@ -226,14 +253,16 @@ class Oracle:
         for failed in (*record.born_failed, *execution.failed):
             again = record.retry is not None and record.retry.entry == Entry(failed.task, failed.stage)
             attempts = 1 + (record.retry.attempts if again and record.retry is not None else 0)
-            retried = failed.retryable and attempts <= self._limits.retries
+            retries = self._world.retries_at(self._policed_by(failed.task, failed.stage))
+            retried = failed.retryable and attempts <= retries
             found[failed.task, failed.stage, failed.shown, attempts, retried] += 1
         return found
 
     def _leaves(self, key: FailureKey) -> bool:
         """Whether such a failure goes over a failed edge, and is not kept."""
         task, stage, _, _, retried = key
-        return not retried and stage is not Stage.FAILED and bool(self._world.node_of[TaskIndex(task)].failed_ways)
+        node = self._world.node_of[TaskIndex(task)]
+        return not retried and stage is not Stage.FAILED and not node.stops and bool(node.failed_ways)
 
     def _let_go(self, failures: Counter[FailureKey], root: int, held: int) -> Counter[FailureKey]:
         """Note those that leave; returns those that must be kept."""

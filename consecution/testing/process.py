@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consecution.protocol.dispatch import Credits, Dispatch, Sent, Unsent
-from consecution.protocol.origin import OriginCounts, Settled
+from consecution.protocol.origin import FailureEntry, OriginCounts, Settled
 from consecution.protocol.step import Codec, describe_failure
 from consecution.protocol.values import (
     Ack,
@@ -211,6 +211,11 @@ class OriginProcess(Process):
         self._over_failed: dict[TaskIndex, WatchedDispatch] = {}
         super().__init__(scene, task, crew)
 
+    def _ask_stop(self, origin: TaskIndex, entry: FailureEntry) -> None:
+        self._scene.trace("{} asks to stop because of {}", self.endpoint, entry)
+        self._scene.oracles[self.task].told_stop(entry)
+        self.words.append(control.StopAsked(origin, entry))
+
     def leads_from(self, task: TaskIndex) -> bool:
         return bool(self._scene.world.node_of[task].failed_ways)
 
@@ -281,8 +286,11 @@ class SourceProcess(OriginProcess):
             self,
             stored=self._codec if schedule.robust else None,
             now=scene.now,
+            on_stop=self._ask_stop,
+            judge=self._shape.policy.judge,
             handlers=self,
         )
+        self._stop_heard = self._oracle.reading_stopped = False
         self._source = SourceHost(self._host, NumberedSource(scene.items, scene.rng.random, self._settled))
         self._source.open()
         self._said = SourceBeat(False, False)
@@ -296,6 +304,7 @@ class SourceProcess(OriginProcess):
 
     def _work(self) -> None:
         self.restless = self._source.turn()
+        self._oracle.reading_stopped = self._stop_heard
         self._oracle.count(self.origin.counts())
         origin = self.origin
         beat = SourceBeat(origin.finished, origin.stopped and origin.settled)
@@ -307,6 +316,7 @@ class SourceProcess(OriginProcess):
         super()._obey(order)
         if isinstance(order, control.StopReading):
             self._source.stop_reading()
+            self._stop_heard = True
         elif isinstance(order, control.Replay):
             if order.after_death and not self._scene.schedule.robust:
                 self.origin.abandon()
@@ -341,6 +351,7 @@ class TaskProcess(Process):
             write=self._write if self._shape.kind is Kind.SINK else None,
             origin_names=str,
             skips_decided=scene.schedule.robust,
+            judge=self._shape.policy.judge,
             clock=_no_time,
         )
         self._in_hand: Frame | None = None
@@ -431,7 +442,7 @@ class DurableProcess(OriginProcess):
     def __init__(self, scene: Scene, task: TaskIndex, crew: Crew) -> None:
         super().__init__(scene, task, crew)
         self._oracle = scene.durable_oracles[task]
-        self._host = make_durable_host(scene, task, self._watched_dispatch(), self._codec, self, self)
+        self._host = make_durable_host(scene, task, self._watched_dispatch(), self._codec, self, self, self._ask_stop)
         self._ending = False
         self._oracle.begun()
         self._host.begin()

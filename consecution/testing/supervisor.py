@@ -92,6 +92,8 @@ class Supervisor:
             self._carry_out(self._recovery.switched(word.worker, word.version))
         elif isinstance(word, control.Ended):
             self._to_end.update((self._drain if self._drain.started else self._ending).task_ended(process.task))
+        elif isinstance(word, control.StopAsked):
+            self.stop_asked = True
         elif isinstance(word, SourceBeat):
             self._beat = word
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
 
+from consecution.error_policy import ErrorPolicy
 from consecution.protocol.values import TaskIndex
 
 VALUE_BITS = 32
@@ -116,10 +117,16 @@ class NodeShape:
     """None: the node is stateless."""
     failed_ways: tuple[Way, ...] = ()
     """Where items go that are given up here; nowhere: they are kept."""
+    policy: ErrorPolicy = ErrorPolicy()
 
     @property
     def durable(self) -> bool:
         return self.keeping is not None
+
+    @property
+    def stops(self) -> bool:
+        """Whether an item that raises here is to stop the run."""
+        return self.policy.on_error == "stop"
 
     def edges(self) -> Iterator[Edge]:
         for way in (*self.ways, *self.failed_ways):
@@ -169,6 +176,12 @@ class World:
         """What goes over the failed edge of a node for an item that is given up there."""
         return change(item, node.index + 900)
 
+    def retries_at(self, node: NodeShape) -> int:
+        """How many times an item that raises at a node is tried again."""
+        if node.policy.on_error in ("park", "stop"):
+            return 0
+        return self._retries if node.policy.retries is None else node.policy.retries
+
     def trouble(self, node: NodeShape, item: Item) -> Trouble | None:
         """Whether, and how, the node raises at an item."""
         if not node.troubled:
@@ -177,7 +190,7 @@ class World:
         if drawn == 0:
             return Trouble.ALWAYS
         if drawn < 3:
-            return Trouble.TIMES if self._retries else Trouble.ALWAYS
+            return Trouble.TIMES if self.retries_at(node) else Trouble.ALWAYS
         return Trouble.AT_RANDOM if self.fickle and drawn == 3 else None
 
     def check(self, node: NodeShape, item: Item) -> None:
@@ -187,7 +200,7 @@ class World:
             return
         if trouble is Trouble.TIMES:
             raised = self._raised.get((node.index, item), 0)
-            if raised >= 1 + mix(item, 3) % self._retries:
+            if raised >= 1 + mix(item, 3) % self.retries_at(node):
                 return
             self._raised[node.index, item] = raised + 1
         elif trouble is Trouble.AT_RANDOM and self._rng.random() < 0.5:
@@ -269,6 +282,19 @@ def with_failed_edges(world: World, rng: Random) -> World:
         edge += len(edges)
         nodes.append(replace(node, failed_ways=_draw_ways(rng, edges, world.fickle)))
     return World(tuple(nodes), world._rng, fickle=world.fickle, retries=world._retries)
+
+
+def with_policies(world: World, rng: Random) -> World:
+    """Now and then nodes say themselves what is to become of items that raise."""
+    if rng.random() < 0.5:
+        return world
+    nodes = tuple(replace(node, policy=_draw_policy(rng)) for node in world.nodes)
+    return World(nodes, world._rng, fickle=world.fickle, retries=world._retries)
+
+
+def _draw_policy(rng: Random) -> ErrorPolicy:
+    on_error = rng.choice((None, None, "retry", "park", "park", "stop"))
+    return ErrorPolicy(on_error, rng.choice((None, None, 0, 1, 2, 4)), rng.choice((None, None, 0.0, 0.3)))
 
 
 def _join(rng: Random, inner: int, sinks: int) -> list[list[int]]:

@@ -23,7 +23,7 @@ from consecution.protocol.origin import (
 )
 from consecution.protocol.recovery import Order, OrderReplay, Recovery
 from consecution.protocol.step import Step
-from consecution.protocol.values import Ack, FailedItem, Frame, FrameId, Stage, TaskIndex
+from consecution.protocol.values import Ack, Action, FailedItem, Frame, FrameId, Stage, TaskIndex
 from consecution.runtime.origin_host import OriginHost
 from consecution.testing import Outcome, run_schedule
 from consecution.testing.scene import Parts
@@ -149,6 +149,51 @@ class HandsOverForEver(Origin):
 
     def _leaves(self, failed: FailedItem, attempts: int) -> bool:
         return super()._leaves(failed._replace(stage=Stage.PROCESS), attempts)
+
+
+class RetriesWhatIsParked(Origin):
+    def _may_retry(self, failed: FailedItem, attempts: int) -> bool:
+        return super()._may_retry(failed._replace(treatment=failed.treatment._replace(action=Action.RETRY)), attempts)
+
+
+class TriesAsOftenAtEveryNode(Origin):
+    def _may_retry(self, failed: FailedItem, attempts: int) -> bool:
+        return super()._may_retry(failed._replace(treatment=failed.treatment._replace(retries=None)), attempts)
+
+
+class HandsOverWhatIsToStop(Origin):
+    def _leaves(self, failed: FailedItem, attempts: int) -> bool:
+        if failed.treatment.action is Action.STOP:
+            failed = failed._replace(treatment=failed.treatment._replace(action=Action.PARK))
+        return super()._leaves(failed, attempts)
+
+
+class AsksToStopAfterTheCommit(OriginHost):
+    def _turn_once(self) -> bool:
+        asked: list[Any] = []
+        tell, self._on_stop = self._on_stop, lambda *told: asked.append(told)
+        try:
+            return super()._turn_once()
+        finally:
+            self._on_stop = tell
+            for told in asked if tell is not None else ():
+                tell(*told)
+
+
+class NeverAsksToStop(Origin):
+    def take_turn(self) -> Turn:
+        turn = super().take_turn()
+        turn.stops.clear()
+        return turn
+
+
+class ReadsOnWhenStopped(Origin):
+    def room(self) -> int:
+        stopped, self.stopped = self.stopped, False
+        try:
+            return super().room()
+        finally:
+            self.stopped = stopped
 
 
 class TakesEntriesLater(SplitsCommits):
@@ -315,6 +360,12 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
     ("lost on the way to the handler", Parts(origin=LosesWhatItHandsOver), "over failed edges went", 50),
     ("kept and handed over", Parts(origin=KeepsWhatItHandsOver), "failures kept", 50),
     ("settled before the handler", Parts(origin=SettlesBeforeTheHandler), "over failed edges went", 50),
+    ("parked and tried again", Parts(origin=RetriesWhatIsParked), "failures kept", 300),
+    ("the same tries at every node", Parts(origin=TriesAsOftenAtEveryNode), "failures kept", 300),
+    ("handed over and not stopped", Parts(origin=HandsOverWhatIsToStop), "over failed edges|failures kept", 200),
+    ("asked to stop after the commit", Parts(host=AsksToStopAfterTheCommit), "before that was told", 300),
+    ("never asked to stop", Parts(origin=NeverAsksToStop), "before that was told", 300),
+    ("read on when stopped", Parts(origin=ReadsOnWhenStopped), "had been told to stop", 300),
     ("handed over before its retries", Parts(origin=HandsOverBeforeItsRetries), "failures kept", 50),
 ]
 

@@ -286,6 +286,10 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
     ("lost on the way to the handler", Parts(origin=stateless.LosesWhatItHandsOver), "over failed edges went", 100),
     ("kept and handed over", Parts(origin=stateless.KeepsWhatItHandsOver), "failures kept", 100),
     ("handed over for ever", Parts(origin=stateless.HandsOverForEver), "failures kept", 1000),
+    ("parked and tried again", Parts(origin=stateless.RetriesWhatIsParked), "failures kept", 200),
+    ("the same tries at every node", Parts(origin=stateless.TriesAsOftenAtEveryNode), "failures kept", 200),
+    ("asked to stop after the commit", Parts(host=stateless.AsksToStopAfterTheCommit), "before that was told", 200),
+    ("never asked to stop", Parts(origin=stateless.NeverAsksToStop), "before that was told", 200),
     ("next seq not persisted", Parts(origin=stateless.ForgetsTheNextSeq), "the head says next seq", 10),
     ("deaths counted as attempts", Parts(origin=stateless.CountsDeathsAsAttempts), "failures kept", 500),
     (
