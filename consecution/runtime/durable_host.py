@@ -107,7 +107,7 @@ class DurableHost(Occupied):
             store.close()
             raise
         self._store = store
-        self._timer = Timer(None if self._end_done else self._plan.node(self._plan.task(self.task).node).timer_s)
+        self._timer = self._make_timer(None if self._end_done else self._timer_s)
 
     def _restore(self, store: DurableStore) -> None:
         self._durable = self._make_durable(store)
@@ -124,6 +124,9 @@ class DurableHost(Occupied):
         applier = make_applier(self._plan, self.task, self.node, store, self._origin_name)
         applier.guard = self._guard
         return applier
+
+    def _make_timer(self, every_s: float | None) -> Timer:
+        return Timer(every_s)
 
     def _make_durable(self, store: DurableStore) -> Durable:
         return Durable(*store.restore_inbox())
@@ -261,11 +264,20 @@ class DurableHost(Occupied):
             self._fail(failure)
         failpoints.passed("durable.applied")
 
+    @property
+    def _timer_s(self) -> float | None:
+        return self._plan.node(self._plan.task(self.task).node).timer_s
+
+    @property
+    def _has_end(self) -> bool:
+        """Whether that it has ended is to be on record; else a timer would tick again after a restart."""
+        return self.node._wants_end() or (self._timer_s is not None and self._own.has_outlets)
+
     def _undo_end(self) -> None:
         """An item that was put back after the run had finished: ``end`` has to see what it has changed."""
         if self._end_done:
             self._end_done, self._end_undone = False, True
-            self._end_due = self._stream_ended and self.node._wants_end()
+            self._end_due = self._stream_ended and self._has_end
 
     def _give_birth(self, pushed: list[Any]) -> None:
         if not self._own.has_outlets:
@@ -325,7 +337,7 @@ class DurableHost(Occupied):
         self._timer.stop()
         self._end_asked = self._stream_ended = True
         self._durable.finish(self.task)
-        self._end_due = self.node._wants_end() and not (self._end_done or self._ending)
+        self._end_due = self._has_end and not (self._end_done or self._ending)
         self._run_end()
 
     def _run_end(self) -> bool:

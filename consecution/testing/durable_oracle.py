@@ -5,6 +5,7 @@ Beside the promises of every origin:
 - what is applied is the decided execution of a batch: all of its frames that were bound here, and no others;
 - batches of an origin are applied in order, each once; what is applied is kept, and nothing else is;
 - state, ledger, outputs, failed inputs and the mark of a store elsewhere are one commit;
+- what a timer pushes is part of the commit with what it did to the state; it never ticks after the end;
 - ``end`` runs once, after everything above has nothing open, and this task's own failed inputs are settled.
 """
 
@@ -40,6 +41,8 @@ class Group:
     pushed: list[Item] = field(default_factory=list)
     failed: list[FailedInput] = field(default_factory=list)
     is_end: bool = False
+    ticks: int = 0
+    ticked: list[Item] = field(default_factory=list)
 
 
 class DurableOracle(Oracle):
@@ -65,6 +68,10 @@ class DurableOracle(Oracle):
         self._group: Group | None = None
         self._sealed: dict[int, Group] = {}
         self._ends = False
+        self._ticks = 0
+        self._is_over = False
+        self.ticked_items: list[Item] = []
+        """What timers have pushed, as far as it was committed."""
         self._told_low: dict[TaskIndex, int] = {}
         self._own_failures: Counter[FailureKey] = Counter()
         self._staged: set[tuple[TaskIndex, int, int, int]] = set()
@@ -110,6 +117,19 @@ class DurableOracle(Oracle):
         group.pushed += pushed
         group.is_end = True
 
+    def ticked(self, pushed: list[Item]) -> None:
+        """The node's timer has ticked."""
+        if self._is_over or self._store.ended:
+            raise Violation(f"the timer of task {self.task} ticks after its end, and pushes {pushed}")
+        group = self._open_group()
+        group.ticks += 1
+        group.pushed += pushed
+        group.ticked += pushed
+
+    def said_ended(self) -> None:
+        """The stream has ended, and nothing more comes from this task."""
+        self._is_over = True
+
     def _open_group(self) -> Group:
         if self._group is None:
             self._group = Group()
@@ -146,8 +166,10 @@ class DurableOracle(Oracle):
 
     def _take_over(self, group: Group) -> None:
         self._taken += group.taken
+        self._ticks += group.ticks
         if self._shape.ways:
             self._items += group.pushed
+            self.ticked_items += group.ticked
         for failed in group.failed:
             self._own_failures[self._failure_of(failed)] += 1
 
@@ -224,15 +246,17 @@ class DurableOracle(Oracle):
         if self._outside is not None:
             self._outside.check(self._taken)
             return
-        expected: dict[Any, list[Item]] = {}
         states = self._store.states()
         if self._shape.keeping is Keeping.ATTRIBUTES:
-            expected["seen"] = self._taken
-            found = {"seen": states.get("seen", [])}
-        else:
-            for item in self._taken:
-                expected.setdefault(item % KEYS, []).append(item)
-            found = {key: state["items"] for key, state in states.items() if state}
+            kept: dict[Any, Any] = {"seen": self._taken, "ticks": self._ticks}
+            found = {"seen": states.get("seen", []), "ticks": states.get("ticks", 0)}
+            if found != kept:
+                raise Violation(f"the attributes of task {self.task} are {found}; what it took in makes {kept}")
+            return
+        expected: dict[Any, list[Item]] = {}
+        for item in self._taken:
+            expected.setdefault(item % KEYS, []).append(item)
+        found = {key: state["items"] for key, state in states.items() if state}
         if found != expected:
             raise Violation(f"the state of task {self.task} is {found}; what it took in makes {expected}")
 

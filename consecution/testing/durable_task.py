@@ -5,6 +5,7 @@ Appliers, state and its table are those that ship, but merge and evict after eve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from consecution.runtime.appliers import (
 from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.origin_host import Handlers, OnStop, OriginHost, Outbox
 from consecution.runtime.state_table import StateTable
+from consecution.runtime.timer import Timer
 from consecution.sink import AppendSink, Sink, TransactionSink
 from consecution.stateful import KeyedNode
 from consecution.testing.durable_oracle import KEYS, DurableOracle
@@ -71,6 +73,10 @@ class TrialState(KeyedNode):
                 for made in self._world.end_outputs(self._shape, item):
                     self.push(made)
 
+    def on_timer(self) -> None:
+        for made in self._world.timer_outputs(self._shape):
+            self.push(made)
+
     def _wants_end(self) -> bool:
         return self._shape.wants_end
 
@@ -84,6 +90,7 @@ class TrialGather(Node):
 
     def begin(self) -> None:
         self.seen: list[Item] = []
+        self.ticks = 0
 
     def process(self, item: Item) -> None:
         """Like `TrialState`."""
@@ -103,6 +110,11 @@ class TrialGather(Node):
         for item in self.seen:
             for made in self.world.end_outputs(self.shape, item):
                 self.push(made)
+
+    def on_timer(self) -> None:
+        self.ticks += 1
+        for made in self.world.timer_outputs(self.shape):
+            self.push(made)
 
 
 class TrialSink(Sink):
@@ -226,6 +238,11 @@ class WatchedApplier:
         self._oracle.applied(group, list(self._taken), outcome)
         return outcome
 
+    def call(self, method: Callable[[], object]) -> list[Any]:
+        pushed = self._inner.call(method)
+        self._oracle.ticked(pushed)
+        return pushed
+
     def end(self) -> list[Any]:
         pushed = self._inner.end()
         self._oracle.ran_end(pushed)
@@ -270,6 +287,9 @@ class _SimulatedParts:
             return _TrialAttributeApplier(node, store)
         return _TrialStateApplier(node, store)
 
+    def _make_timer(self, every_s: float | None) -> Timer:
+        return Timer(every_s, self.scene.now)
+
     def _make_durable(self, store: Any) -> Durable:
         return self.scene.parts.durable(*store.restore_inbox())
 
@@ -294,11 +314,11 @@ class _TrialPlan:
     """As much of a plan as a durable host asks for: it is plan, task and node in one."""
 
     name = "task"
-    timer_s = None
 
     def __init__(self, options: Options, shape: NodeShape) -> None:
         self.options = options
         self.error_policy = shape.policy
+        self.timer_s = shape.timer_s
 
     def task(self, task: TaskIndex) -> _TrialPlan:
         return self

@@ -29,6 +29,11 @@ class Expected:
         for item in items:
             self._dispatch(source, item)
 
+    def push(self, node: NodeShape, items: Iterable[Item]) -> None:
+        """A node has pushed items of its own accord; nobody could foretell which."""
+        for item in items:
+            self._dispatch(node, item)
+
     def _reach(self, node: NodeShape, item: Item) -> None:
         if self._world.trouble(node, item) is Trouble.ALWAYS:
             self._give_up(node, Stage.PROCESS, item)

@@ -443,7 +443,7 @@ class DurableProcess(OriginProcess):
         super().__init__(scene, task, crew)
         self._oracle = scene.durable_oracles[task]
         self._host = make_durable_host(scene, task, self._watched_dispatch(), self._codec, self, self, self._ask_stop)
-        self._ending = False
+        self._ending = self._stream_ended = False
         self._oracle.begun()
         self._host.begin()
         self._oracle.check_kept()
@@ -477,6 +477,8 @@ class DurableProcess(OriginProcess):
         self._oracle.check_low()
         if self._ending and self._host.ended:
             self._ending = False
+            if self._stream_ended:
+                self._oracle.said_ended()
             self.words.append(control.Ended(self.task, True))
 
     def _obey(self, order: Any) -> None:
@@ -484,7 +486,7 @@ class DurableProcess(OriginProcess):
         if isinstance(order, control.Replay):
             self._host.replay()
         elif isinstance(order, control.RunEnd):
-            self._ending = True
+            self._ending = self._stream_ended = True
             self._host.end()
         elif isinstance(order, control.Drain):
             self._ending = True

@@ -16,14 +16,22 @@ from consecution.testing.scene import Parts, Scene
 from consecution.testing.schedule import DURABLE_PLACES, OUTSIDE_PLACES, Crash, Kill, make_schedule
 from consecution.testing.supervisor import Supervisor
 from consecution.testing.violation import Violation
-from consecution.testing.world import Keeping, World, make_durable_world, make_world, with_failed_edges, with_policies
+from consecution.testing.world import (
+    Keeping,
+    World,
+    make_durable_world,
+    make_world,
+    with_failed_edges,
+    with_policies,
+    with_timers,
+)
 
 MOST_STEPS = 5_000
 LONGEST_WAIT_S = 1e6
 """What is due later than this is never due: the tree timeout is off."""
 CALM_AFTER = 600
 """After so many steps the network behaves, so that every schedule can end."""
-POLICIES = 0x9011C1
+POLICIES, TIMERS = 0x9011C1, 0x71C4
 """What is drawn of its own for a seed leaves its other draws as they were."""
 
 
@@ -78,7 +86,7 @@ class Simulation:
         world = (make_durable_world if durable else make_world)(rng, fickle=fickle, retries=retries)
         world = with_failed_edges(world, Random(~seed))
         if robust:
-            world = with_policies(world, Random(seed ^ POLICIES))
+            world = with_timers(with_policies(world, Random(seed ^ POLICIES)), Random(seed ^ TIMERS))
         self.schedule = make_schedule(
             seed,
             rng,
@@ -242,6 +250,8 @@ class Simulation:
         """Exactly what the shape of the pipeline says has reached the sinks, or was given up."""
         scene = self.scene
         expected = Expected(scene.world, scene.items, unencodable=self.schedule.unencodable)
+        for task, oracle in scene.durable_oracles.items():
+            expected.push(scene.world.node_of[task], oracle.ticked_items)
         written = Counter(write for oracle in scene.oracles.values() for write in oracle.writes())
         if written != expected.written:
             missing, extra = expected.written - written, written - expected.written

@@ -19,6 +19,11 @@ VALUE_BITS = 32
 VALUE_MASK = (1 << VALUE_BITS) - 1
 SOURCE_TASK = TaskIndex(0)
 
+TICKED = 1 << 20
+"""The place of the first item that a timer pushes: behind all those of any source."""
+MOST_TICKS = 12
+"""After so many ticks timers push nothing more, so that every schedule can end."""
+
 Item = int
 
 
@@ -100,6 +105,7 @@ class Route:
 
 
 Way = Edge | Route
+DEFAULT_POLICY = ErrorPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +123,8 @@ class NodeShape:
     """None: the node is stateless."""
     failed_ways: tuple[Way, ...] = ()
     """Where items go that are given up here; nowhere: they are kept."""
-    policy: ErrorPolicy = ErrorPolicy()
+    policy: ErrorPolicy = DEFAULT_POLICY
+    timer_s: float | None = None
 
     @property
     def durable(self) -> bool:
@@ -154,6 +161,7 @@ class World:
         self._rng = rng
         self._retries = retries
         self._raised: dict[tuple[int, Item], int] = {}
+        self._ticks = 0
 
     # -- what nodes do ---------------------------------------------------------------------------
 
@@ -169,8 +177,18 @@ class World:
         return [item] if node.kind is Kind.FILTER and mix(item, salt) % 3 else []
 
     def end_outputs(self, node: NodeShape, item: Item) -> list[Item]:
-        """What a durable node pushes at its end for an item of its state."""
+        """What a durable node pushes at its end for an item of its state; nothing if it has no end of its own."""
+        if not node.wants_end:
+            return []
         return [change(item, node.index + 500)] if mix(item, node.index + 70) % 2 else []
+
+    def timer_outputs(self, node: NodeShape) -> list[Item]:
+        """What a durable node pushes when its timer ticks: something else each time."""
+        self._ticks += 1
+        if self._ticks > MOST_TICKS:
+            return []
+        item = TICKED + self._ticks << VALUE_BITS
+        return [change(item, node.index + 300 + copy) for copy in range(1 + self._ticks % 3)]
 
     def handed(self, node: NodeShape, item: Item) -> Item:
         """What goes over the failed edge of a node for an item that is given up there."""
@@ -290,6 +308,22 @@ def with_policies(world: World, rng: Random) -> World:
         return world
     nodes = tuple(replace(node, policy=_draw_policy(rng)) for node in world.nodes)
     return World(nodes, world._rng, fickle=world.fickle, retries=world._retries)
+
+
+def with_timers(world: World, rng: Random) -> World:
+    """Now and then durable nodes have a timer."""
+    if rng.random() < 0.5:
+        return world
+    nodes = tuple(replace(node, timer_s=_draw_timer(rng)) if _may_tick(node) else node for node in world.nodes)
+    return World(nodes, world._rng, fickle=world.fickle, retries=world._retries)
+
+
+def _may_tick(node: NodeShape) -> bool:
+    return node.durable and node.kind is not Kind.SINK
+
+
+def _draw_timer(rng: Random) -> float | None:
+    return rng.choice((None, 0.03, 0.1, 0.5, 2.0))
 
 
 def _draw_policy(rng: Random) -> ErrorPolicy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from consecution import Pipeline, Producer, StatefulNode
 from consecution.errors import WorkerError
+from consecution.runtime.durable_store import DurableStore
+from consecution.runtime.state import look_at_state_dir
 from consecution.sinks.text import TextLines
 
 
@@ -56,3 +59,25 @@ def test_an_end_that_raises_is_named_whenever_it_runs(mode: str, refused: tuple[
 
     with pytest.raises(WorkerError, match=r"sum.*: end\(\) raised ZeroDivisionError: no end"):
         run(tmp_path, mode, node)
+
+
+class Ticker(StatefulNode):
+    def process(self, item: int) -> None:
+        self.state["seen"] = item
+
+    def on_timer(self) -> None:
+        self.push(self.state.get("seen"))
+
+
+def test_a_node_with_a_timer_has_on_record_that_it_has_ended(tmp_path: Path) -> None:
+    """Its next incarnation would tick until it is told so, when those behind it have ended."""
+    node = Ticker("ticker").every(1000)
+    pipeline = Pipeline(Producer([1, 2, 3], name="numbers") | node | TextLines("lines", path=tmp_path / "out.txt"))
+
+    pipeline.run(robustness="robust", state_dir=tmp_path / "state")
+
+    state = look_at_state_dir(tmp_path / "state")
+    (name,) = (name for name in state.origins if name.startswith("ticker"))
+    with closing(state.journal(name)) as store:
+        assert isinstance(store, DurableStore)
+        assert store.has_ended

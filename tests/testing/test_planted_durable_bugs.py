@@ -254,6 +254,45 @@ class LeavesTheEndOfTheFile(DurableHost):
         super().begin()
 
 
+# -- timers --------------------------------------------------------------------------------------
+
+
+class TicksOnAfterTheEnd(DurableHost):
+    def end(self) -> None:
+        timer = self._timer
+        self._timer = self._make_timer(None)
+        super().end()
+        self._timer = timer
+
+
+class TicksAgainAfterARestart(DurableHost):
+    """That it has ended is not heeded; or, where the node has no end of its own, it is not even on record."""
+
+    def begin(self) -> None:
+        super().begin()
+        self._timer = self._make_timer(self._timer_s)
+
+
+class LosesWhatItsTimerPushes(DurableHost):
+    def _tick(self) -> bool:
+        bear = self._give_birth
+        self._give_birth = lambda pushed: None  # type: ignore[method-assign]
+        try:
+            return super()._tick()
+        finally:
+            self._give_birth = bear  # type: ignore[method-assign]
+
+
+class LeavesTicksOutOfTheCommit(DurableHost):
+    """What a tick has changed is written with the next group."""
+
+    def _tick(self) -> bool:
+        applied = self._applied
+        ticked = super()._tick()
+        self._applied = applied
+        return ticked
+
+
 PLANTED: list[tuple[str, Parts, str, int]] = [
     ("ack before staging", Parts(durable_host=AcksBeforeItCommits), "not in its inbox", 10),
     ("staging in memory only", Parts(durable_host=StagesInMemoryOnly), "not in its inbox", 10),
@@ -310,6 +349,15 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
     ),
     ("failed inputs lost", Parts(durable_host=LosesFailuresOfInputs), "failures kept", 50),
     ("tries counted from one", Parts(origin=CountsTriesFromOne), "failures kept", 50),
+    ("timer not stopped by the end", Parts(durable_host=TicksOnAfterTheEnd), "ticks after its end", 200),
+    ("timer begun again after the end", Parts(durable_host=TicksAgainAfterARestart), "ticks after its end", 2000),
+    (
+        "pushes of a timer lost",
+        Parts(durable_host=LosesWhatItsTimerPushes),
+        "without the batches of these|it pushed",
+        50,
+    ),
+    ("ticks without a commit", Parts(durable_host=LeavesTicksOutOfTheCommit), "the attributes of task", 200),
     ("inbox kept at the end", Parts(durable=KeepsTheInbox), "frames lie in the inbox", 500),
     ("thrown-away frames kept", Parts(durable=DropsOnlyWhatItApplies), "frames lie in the inbox|was told low", 200),
 ]

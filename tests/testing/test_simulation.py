@@ -86,6 +86,7 @@ def test_durable_schedules_are_of_every_kind() -> None:
     assert any(oracle.decided_count for oracle in oracles), "no outputs"
     assert any(disk.ended for disk in disks)
     assert any(disk.given_up for disk in disks), "no failed inputs"
+    assert any(oracle.ticked_items for s in simulations for oracle in s.scene.durable_oracles.values()), "no ticks"
     assert any(oracle.own_retry_count for oracle in oracles), "no retries of failed inputs"
     assert any(database.rows for database in databases)
 
