@@ -249,6 +249,20 @@ class WatchedApplier:
         return pushed
 
 
+class _RestingTimer(Timer):
+    """A timer on the simulated clock that does not tick for ever."""
+
+    def __init__(self, every_s: float | None, scene: Scene) -> None:
+        super().__init__(every_s, scene.now)
+        self._world = scene.world
+
+    def ticks(self) -> bool:
+        return self._world.may_tick and super().ticks()
+
+    def left_s(self) -> float | None:
+        return super().left_s() if self._world.may_tick else None
+
+
 class _SimulatedParts:
     """Mixed into a durable host: its store is simulated, and its core and applier are watched."""
 
@@ -288,7 +302,7 @@ class _SimulatedParts:
         return _TrialStateApplier(node, store)
 
     def _make_timer(self, every_s: float | None) -> Timer:
-        return Timer(every_s, self.scene.now)
+        return _RestingTimer(every_s, self.scene)
 
     def _make_durable(self, store: Any) -> Durable:
         return self.scene.parts.durable(*store.restore_inbox())

@@ -22,7 +22,7 @@ SOURCE_TASK = TaskIndex(0)
 TICKED = 1 << 20
 """The place of the first item that a timer pushes: behind all those of any source."""
 MOST_TICKS = 12
-"""After so many ticks timers push nothing more, so that every schedule can end."""
+"""After so many no timer ticks any more: where one does, time cannot leap to a timeout, and no schedule would end."""
 
 Item = int
 
@@ -182,11 +182,13 @@ class World:
             return []
         return [change(item, node.index + 500)] if mix(item, node.index + 70) % 2 else []
 
+    @property
+    def may_tick(self) -> bool:
+        return self._ticks < MOST_TICKS
+
     def timer_outputs(self, node: NodeShape) -> list[Item]:
         """What a durable node pushes when its timer ticks: something else each time."""
         self._ticks += 1
-        if self._ticks > MOST_TICKS:
-            return []
         item = TICKED + self._ticks << VALUE_BITS
         return [change(item, node.index + 300 + copy) for copy in range(1 + self._ticks % 3)]
 
