@@ -16,7 +16,9 @@ The layout is LMDB's 0.9, in the machine's own byte order::
               three are the number of the page below
     overflow  page header with the number of pages (4) in the place of lower and upper, then one value
 
-The value of a leaf's node is its bytes; or with a flag the number of an overflow page, or a named tree.
+The value of a leaf's node is its bytes; or with a flag the number of an overflow page, or a named tree. Those of the
+table of free pages are lists of page numbers (8 bytes each, after their count), in which a page that is in use would
+be written over.
 """
 
 from __future__ import annotations
@@ -100,9 +102,9 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """What the nodes of a leaf point at: overflow pages with the size of their value, and named trees."""
+    """Its values; and what its nodes point at: overflow pages with the size of their value, and named trees."""
 
-    count: int
+    values: tuple[bytes, ...]
     big: tuple[tuple[int, int], ...]
     trees: tuple[tuple[bytes, Tree], ...]
 
@@ -138,6 +140,7 @@ def read_branch(number: int, page: bytes, *, ordered: bool = True) -> list[int]:
 def read_leaf(number: int, page: bytes, *, ordered: bool = True) -> Leaf:
     """``ordered`` False: the keys are numbers, which compare otherwise."""
     places, end = _nodes_of(number, page, _LEAF), len(page)
+    values: list[bytes] = []
     big: list[tuple[int, int]] = []
     trees: list[tuple[bytes, Tree]] = []
     used_bytes, last_key = 0, b""
@@ -153,6 +156,8 @@ def read_leaf(number: int, page: bytes, *, ordered: bool = True) -> Leaf:
                 trees.append((page[at + _NODE_BYTES : value_at], _read_tree(page, value_at)))
             else:
                 raise PageError(number, f"has a node with flags {flags} and {size_bytes} bytes")
+        else:
+            values.append(page[value_at : value_at + size_bytes])
         key = page[at + _NODE_BYTES : value_at]
         if ordered and at != places[0] and key <= last_key:
             raise PageError(number, "does not have its keys in order")
@@ -162,7 +167,7 @@ def read_leaf(number: int, page: bytes, *, ordered: bool = True) -> Leaf:
     _check_is_full(number, page, used_bytes)
     if not places:
         raise PageError(number, "is a leaf without nodes")
-    return Leaf(len(places), tuple(big), tuple(trees))
+    return Leaf(tuple(values), tuple(big), tuple(trees))
 
 
 def _nodes_of(number: int, page: bytes, kind: int) -> Sequence[int]:
@@ -206,12 +211,31 @@ class PageWalk:
         """PageError at the first page that cannot be what it should be."""
         used = self._used
         used[:2] = b"\1" * len(used[:2])
-        self._check_tree("the table of free pages", commit.free, _FREE_FLAGS, ordered=False)
+        free = self._check_tree("the table of free pages", commit.free, _FREE_FLAGS, ordered=False)
         main = self._check_tree("the table of tables", commit.main, 0, always=True)
         trees = [(name.decode(errors="replace"), tree) for leaf in main for name, tree in leaf.trees]
         for name, tree in sorted(trees, key=lambda found: found[1].leaf_pages + found[1].overflow_pages):
             if any(leaf.trees for leaf in self._check_tree(f"table {name!r}", tree, 0)):
                 raise PageError(f"table {name!r}", "has tables in it")
+        for leaf in free:
+            for listed in (*leaf.values, *(self._read_big(page, size_bytes) for page, size_bytes in leaf.big)):
+                self._check_free(listed, commit.last_page)
+
+    def _read_big(self, number: int, size_bytes: int) -> bytes:
+        count = (HEADER_BYTES + size_bytes - 1) // self._page_bytes + 1
+        whole = b"".join(self._read(page) for page in range(number, number + count))
+        return whole[HEADER_BYTES : HEADER_BYTES + size_bytes]
+
+    def _check_free(self, listed: bytes, last_page: int) -> None:
+        """Free pages need not be in the file: some were given back before they were written."""
+        numbers = struct.unpack(f"={len(listed) // 8}Q", listed[: len(listed) // 8 * 8])
+        if len(listed) % 8 or not numbers or numbers[0] != len(numbers) - 1:
+            raise PageError("the table of free pages", f"has a list that does not fit its {len(listed)} bytes")
+        for number in numbers[1:]:
+            if number > last_page:
+                raise PageError(number, f"is said to be free; the last page is {last_page}")
+            if number < len(self._used):
+                self._take(number)
 
     def _check_tree(
         self, name: str, tree: Tree, flags: int, *, ordered: bool = True, always: bool = False
@@ -251,7 +275,7 @@ class PageWalk:
     def _check_leaves(self, name: str, tree: Tree, pages: list[int], ordered: bool) -> list[Leaf]:
         leaves = [read_leaf(page, self._read(page), ordered=ordered) for page in pages]
         overflow = sum(self._check_big(page, size_bytes) for leaf in leaves for page, size_bytes in leaf.big)
-        found = sum(leaf.count for leaf in leaves), overflow
+        found = sum(len(leaf.values) + len(leaf.big) + len(leaf.trees) for leaf in leaves), overflow
         if found != (tree.entries, tree.overflow_pages):
             raise PageError(
                 name,

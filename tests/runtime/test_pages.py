@@ -8,7 +8,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from consecution.runtime.pages import LEAF_LIMIT, PageError, PageWalk, check_file, read_commit
+from consecution.runtime.pages import LEAF_LIMIT, PageError, PageWalk, check_file, read_commit, read_leaf
 
 PAGE = 4096
 SIZES = (0, 1, 10, 11, 100, 101, 1500, 3000, 9000, 50_000)
@@ -115,6 +115,20 @@ def test_a_page_number_in_a_branch_is_noticed(stored: bytes, bit: int) -> None:
             for byte in range(8):
                 with pytest.raises(PageError):
                     check(inverted(stored, place + byte, 1 << bit))
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_a_page_said_to_be_free_is_neither_in_use_nor_behind_the_last(stored: bytes, bit: int) -> None:
+    """The next commit would write over it."""
+    root = max((read_commit(stored[at : at + PAGE]) for at in (0, PAGE)), key=lambda found: found.number).free.root
+    page = stored[root * PAGE : (root + 1) * PAGE]
+    nodes = read_leaf(root, page, ordered=False)
+    assert nodes.values
+
+    for value in nodes.values:
+        for at in range(len(value)):
+            with pytest.raises(PageError):
+                check(inverted(stored, root * PAGE + page.index(value) + at, 1 << bit))
 
 
 def test_the_page_is_named(stored: bytes) -> None:
