@@ -24,6 +24,8 @@ from consecution.errors import UsageError
 from consecution.runtime.pages import LEAF_LIMIT, PageError, check_file
 
 FORMAT = 1
+ROOM_BYTES = 16 * 1024**3
+"""So much may a store grow to while it is looked at. Reserved addresses, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,10 +372,11 @@ def open_to_read(folder: Path, *, leaf_limit: int | None = LEAF_LIMIT) -> Iterat
     That need not be damage: a page that was given back before it was written is counted, too. But reading
     a page behind the end would kill this process; in the copy it is zeros, which are noticed.
     """
-    env = lmdb.open(str(folder), readonly=True, create=False, max_dbs=8, max_readers=16)
+    data = folder / "data.mdb"
+    room_bytes = max(ROOM_BYTES, 2 * data.stat().st_size)
+    env = lmdb.open(str(folder), map_size=room_bytes, readonly=True, create=False, max_dbs=8, max_readers=16)
     with contextlib.ExitStack() as stack:
         stack.callback(env.close)
-        data = folder / "data.mdb"
         _check_pages(env, data, leaf_limit)
         needed_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
         if data.stat().st_size < needed_bytes:

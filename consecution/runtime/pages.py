@@ -70,7 +70,9 @@ def check_file(data: Path, page_bytes: int, commit: int | None = None, *, leaf_l
         def read(page: int) -> bytes:
             return os.pread(file, page_bytes, page * page_bytes)
 
-        commits = [read_commit(read(page)) for page in (0, 1)]
+        first: list[Commit] = []
+        while (commits := [read_commit(read(page)) for page in (0, 1)]) != first:
+            first = commits  # Until they are the same twice: a run that goes on may just be writing one.
         chosen = next((found for found in commits if found.number == commit), max(commits, key=lambda c: c.number))
         PageWalk(read, page_bytes, os.fstat(file).st_size, leaf_limit=leaf_limit).check(chosen)
     finally:
