@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contest import Outcome, Question
-from benchmarks.wordcount import WORDS_PER_LINE, digest_frame, expected, lines, plain_loop
+from benchmarks.wordcount import WORDS_PER_LINE, digest_frame, digest_pairs, expected, lines, plain_loop
 
 
-def ours(size: int, *, replicas: int = 1, **options: Any) -> Outcome:
+def ours(size: int, *, replicas: int | None = None, ready_made: bool = False, **options: Any) -> Outcome:
+    """``ready_made``: with the library's `Count`, which folds before it sends, not with a class of one's own."""
     from benchmarks.counting import DurableCount
     from benchmarks.stamps import StampedSink, run
-    from consecution import FlatMap, Pipeline
+    from consecution import Count, FlatMap, Pipeline
 
     def build(folder: Path) -> Pipeline:
-        count = DurableCount("count") * replicas
-        return Pipeline(FlatMap(str.split, "split") | count | StampedSink("sink", folder, measure=digest_frame))
+        count = Count() if ready_made else DurableCount("count")
+        sink = StampedSink("sink", folder, measure=digest_pairs if ready_made else digest_frame)
+        return Pipeline(FlatMap(str.split, "split") | (count if replicas is None else count * replicas) | sink)
 
     return run(build, lines(size), **options)[0]
 
@@ -35,6 +37,8 @@ QUESTION = Question(
         "robust, sync=process": lambda size: ours(size, mode="process", sync="process"),
         "robust": lambda size: ours(size, mode="process"),
         "robust, count * 2": lambda size: ours(size, replicas=2, mode="process"),
+        "robust, workers=2": lambda size: ours(size, mode="process", workers=2),
+        "robust, Count, workers=2": lambda size: ours(size, ready_made=True, mode="process", workers=2),
         "robust, inline": lambda size: ours(size, mode="inline"),
     },
     beside="track, in memory",

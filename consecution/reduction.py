@@ -18,12 +18,16 @@ from typing import Any
 from consecution import graph
 from consecution.errors import UsageError
 from consecution.nodes import Node
-from consecution.routing import CACHED_KEYS, encode_key
+from consecution.routing import encode_key
 from consecution.stateful import KeyedNode
 from consecution.states import MISSING, Key
 
 RAISED = (Exception, SystemExit, GeneratorExit)
 """What a user's function may raise at an item: the item is then found one by one."""
+
+
+ALWAYS_KEYS = frozenset((str, int, float, bool, bytes))
+"""Whatever is of these types finds a replica."""
 
 
 class PartTable:
@@ -161,19 +165,20 @@ class Reduce(KeyedNode):
         states, combine = self._states, self._combine
         assert combine is not None
         cached, find = states.cached, states.find
-        joined: dict[Key, Any] = {}
+        joined: list[Any] = []
+        add = joined.append
         for key, value in zip(keys, values, strict=True):
             try:
                 state = cached[key]
             except KeyError:
                 state = find(key, MISSING)
-            joined[key] = value if state is MISSING else combine(state, value)
+            add(value if state is MISSING else combine(state, value))
         if states.careful:
-            for key, state in joined.items():
+            for key, state in zip(keys, joined, strict=True):
                 states.put(key, state)
         else:
             states.touch_all(keys)
-            cached.update(joined)
+            cached.update(zip(keys, joined, strict=True))
 
     def _process_keyed(self, keys: list[Key], cursor: Iterator[Any], out: list[Any]) -> None:
         if self._every_change or type(self).process is not Reduce.process:
@@ -222,7 +227,6 @@ class Parts(Node):
     def __init__(self, reduce: Reduce, name: str) -> None:
         super().__init__(name)
         self._reduce = reduce._detached_copy()
-        self._checked: set[Key] = set()
 
     def _may_be_spread(self) -> bool:
         return True
@@ -245,13 +249,9 @@ class Parts(Node):
         """Keys that find no replica are refused here, where the item is known."""
         assert isinstance(self._reduce, Reduce)
         folded = self._reduce.fold(items)
-        checked = self._checked
-        for key in folded:
-            if key not in checked:
+        if not ALWAYS_KEYS.issuperset(map(type, folded)):
+            for key in folded:
                 encode_key(key)
-                checked.add(key)
-        if len(checked) > CACHED_KEYS:
-            checked.clear()
         return PartTable(list(folded), list(folded.values()))
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import datetime
 import decimal
 import enum
-import hashlib
 import itertools
 import math
 import uuid
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +20,8 @@ from consecution.errors import KeyEncodingError
 
 SLOTS = 4096
 CACHED_KEYS = 65_536
+TEXT_CRC = zlib.crc32(b"s")
+"""How the checksum of an encoded text begins."""
 GREATEST_EXPONENT = 10_000
 """Of a Decimal: equal to an int, it would be encoded with all its digits."""
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -126,8 +128,7 @@ def slot_of(key: Key) -> int:
 
 def slot_of_encoded(encoded: bytes) -> int:
     """The slot of a key whose canonical bytes these are."""
-    digest = hashlib.blake2b(encoded, digest_size=8).digest()
-    return int.from_bytes(digest, "big") % SLOTS
+    return zlib.crc32(encoded) % SLOTS
 
 
 def replica_of_slot(slot: int, replicas: int) -> int:
@@ -142,6 +143,7 @@ class KeyedRouter:
         self._key_function = key_function
         self._replicas = replicas
         self._known: dict[Key, int] = {}
+        self._of_slot = [replica_of_slot(slot, replicas) for slot in range(SLOTS)]
 
     def replica_of(self, item: Any) -> int:
         """The replica of one item. Raises what the key function raises, or KeyEncodingError."""
@@ -162,22 +164,25 @@ class KeyedRouter:
         return parts
 
     def split_columns(self, keys: list[Key], values: list[Any]) -> list[tuple[list[Key], list[Any]]]:
-        """For each replica its keys, and what stands beside them."""
+        """For each replica its keys, and what stands beside them.
+
+        Each key comes once: to hash it is quicker than to look among the latest keys, which lie all over memory.
+        """
         parts: list[tuple[list[Key], list[Any]]] = [([], []) for _ in range(self._replicas)]
         adders = [(own_keys.append, own_values.append) for own_keys, own_values in parts]
-        known = self._known
+        of_slot, crc32 = self._of_slot, zlib.crc32
         for key, value in zip(keys, values, strict=True):
-            try:
-                replica = known[key]
-            except (KeyError, TypeError):
-                replica = self._replica_of_key(key)
+            if type(key) is str and key.isascii():
+                replica = of_slot[crc32(key.encode(), TEXT_CRC) % SLOTS]
+            else:
+                replica = of_slot[slot_of(key)]
             add_key, add_value = adders[replica]
             add_key(key)
             add_value(value)
         return parts
 
     def _replica_of_key(self, key: Key) -> int:
-        replica = replica_of_slot(slot_of(key), self._replicas)
+        replica = self._of_slot[slot_of(key)]
         if len(self._known) >= CACHED_KEYS:
             self._known.clear()
         self._known[key] = replica

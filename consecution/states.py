@@ -110,10 +110,14 @@ class States:
     def take_changes(self) -> tuple[list[Key], list[Any]]:
         """What changed since the last call: the keys, and the state of each, `MISSING` for what was removed."""
         cached = self.cached
-        # Touched before it was looked up, and then not looked up: nothing has changed.
-        keys = list(filter(cached.__contains__, self.touched))
+        keys = list(self.touched)
         self.touched.clear()
-        return keys, list(map(cached.__getitem__, keys))
+        try:
+            return keys, list(map(cached.__getitem__, keys))
+        except KeyError:
+            # Touched before it was looked up, and then not looked up: nothing has changed.
+            keys = [key for key in keys if key in cached]
+            return keys, [cached[key] for key in keys]
 
     def roll_back(self) -> None:
         """Forget what changed since the last `take_changes`."""

@@ -40,7 +40,7 @@ from consecution.runtime.origin_host import OnStop, OriginHost, Outbox, by_task,
 from consecution.runtime.timer import Timer
 from consecution.runtime.wiring import make_dispatch
 
-GROUP_ITEMS = 50_000
+GROUP_ITEMS = 100_000
 """Items of decided batches that become one commit, while there are so many: each changed key is written once."""
 
 

@@ -43,7 +43,10 @@ from consecution.transport.codec import LiveCodec, ReusingCodec
 BIRTH = (-1,)
 """A batch that is just being made, where a frame has its path."""
 BATCHES_PER_TURN = 8
-"""Births that share one commit, while the source has more to give at once."""
+"""So many births may share one commit whatever the window, while the source has more to give at once."""
+QUICK_READ_S = 0.002
+COMMIT_STRETCH = 4
+"""Reading for one commit may take so many times as long as the commit before it: a slow disk gets larger commits."""
 
 
 class Outbox(Protocol):
@@ -163,6 +166,8 @@ class OriginHost:
         self._own_way = _Way(dispatch, Entry(task, Stage.ROUTE))
         self._live: dict[int, list[Any]] = {}
         self.confirmed = True
+        self.commit_s = 0.0
+        """How long the latest commit took."""
         self.companion: Companion | None = None
 
     @property
@@ -235,7 +240,9 @@ class OriginHost:
             if self.companion is not None:
                 self.companion.prepare(changes)
             failpoints.passed("origin.before_commit")
+            started_s = self.now()
             self.store.apply(changes)
+            self.commit_s = self.now() - started_s
             failpoints.passed("origin.committed")
         answered = self.companion.committed() if self.companion is not None else False
         for launch in turn.launches:
@@ -418,7 +425,9 @@ class SourceHost:
         if self._stopping and not self.origin.stopped:
             return self._stop()
         read = False
-        for _ in range(BATCHES_PER_TURN):
+        now = self.host.now
+        until_s = now() + max(QUICK_READ_S, COMMIT_STRETCH * self.host.commit_s)
+        for _ in range(max(BATCHES_PER_TURN, self.origin.limits.max_pending // 2)):
             room = self.origin.room()
             if not room:
                 break
@@ -430,7 +439,7 @@ class SourceHost:
                 break
             read = True
             self._bear(items)
-            if len(items) < room:
+            if len(items) < room or now() >= until_s:
                 break
         return read
 

@@ -36,7 +36,7 @@ from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import Journal, sync_folder
 from consecution.runtime.relocation import Relocation, kinds_of, origins_of
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "origins"
 FIELDS = ("epoch", "signature", "source", "tasks", "nodes", "folder", "origins", "finished")
 MANIFEST = "manifest.json"

@@ -549,11 +549,11 @@ def test_a_journal_of_another_origin_or_epoch_is_refused(filled: Path, origin: s
     assert len(restore(filled).batches) == 3
 
 
-@pytest.mark.parametrize("fields", [[2, "source", "uuid", "one"], [99, "quite", "another", "form", "of", "fields"]])
+@pytest.mark.parametrize("fields", [[1, "source", "uuid", "one"], [99, "quite", "another", "form", "of", "fields"]])
 def test_another_format_is_refused(filled: Path, fields: list[Any]) -> None:
     RawJournal(filled).put("meta", b"identity", seal(b"identity", fields))
 
-    with pytest.raises(StateDirError, match=rf"has format {fields[0]}; this version reads format 1"):
+    with pytest.raises(StateDirError, match=rf"has format {fields[0]}; this version reads format 2"):
         restore(filled)
 
 

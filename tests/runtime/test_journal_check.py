@@ -168,7 +168,7 @@ def test_every_flipped_byte_of_a_record_is_found(state_dir: Path, raw: RawJourna
 
 
 ITEM = [1, 0, b"item", "error", "traceback", True, "shown", [0, None, None]]
-IDENTITY = [1, "source", "uuid", "epoch"]
+IDENTITY = [2, "source", "uuid", "epoch"]
 
 
 @pytest.mark.parametrize(
@@ -178,10 +178,10 @@ IDENTITY = [1, "source", "uuid", "epoch"]
         ("meta", b"head", None, "meta/head is missing"),
         ("meta", b"other", [1], "meta/other: unknown key"),
         ("meta", b"\xff\xfe", [1], "unknown key"),
-        ("meta", b"identity", [2, "source", "u", "e"], "format 2, expected 1"),
-        ("meta", b"identity", [1, "source", "u", "e"], "belongs to epoch e, the manifest to"),
-        ("meta", b"identity", [1, "source", 7, "e"], "meta/identity: not of the form"),
-        ("meta", b"identity", [1, "source"], "meta/identity: not of the form"),
+        ("meta", b"identity", [3, "source", "u", "e"], "format 3, expected 2"),
+        ("meta", b"identity", [2, "source", "u", "e"], "belongs to epoch e, the manifest to"),
+        ("meta", b"identity", [2, "source", 7, "e"], "meta/identity: not of the form"),
+        ("meta", b"identity", [2, "source"], "meta/identity: not of the form"),
         ("meta", b"identity", "text", "meta/identity: not of the form"),
         ("meta", b"head", [6, 2, 7, None, 9, 1], "meta/head: not of the form"),
         ("meta", b"head", [6, 2, 7, None, "9", 1, False, 0], "meta/head: not of the form"),
@@ -326,7 +326,7 @@ def test_every_flipped_byte_of_the_manifest_is_found(state_dir: Path) -> None:
         ({"epoch": None}, "the field 'epoch' is missing"),
         ({"origins": None}, "the field 'origins' is missing"),
         ({"origins": ["source"]}, "the field 'origins' is ['source']"),
-        ({"format": 2}, "the field 'format' is 2"),
+        ({"format": 3}, "the field 'format' is 3"),
         ({"finished": "yes"}, "the field 'finished' is 'yes'"),
         ({"origins": {"source": "other"}}, "origin 'source' has the uuid"),
         ({"origins": {"source": "u", "more": "v"}}, "lists the origin 'more', whose journal is missing"),
