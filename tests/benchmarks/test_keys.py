@@ -14,4 +14,4 @@ def test_more_keys_than_fit_are_measured_and_a_later_run_goes_on(tmp_path: Path)
     again = keys.live(tmp_path / "state", 3_000, 10, 1024 * 1024)
 
     assert many.anonymous_mib > 1
-    assert 0 < again.first_s <= again.seconds
+    assert again.first_s > 0
