@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.airports import as_line, distance, pairs
-from benchmarks.counting import Count, DurableCount
 from benchmarks.cpu import burn
 from benchmarks.identity import identity as same
 from benchmarks.peers import kill as killing
 from benchmarks.peers.task import Dated, Latencies, Task, Total, attach, begun
-from benchmarks.wordcount import digest_frame, itself
-from consecution import FlatMap, IterableSource, Map, Node, Pipeline, Sink, SqlSink, TextLines
+from benchmarks.wordcount import digest_pairs
+from consecution import Count, FlatMap, IterableSource, Map, Node, Pipeline, Sink, SqlSink, TextLines
 
 
 class MarkedSource(IterableSource):
@@ -80,9 +79,8 @@ def identity(task: Task) -> None:
 
 def words(task: Task) -> None:
     """Counts that are kept in the way of the level that is asked for."""
-    robust = task.options.get("robustness", "robust") == "robust"
-    count = _replicated(DurableCount("count") if robust else Count("count").by(itself), task)
-    _run(task, FlatMap(str.split, "split") | count | TotalSink("sink", digest_frame), MarkedSource(task.lines()))
+    count = _replicated(Count(), task)
+    _run(task, FlatMap(str.split, "split") | count | TotalSink("sink", digest_pairs), MarkedSource(task.lines()))
 
 
 durable = words
