@@ -61,14 +61,23 @@ def make_dispatch(
         make_id or make_frame_ids(),
         edge_count=max(1, len(plan.edges)),
         max_frame_items=plan.options.batch_size * FRAME_STRETCH,
-        # What a durable task stages is bytes anyway: made here, nobody can change it on the way.
-        local=frozenset(mate for mate in mates if not plan.node(plan.task(mate).node).durable),
+        local=_hands_over(plan, task, mates),
     )
 
 
 def _mates(plan: Plan, task: TaskIndex) -> frozenset[TaskIndex]:
     """The tasks of the same worker, this one included."""
     return frozenset(TaskIndex(index) for index in plan.worker_of(task).tasks)
+
+
+def _hands_over(plan: Plan, task: TaskIndex, mates: frozenset[TaskIndex]) -> frozenset[TaskIndex]:
+    """The mates that get live items. What a durable task pushes may be its state, and what one stages nobody may change.
+
+    For both it is made bytes anyway, for the journal or the inbox.
+    """
+    if plan.node(plan.task(task).node).durable:
+        return frozenset()
+    return frozenset(mate for mate in mates if not plan.node(plan.task(mate).node).durable)
 
 
 def make_outlets(plan: Plan, task: TaskIndex, outlets: tuple[Outlet, ...]) -> tuple[DispatchOutlet, ...]:

@@ -389,3 +389,38 @@ def test_what_one_branch_does_to_an_item_does_not_reach_what_another_has_staged(
     assert report.exit_code == 0
     assert lines_of(tmp_path / "kept") == list(range(100))
     assert sorted(lines_of(tmp_path / "rest")) == list(range(100))
+
+
+class Tallies(KeyedNode):
+    """Pushes its state itself, after each item and at the end."""
+
+    def key(self, item: int) -> int:
+        return item % 3
+
+    def process(self, item: int) -> None:
+        self.state["sum"] = self.state.get("sum", 0) + item
+        self.push(self.state)
+
+    def end(self) -> None:
+        for key, state in self.states():
+            self.push({"key": key, **state})
+
+
+class Spoils(Node):
+    """Changes what it gets; passes on only what was pushed at the end."""
+
+    def process(self, item: dict[str, int]) -> None:
+        if "key" in item:
+            self.push(f"{item['key']}: {item['sum']}")
+        item["sum"] = -1_000_000
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_state_that_was_pushed_is_not_changed_by_the_neighbour_that_gets_it(tmp_path: Path, workers: int) -> None:
+    nodes = Producer(range(300)) | Tallies("tallies") | Spoils("spoils") | TextLines("out", path=tmp_path / "out")
+
+    report = Pipeline(nodes).run(workers=workers, batch_size=10, state_dir=tmp_path / "state")
+
+    assert (report.completed, report.failed) == (300, 0)
+    expected = [f"{key}: {sum(range(key, 300, 3))}" for key in range(3)]
+    assert sorted((tmp_path / "out").read_text().splitlines()) == expected

@@ -77,7 +77,7 @@ def test_a_connection_that_is_ended_costs_no_row_and_doubles_none(postgres: Post
     sink = CutOff(postgres, moment)
     rows = [*ROWS[:130], {"unknown": 1}, *ROWS[130:]]
 
-    report = Pipeline(sink).run(rows, mode="inline", **OPTIONS)
+    report = Pipeline(sink).run(rows, mode="inline", max_pending=2, **OPTIONS)  # several transactions
 
     assert sink.cuts == 1
     assert numbers_in(postgres) == Counter(range(COUNT))
