@@ -71,9 +71,10 @@ def _mates(plan: Plan, task: TaskIndex) -> frozenset[TaskIndex]:
 
 
 def _hands_over(plan: Plan, task: TaskIndex, mates: frozenset[TaskIndex]) -> frozenset[TaskIndex]:
-    """The mates that get live items. What a durable task pushes may be its state, and what one stages nobody may change.
+    """The mates that get live items.
 
-    For both it is made bytes anyway, for the journal or the inbox.
+    What a durable task pushes may be its state, and what one stages nobody may change: both are made bytes anyway, for
+    the journal and the inbox.
     """
     if plan.node(plan.task(task).node).durable:
         return frozenset()
