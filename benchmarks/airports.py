@@ -188,6 +188,7 @@ QUESTION = Question(
         "ours process none": lambda size: ours(size, mode="process", robustness="none", sync="process"),
         "ours process robust, sync=process": lambda size: ours(size, mode="process", sync="process"),
         "ours process robust": lambda size: ours(size, mode="process"),
+        "ours process robust, workers=2": lambda size: ours(size, mode="process", workers=2),
     },
     old=("0.2.0 consume",),
 )
