@@ -37,12 +37,22 @@ class PickleCodec:
         return self.encode([item])
 
 
-class ReusingCodec(PickleCodec):
+class _LiveOrBytes:
+    """What a payload is that may have stayed in its process: still a list, which decodes to a copy."""
+
+    def decode(self, payload: Any) -> list[Any]:
+        return payload.copy() if isinstance(payload, list) else _loads(payload)
+
+    def size(self, payload: Any) -> int:
+        return len(payload) * LIVE_ITEM_BYTES if isinstance(payload, list) else len(payload)
+
+
+class ReusingCodec(_LiveOrBytes, PickleCodec):
     """Encodes the list it encoded last only once: the journal's payload is often the frame's, too, and one
     frame's that of the next edge.
 
     It knows the list by its identity, and keeps it, so that no other one can take its place. Whoever encodes
-    a list must not change it afterwards. A payload that stayed in its worker is still a list, and decodes to a copy.
+    a list must not change it afterwards.
     """
 
     def __init__(self) -> None:
@@ -55,14 +65,8 @@ class ReusingCodec(PickleCodec):
             self._items = items
         return self._payload
 
-    def decode(self, payload: Any) -> list[Any]:
-        return payload.copy() if isinstance(payload, list) else _loads(payload)
 
-    def size(self, payload: Any) -> int:
-        return len(payload) * LIVE_ITEM_BYTES if isinstance(payload, list) else len(payload)
-
-
-class LiveCodec:
+class LiveCodec(_LiveOrBytes):
     """Hands the items over as they are. ``stores_bytes``: failed items are encoded, for a journal."""
 
     def __init__(self, *, stores_bytes: bool) -> None:
@@ -70,14 +74,6 @@ class LiveCodec:
 
     def encode(self, items: list[Any]) -> list[Any]:
         return items
-
-    def decode(self, payload: Any) -> list[Any]:
-        if isinstance(payload, list):
-            return payload.copy()
-        return _loads(payload)
-
-    def size(self, payload: Any) -> int:
-        return len(payload) * LIVE_ITEM_BYTES if isinstance(payload, list) else len(payload)
 
     def encode_failed(self, item: Any) -> Any:
         return [item] if self._stored is None else self._stored.encode([item])
