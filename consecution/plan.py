@@ -278,13 +278,10 @@ class _Planner:
 
     def _add_parts(self) -> None:
         """In front of each node whose values can be folded in parts, and whose keys several workers share."""
+        if self._count is None:
+            return
         for node in list(self._ordered):
-            if (
-                self._count is not None
-                and isinstance(node, Reduce)
-                and node.works_in_parts
-                and self._replicas(node) > 1
-            ):
+            if isinstance(node, Reduce) and node.works_in_parts and self._replicas(node) > 1:
                 parts = self._parts[node] = Parts(node, self._free(f"{node.name}.parts"))
                 parts._downstream_nodes.append(node)
                 parts.error_policy = node.error_policy
@@ -295,8 +292,9 @@ class _Planner:
     def _replicas(self, node: Node | None) -> int:
         if node is None or isinstance(node, Producer):
             return 1
-        spread = self._count is not None and not node.replicas_given and node._may_be_spread()
-        return self._count if spread and self._count is not None else node.replicas
+        if self._count is None or node.replicas_given or not node._may_be_spread():
+            return node.replicas
+        return self._count
 
     def _is_everywhere(self, node: Node | None) -> bool:
         """Whether every worker has a replica of it. A source never counts: it may yet be set apart."""

@@ -18,16 +18,24 @@ from typing import Any
 from consecution import graph
 from consecution.errors import UsageError
 from consecution.nodes import Node
+from consecution.protocol.values import USER_ERRORS
 from consecution.routing import encode_key
 from consecution.stateful import KeyedNode
 from consecution.states import MISSING, Key
 
-RAISED = (Exception, SystemExit, GeneratorExit)
-"""What a user's function may raise at an item: the item is then found one by one."""
-
-
 ALWAYS_KEYS = frozenset((str, int, float, bool, bytes))
 """Whatever is of these types finds a replica."""
+
+
+def _all_at_once(cursor: Iterator[Any], take: Callable[[list[Any]], None]) -> bool:
+    """Have all items that are left taken together. False, and none is: one of them raises, and is found one by one."""
+    items = list(copy.copy(cursor))
+    try:
+        take(items)
+    except USER_ERRORS:
+        return False
+    collections.deque(cursor, maxlen=0)
+    return True
 
 
 class PartTable:
@@ -125,15 +133,8 @@ class Reduce(KeyedNode):
         if not self.works_in_parts or self._logging is not None:
             super()._process_frame(cursor, out)
             return
-        if not self._states.careful:
-            items = list(copy.copy(cursor))
-            try:
-                self._fold_in(items)
-            except RAISED:
-                pass  # found one by one
-            else:
-                collections.deque(cursor, maxlen=0)
-                return
+        if not self._states.careful and _all_at_once(cursor, self._fold_in):
+            return
         for item in cursor:
             if type(item) is PartTable:
                 self._join(*item.columns)
@@ -232,18 +233,15 @@ class Parts(Node):
         return True
 
     def process(self, item: Any) -> None:
-        self.push(self._table([item]))
+        self._push_table([item])
 
     def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
-        items = list(copy.copy(cursor))
-        try:
-            table = self._table(items)
-        except RAISED:
+        if not _all_at_once(cursor, self._push_table):
             super()._process_frame(cursor, out)
-            return
-        collections.deque(cursor, maxlen=0)
+
+    def _push_table(self, items: list[Any]) -> None:
         if items:
-            out.append(table)
+            self.push(self._table(items))
 
     def _table(self, items: list[Any]) -> PartTable:
         """Keys that find no replica are refused here, where the item is known."""

@@ -143,7 +143,6 @@ class KeyedRouter:
         self._key_function = key_function
         self._replicas = replicas
         self._known: dict[Key, int] = {}
-        self._of_slot = [replica_of_slot(slot, replicas) for slot in range(SLOTS)]
 
     def replica_of(self, item: Any) -> int:
         """The replica of one item. Raises what the key function raises, or KeyEncodingError."""
@@ -163,11 +162,23 @@ class KeyedRouter:
             adders[replica](item)
         return parts
 
-    def split_columns(self, keys: list[Key], values: list[Any]) -> list[tuple[list[Key], list[Any]]]:
-        """For each replica its keys, and what stands beside them.
+    def _replica_of_key(self, key: Key) -> int:
+        replica = replica_of_slot(slot_of(key), self._replicas)
+        if len(self._known) >= CACHED_KEYS:
+            self._known.clear()
+        self._known[key] = replica
+        return replica
 
-        Each key comes once: to hash it is quicker than to look among the latest keys, which lie all over memory.
-        """
+
+class ColumnSplitter:
+    """Shares out keys of which each comes once: to hash it is quicker than to look among the latest keys."""
+
+    def __init__(self, replicas: int) -> None:
+        self._replicas = replicas
+        self._of_slot = [replica_of_slot(slot, replicas) for slot in range(SLOTS)]
+
+    def split(self, keys: list[Key], values: list[Any]) -> list[tuple[list[Key], list[Any]]]:
+        """For each replica its keys, and what stands beside them."""
         parts: list[tuple[list[Key], list[Any]]] = [([], []) for _ in range(self._replicas)]
         adders = [(own_keys.append, own_values.append) for own_keys, own_values in parts]
         of_slot, crc32 = self._of_slot, zlib.crc32
@@ -180,13 +191,6 @@ class KeyedRouter:
             add_key(key)
             add_value(value)
         return parts
-
-    def _replica_of_key(self, key: Key) -> int:
-        replica = self._of_slot[slot_of(key)]
-        if len(self._known) >= CACHED_KEYS:
-            self._known.clear()
-        self._known[key] = replica
-        return replica
 
 
 class RouteChooser:

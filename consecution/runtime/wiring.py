@@ -18,7 +18,7 @@ from consecution.protocol.dispatch import (
 from consecution.protocol.dispatch import Outlet as DispatchOutlet
 from consecution.protocol.values import FrameId, TaskIndex
 from consecution.reduction import PartTable
-from consecution.routing import KeyedRouter, RouteChooser
+from consecution.routing import ColumnSplitter, KeyedRouter, RouteChooser
 
 FRAME_STRETCH = 4
 """A frame may hold this many times the batch size before a flat-map's output is cut into more."""
@@ -51,7 +51,6 @@ def make_dispatch(
 
     Every call has its own credits and its own round robin.
     """
-    mates = _mates(plan, task)
     if outlets is None:
         outlets = make_outlets(plan, task, plan.node(plan.task(task).node).outlets)
     return Dispatch(
@@ -61,7 +60,7 @@ def make_dispatch(
         make_id or make_frame_ids(),
         edge_count=max(1, len(plan.edges)),
         max_frame_items=plan.options.batch_size * FRAME_STRETCH,
-        local=_hands_over(plan, task, mates),
+        local=_hands_over(plan, task),
     )
 
 
@@ -70,7 +69,7 @@ def _mates(plan: Plan, task: TaskIndex) -> frozenset[TaskIndex]:
     return frozenset(TaskIndex(index) for index in plan.worker_of(task).tasks)
 
 
-def _hands_over(plan: Plan, task: TaskIndex, mates: frozenset[TaskIndex]) -> frozenset[TaskIndex]:
+def _hands_over(plan: Plan, task: TaskIndex) -> frozenset[TaskIndex]:
     """The mates that get live items.
 
     What a durable task pushes may be its state, and what one stages nobody may change: both are made bytes anyway, for
@@ -78,7 +77,7 @@ def _hands_over(plan: Plan, task: TaskIndex, mates: frozenset[TaskIndex]) -> fro
     """
     if plan.node(plan.task(task).node).durable:
         return frozenset()
-    return frozenset(mate for mate in mates if not plan.node(plan.task(mate).node).durable)
+    return frozenset(mate for mate in _mates(plan, task) if not plan.node(plan.task(mate).node).durable)
 
 
 def make_outlets(plan: Plan, task: TaskIndex, outlets: tuple[Outlet, ...]) -> tuple[DispatchOutlet, ...]:
@@ -120,12 +119,12 @@ class _PartsPartition:
 
     def __init__(self, ways: int) -> None:
         self.ways = ways
-        self._router = KeyedRouter(lambda key: key, ways)
+        self._splitter = ColumnSplitter(ways)
 
     def split(self, tables: list[PartTable]) -> list[list[PartTable]]:
         parts: list[list[PartTable]] = [[] for _ in range(self.ways)]
         for table in tables:
-            for part, (keys, values) in zip(parts, self._router.split_columns(*table.columns), strict=True):
+            for part, (keys, values) in zip(parts, self._splitter.split(*table.columns), strict=True):
                 if keys:
                     part.append(PartTable(keys, values))
         return parts

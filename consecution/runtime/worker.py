@@ -206,7 +206,6 @@ class Worker:
         self._waking = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
         self._quit = False
-        self._supervisor_gone = False
         self._stop_beating = threading.Event()
         self._ending: set[TaskIndex] = set()
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
