@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from consecution.sinks.sql import SqlSink as SqlSink
     from consecution.sinks.text import JsonLines as JsonLines
     from consecution.sinks.text import TextLines as TextLines
+    from consecution.source import Rejected as Rejected
     from consecution.source import Source as Source
     from consecution.sources.iterable import IterableSource as IterableSource
     from consecution.sources.manual import ManualSource as ManualSource
@@ -78,6 +79,7 @@ _HOMES = {
     "Producer": "producer",
     "Receipt": "sources.manual",
     "Reduce": "reduction",
+    "Rejected": "source",
     "Report": "report",
     "Route": "graph",
     "Running": "engine",

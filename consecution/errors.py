@@ -88,6 +88,10 @@ class SourceError(WorldError):
     """A source could not be opened or raised while it was read."""
 
 
+class BadRecordError(WorldError, ValueError):
+    """What came from outside is no record of the format that was expected. It fails at the source, alone."""
+
+
 class BackPressureError(WorldError, TimeoutError):
     """`Running.push` waited for room and its timeout ran out."""
 

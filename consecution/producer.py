@@ -8,7 +8,7 @@ from typing import Any
 
 from consecution.errors import UsageError
 from consecution.nodes import Node
-from consecution.source import Source
+from consecution.source import Rejected, Source
 
 READ_ITEMS = 1000
 
@@ -98,6 +98,13 @@ def _read_all(source: Source) -> Iterator[Any]:
     source.open(None)
     try:
         while (items := source.read(READ_ITEMS)) is not None:
-            yield from items
+            yield from map(_accept, items) if source.rejects else items
     finally:
         source.close()
+
+
+def _accept(item: Any) -> Any:
+    """The item; in `Pipeline.consume` an error comes as it is."""
+    if type(item) is Rejected:
+        raise item.error
+    return item

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Rejected(NamedTuple):
+    """Something that came and is no item: a record that cannot be read, say. Given by `Source.read` in its place.
+
+    It is counted, and fails at the source, alone: ``error`` says what is wrong and what to do, ``item`` is
+    what came, as it is to be kept. It is not tried again.
+    """
+
+    item: Any
+    error: Exception
 
 
 class Source:
@@ -16,6 +27,9 @@ class Source:
 
     in_parent: bool = False
     """True: it cannot be shipped (an open file, a generator); it is read in the process that started the run."""
+
+    rejects: bool = False
+    """True: among what `read` returns there may be `Rejected`; nobody looks for any where this is False."""
 
     may_block: bool = False
     """Set by the inline engine: `read` may wait for an item, and must not use threads to avoid it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from consecution.errors import SourceError, WorldError
@@ -37,7 +37,7 @@ from consecution.protocol.values import (
     TaskIndex,
 )
 from consecution.runtime import failpoints
-from consecution.source import Source
+from consecution.source import Rejected, Source
 from consecution.transport.codec import LiveCodec, ReusingCodec
 
 BIRTH = (-1,)
@@ -190,12 +190,12 @@ class OriginHost:
     def _credits(self) -> Iterable[Credits]:
         return self._dispatch.credits if self._handlers is None else (*self._dispatch.credits, *self._handlers.credits)
 
-    def born(self, items: list[Any], position: Any) -> int:
-        """Make the next batch of these items. Items that cannot be encoded fail with the batch."""
+    def born(self, items: list[Any], position: Any, rejected: Sequence[Rejected] = ()) -> int:
+        """Make the next batch of these items. The rejected, and items that cannot be encoded, fail with the batch."""
         items = list(items)  # Encoders know a list by its identity; a source may give the same one twice.
-        count = len(items)
+        count = len(items) + len(rejected)
         payload: Any = None
-        failed: list[FailedItem] = []
+        failed = [self._describe(self._own_way, *refused)._replace(retryable=False) for refused in rejected]
         suspect = self._guard.take(self.task, self.origin.next_seq, BIRTH)
         if suspect is not None:
             items = self._sift(self._own_way, suspect, items, failed)
@@ -444,8 +444,13 @@ class SourceHost:
         return read
 
     def _bear(self, items: list[Any]) -> None:
-        seq = self.host.born(items, self.source.position())
-        self.source.batch_born(seq, len(items))
+        count = len(items)
+        rejected: list[Rejected] = []
+        if self.source.rejects:
+            rejected = [item for item in items if type(item) is Rejected]
+            items = [item for item in items if type(item) is not Rejected] if rejected else items
+        seq = self.host.born(items, self.source.position(), rejected)
+        self.source.batch_born(seq, count)
 
     def _stop(self) -> bool:
         """What waits for a batch to fill was read, and so it goes."""

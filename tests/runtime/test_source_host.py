@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from consecution import Pipeline, Producer, TextLines
+from consecution.errors import BadRecordError, StoppedByItemError
 from consecution.protocol.dispatch import Dispatch, SingleEdge
 from consecution.protocol.origin import Origin, OriginLimits
 from consecution.protocol.values import Ack, Acks, FailedItem, Frame, FrameId, Message, Stage, TaskIndex
 from consecution.runtime.origin_host import MemoryStore, OriginHost, SourceHost
-from consecution.source import Source
+from consecution.source import Rejected, Source
 from consecution.transport.codec import LiveCodec
 
 SOURCE, TASK = TaskIndex(0), TaskIndex(1)
@@ -55,3 +60,77 @@ def test_new_items_do_not_keep_retries_waiting_for_room() -> None:
     answer()
 
     assert [frame.payload for frame in outbox.frames] == [[0], [7]]
+
+
+# -- what is no item -------------------------------------------------------------------------------
+
+
+class Mixed(Source):
+    """Among whole numbers there is text, which is no item."""
+
+    rejects = True
+
+    def __init__(self, count: int = 9) -> None:
+        self.count = count
+
+    def open(self, position: Any) -> None:
+        self.at = position or 0
+
+    def read(self, max_items: int) -> list[Any] | None:
+        found: list[Any] = list(range(self.count))[self.at : self.at + max_items]
+        self.at += len(found)
+        return [Rejected(f"<{n}>", BadRecordError(f"{n} is bad")) if n % 3 == 1 else n for n in found] or None
+
+    def position(self) -> Any:
+        return self.at
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+def test_what_a_source_rejects_fails_alone_and_is_not_tried_again(mode: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    report = Pipeline(Producer(Mixed()) | TextLines("out", out)).run(mode=mode, state_dir=tmp_path / "state")
+
+    assert out.read_text().split() == ["0", "2", "3", "5", "6", "8"]
+    assert (report.emitted, report.completed, report.failed, report.pending) == (9, 9, 3, 0)
+    assert [(f.node, f.item, f.error, f.attempts) for f in report.failures] == [
+        ("producer", f"<{n}>", f"BadRecordError: {n} is bad", 1) for n in (1, 4, 7)
+    ]
+
+
+@pytest.mark.parametrize("robustness", ["none", "confirm", "track"])
+def test_what_a_source_rejects_is_counted_at_every_level(robustness: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    report = Pipeline(Producer(Mixed()) | TextLines("out", out)).run(robustness=robustness)
+
+    assert out.read_text().split() == ["0", "2", "3", "5", "6", "8"]
+    assert (report.emitted, report.failed) == (9, 3)
+
+
+def test_what_a_source_rejects_may_go_over_its_failed_edge(tmp_path: Path) -> None:
+    out, bad = tmp_path / "out", tmp_path / "bad"
+    producer = Producer(Mixed())
+    pipeline = Pipeline(producer | TextLines("out", out))
+    producer.failed | TextLines("bad", bad, format=lambda failure: failure.item)
+
+    report = pipeline.run(state_dir=tmp_path / "state")
+
+    assert bad.read_text().split() == ["<1>", "<4>", "<7>"]
+    assert (report.failed, report.handled) == (0, 3)
+
+
+def test_a_producer_may_stop_the_run_at_what_its_source_rejects(tmp_path: Path) -> None:
+    pipeline = Pipeline(Producer(Mixed()).on_error("stop") | TextLines("out", tmp_path / "out"))
+
+    with pytest.raises(StoppedByItemError, match=r"node 'producer' stopped the run at the item '<1>'.*1 is bad"):
+        pipeline.run(state_dir=tmp_path / "state", batch_size=1)
+
+
+def test_consume_raises_the_error_of_what_a_source_rejects() -> None:
+    found: list[int] = []
+
+    with pytest.raises(BadRecordError, match="1 is bad"):
+        Pipeline(Producer(Mixed()) | found.append).consume()
+
+    assert found == [0]
