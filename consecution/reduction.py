@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from consecution import graph
-from consecution.errors import UsageError
+from consecution.errors import KeyEncodingError, UsageError
 from consecution.nodes import Node
 from consecution.protocol.values import USER_ERRORS
 from consecution.routing import encode_key
@@ -109,8 +109,7 @@ class Reduce(KeyedNode):
 
     def end(self) -> None:
         if not self._every_change:
-            for key, value in self.states():
-                self.push((key, value))
+            collections.deque(map(self.push, self.states()), maxlen=0)
 
     # -- by the frame ----------------------------------------------------------------------------
 
@@ -143,9 +142,12 @@ class Reduce(KeyedNode):
 
     def _fold_in(self, items: list[Any]) -> None:
         """All or nothing."""
-        tables = [item.columns for item in items if type(item) is PartTable]
-        if len(tables) < len(items):
-            folded = self.fold(item for item in items if type(item) is not PartTable)
+        tables: list[tuple[list[Key], list[Any]]] = []
+        if PartTable in map(type, items):
+            tables = [item.columns for item in items if type(item) is PartTable]
+            items = [item for item in items if type(item) is not PartTable]
+        if items:
+            folded = self.fold(items)
             tables.append((list(folded), list(folded.values())))
         if len(tables) > 1:
             tables = [self._join_tables(tables)]
@@ -165,15 +167,13 @@ class Reduce(KeyedNode):
         """Join what was folded elsewhere with the states, all or nothing."""
         states, combine = self._states, self._combine
         assert combine is not None
-        cached, find = states.cached, states.find
-        joined: list[Any] = []
-        add = joined.append
-        for key, value in zip(keys, values, strict=True):
-            try:
-                state = cached[key]
-            except KeyError:
-                state = find(key, MISSING)
-            add(value if state is MISSING else combine(state, value))
+        cached = states.cached
+        for key in itertools.filterfalse(cached.__contains__, keys):
+            states.look(key)
+        joined = [
+            value if state is MISSING else combine(state, value)
+            for state, value in zip(map(cached.__getitem__, keys), values, strict=True)
+        ]
         if states.careful:
             for key, state in zip(keys, joined, strict=True):
                 states.put(key, state)
@@ -210,6 +210,29 @@ class Count(Reduce):
 
     def fold(self, items: Iterable[Any]) -> dict[Key, Any]:
         return collections.Counter(items if self._key is _itself else map(self._key, items))
+
+    def _fold_in(self, items: list[Any]) -> None:
+        """Where the states are in memory only, without a count of the frame in between."""
+        if not self._states.in_memory or PartTable in map(type, items):
+            super()._fold_in(items)
+            return
+        keys = items if self._key is _itself else list(map(self._key, items))
+        counts = self._states.cached
+        known, taking, taken = len(counts), iter(keys), len(keys)
+        error: BaseException | None = None
+        try:
+            collections.Counter.update(counts, taking)  # type: ignore[call-overload]
+        except USER_ERRORS as found:
+            error, taken = found, len(keys) - operator.length_hint(taking) - 1
+        new = list(itertools.islice(reversed(counts), len(counts) - known))
+        if error is None and all(map(operator.eq, new, new)):
+            return
+        # Taken back, so that it is found item by item which are at fault.
+        for key in keys[:taken]:
+            counts[key] -= 1
+        for key in new:
+            del counts[key]
+        raise error or KeyEncodingError(f"{self}: a key is not equal to itself")
 
 
 def _itself(item: Any) -> Any:

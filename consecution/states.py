@@ -60,7 +60,7 @@ class States:
 
     def find(self, key: Key, default: Any = None) -> Any:
         """The state of a key, ``default`` if there is none; it counts as changed, for the caller may change it."""
-        if self._look(key) is MISSING:
+        if self.look(key) is MISSING:
             return default
         return self._touch(key)
 
@@ -73,7 +73,13 @@ class States:
         """Forget a key."""
         self.put(key, MISSING)
 
-    def _look(self, key: Key) -> Any:
+    @property
+    def in_memory(self) -> bool:
+        """Whether there is no store behind them."""
+        return self._backing is None
+
+    def look(self, key: Key) -> Any:
+        """The state of a key, `MISSING` if there is none; from here on it is in memory, and has not changed."""
         state = self.cached.get(key, self)
         if state is self:
             if key != key:
@@ -83,7 +89,7 @@ class States:
         return state
 
     def _touch(self, key: Key) -> Any:
-        state = self._look(key)
+        state = self.look(key)
         self.touched.add(key)
         if self._undo is not None and key not in self._undo:
             self._undo[key] = copy.deepcopy(state) if state is not MISSING else MISSING
@@ -95,13 +101,14 @@ class States:
 
     def items(self) -> Iterator[tuple[Key, Any]]:
         """Every key with its state, in the order of the store. A look only: what the caller changes may be lost."""
-        backing = self._backing
-        if backing is None:
-            yield from [(key, state) for key, state in self.cached.items() if state is not MISSING]
-            return
+        if self._backing is None:
+            return iter([(key, state) for key, state in self.cached.items() if state is not MISSING])
+        return self._stored_items(self._backing)
+
+    def _stored_items(self, backing: Backing) -> Iterator[tuple[Key, Any]]:
         fresh = {*backing.unmerged(), *self.touched}
         for key, stored in backing.items(fresh):
-            state = self._look(key) if key in fresh else self.cached.get(key, stored)
+            state = self.look(key) if key in fresh else self.cached.get(key, stored)
             if state is not MISSING:
                 yield key, state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import operator
 import pickle
 from typing import Any
@@ -56,6 +57,21 @@ def joined(tables: list[PartTable]) -> dict[Any, Any]:
     return found
 
 
+class Kept(Node):
+    def begin(self) -> None:
+        self.found: list[Any] = []
+
+    def process(self, item: Any) -> None:
+        self.found.append(item)
+
+
+def count_inline(items: list[Any], batch_size: int = 4) -> tuple[Any, dict[Any, int]]:
+    """The report of a run that keeps its counts in memory, and the counts."""
+    kept = Kept("kept")
+    report = Pipeline(Producer(items) | Count() | kept).run(mode="inline", robustness="track", batch_size=batch_size)
+    return report, dict(kept.found)
+
+
 # -- in one place ------------------------------------------------------------------------------------
 
 
@@ -106,6 +122,25 @@ def test_a_subclass_with_its_own_process_is_not_folded() -> None:
     Pipeline(Doubling() | Map(found.append, "found")).consume(WORDS)
 
     assert dict(found)["to"] == 4
+
+
+@pytest.mark.parametrize("bad", [[[]], [math.nan, []], [[], math.nan, math.nan]])
+@pytest.mark.parametrize("at", [0, 3, 5, 9])
+def test_counts_in_memory_are_right_beside_items_that_are_no_keys(bad: list[Any], at: int) -> None:
+    items = [number % 3 for number in range(9)]
+    report, counts = count_inline(items[:at] + bad + items[at:])
+
+    assert report.failed == len(bad)
+    assert counts == collections.Counter(items)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([1, "a", (1, 2), None, [], {}, math.nan]), max_size=30), st.integers(1, 12))
+def test_every_item_is_counted_or_fails(items: list[Any], batch_size: int) -> None:
+    good = [item for item in items if item not in ([], {}) and item == item]
+    report, counts = count_inline(items, batch_size)
+
+    assert (report.failed, counts) == (len(items) - len(good), collections.Counter(good))
 
 
 # -- parts -------------------------------------------------------------------------------------------

@@ -92,7 +92,13 @@ def make_source_host(
         guard=guard,
         handlers=handlers,
     )
-    return SourceHost(host, source, linger_s=plan.options.linger_ms / 1000)
+    options = plan.options
+    return SourceHost(
+        host,
+        source,
+        linger_s=options.linger_ms / 1000,
+        reads_ahead=options.robust or options.mode != "inline",
+    )
 
 
 Host = TaskHost | DurableHost

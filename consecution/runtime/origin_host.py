@@ -353,13 +353,18 @@ class OriginHost:
 
 
 class SourceHost:
-    """A source and its origin: reads as much as the window allows, in batches."""
+    """A source and its origin: reads as much as the window allows, in batches.
 
-    def __init__(self, host: OriginHost, source: Source, *, linger_s: float = 0.0) -> None:
+    ``reads_ahead`` False: one batch a turn, for an engine that carries it through the graph, still warm in the
+    processor's cache, before it takes another turn.
+    """
+
+    def __init__(self, host: OriginHost, source: Source, *, linger_s: float = 0.0, reads_ahead: bool = True) -> None:
         self.host = host
         self.origin = host.origin
         self.source = source
         self._reader = _Reader(source, linger_s, time.monotonic)
+        self._reads_ahead = reads_ahead
         self._problem: SourceError | None = None
         self._stopping = False
         host._on_settled = self._settled
@@ -439,7 +444,7 @@ class SourceHost:
                 break
             read = True
             self._bear(items)
-            if len(items) < room or now() >= until_s:
+            if len(items) < room or not self._reads_ahead or now() >= until_s:
                 break
         return read
 
