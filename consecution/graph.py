@@ -295,7 +295,7 @@ def exposed(member: Member, pointing: str) -> list[Node]:
         raise ValueError('pointing must be "left" or "right"')
     found: dict[Node, None] = {}
     for node in flatten(member):
-        for walked in walk(node, "up" if pointing == "left" else "down", "breadth_first", over_failed=False):
+        for walked in walk(node, "up" if pointing == "left" else "down", "breadth_first", sideways=False):
             links = walked._upstream_nodes if pointing == "left" else walked._downstream_nodes
             if not links:
                 found.setdefault(walked)
@@ -321,16 +321,18 @@ def replace(old: Node, new: Node) -> None:
     new._upstream_nodes = old._upstream_nodes + new._upstream_nodes
     new._downstream_nodes = old._downstream_nodes + new._downstream_nodes
     old._upstream_nodes, old._downstream_nodes = [], []
-    if old._failed_edge is not None:
-        _hand_on(old._failed_edge, new)
+    for name, output in old._leading_outputs():
+        _hand_on(output, new._own_output(name))
+    if old._failed_edge is not None and old._failed_edge._downstream_nodes:
+        _hand_on(old._failed_edge, new._own_failed_edge())
 
 
 def _hand_on(edge: Node, new: Node) -> None:
-    """The handlers behind a failed edge are those of another node from now on."""
+    """The handlers behind a side edge are those of another node's from now on."""
     handlers, edge._downstream_nodes = edge._downstream_nodes, []
     for handler in handlers:
         handler._upstream_nodes = [node for node in handler._upstream_nodes if node is not edge]
-        new._own_failed_edge().add_downstream(handler)
+        new.add_downstream(handler)
 
 
 # -- names ---------------------------------------------------------------------------------------
@@ -376,15 +378,17 @@ def check_names(node: Node) -> None:
 
 
 def children_of(node: Node) -> list[Node]:
-    """The nodes right after this one; last the start of its failed edge, where that leads somewhere."""
-    edge = node._failed_edge
-    return node._downstream_nodes if edge is None or not edge._downstream_nodes else [*node._downstream_nodes, edge]
+    """The nodes right after this one; last its side edges, those that lead somewhere: outputs, and the failed edge."""
+    edges: list[Node] = [edge for _, edge in node._leading_outputs()]
+    if node._failed_edge is not None and node._failed_edge._downstream_nodes:
+        edges.append(node._failed_edge)
+    return [*node._downstream_nodes, *edges] if edges else node._downstream_nodes
 
 
-def walk(node: Node, direction: str, how: str, *, over_failed: bool = True) -> list[Node]:
+def walk(node: Node, direction: str, how: str, *, sideways: bool = True) -> list[Node]:
     """All nodes that can be reached, in the order they are met. ValueError for another word.
 
-    ``over_failed`` False: on the way down only those that pushed items come to, and no given-up ones.
+    ``sideways`` False: on the way down no side edges are taken.
     """
     if how not in ("depth_first", "breadth_first"):
         raise ValueError(f"'how' argument must be one of ['depth_first', 'breadth_first'], found {how!r}")
@@ -399,7 +403,7 @@ def walk(node: Node, direction: str, how: str, *, over_failed: bool = True) -> l
             continue
         met[current] = None
         ups = current._upstream_nodes if direction != "down" else []
-        downs = (children_of(current) if over_failed else current._downstream_nodes) if direction != "up" else []
+        downs = (children_of(current) if sideways else current._downstream_nodes) if direction != "up" else []
         for neighbor in (*ups, *downs):
             if neighbor not in met:
                 add(neighbor)

@@ -10,13 +10,15 @@ import math
 import operator
 import sys
 import traceback
+import types
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from consecution import graph
 from consecution.clock import Clock
 from consecution.error_policy import Decide, ErrorPolicy
 from consecution.errors import GraphError, MissingExtraError
+from consecution.protocol.values import Labelled
 from consecution.routing import RouteChooser
 
 if TYPE_CHECKING:
@@ -51,8 +53,9 @@ class Node:
     """A step of a pipeline. Inherit from it and define ``process(self, item)``.
 
     ``process`` is given one item at a time and calls ``self.push(item)`` for each item it makes: none,
-    one or many. ``begin`` and ``end`` run once before the first and after the last item of a stream;
-    pushing is possible everywhere but in ``begin``. Keyword arguments become attributes.
+    one or many; ``self.push(item, to="late")`` sends one to ``node["late"]`` instead. ``begin`` and ``end`` run once
+    before the first and after the last item of a stream; pushing is possible everywhere but in ``begin``.
+    Keyword arguments become attributes.
 
     In a run with several workers the replicas of a node share nothing: attributes are those of one replica, not of
     another, nor of the process that started the run. With ``workers=n`` a node that has no ``end`` and no `on_timer`,
@@ -71,13 +74,21 @@ class Node:
     error_policy: ErrorPolicy | None = None
     failed = _Failed()
     """Where items go that are given up here: ``node.failed | handler``. See `FailedEdge`."""
+    outputs: tuple[str, ...] = ()
+    """The names that ``self.push(item, to=name)`` may use, where the class says so. See `OutputEdge`."""
     pipeline: Pipeline
-    push: Callable[[Any], Any]
+    push: Callable[..., Any]
     global_state: Any
     _process: Callable[[Any], Any]
     _stem: str | None = None
     """What a name is made from that the user did not give; the graph may number it: f, f_2."""
     _plot_shape = "rectangle"
+    _may_push_by_name = False
+    """Whether the class says that it has outputs, or does so in its code."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._may_push_by_name = bool(cls.outputs) or _mentions_to(cls)
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         for key, value in kwargs.items():
@@ -87,6 +98,8 @@ class Node:
         self._upstream_nodes: list[Node] = []
         self._downstream_nodes: list[Node] = []
         self._failed_edge: FailedEdge | None = None
+        self._output_edges: dict[str, OutputEdge] = {}
+        self._led_outputs: tuple[str, ...] = ()
         self._logging: str | None = None
 
     # -- what users override ---------------------------------------------------------------------
@@ -129,10 +142,15 @@ class Node:
     def __lt__(self, other: Node) -> bool:
         return self.name < other.name
 
-    def __getitem__(self, key: Any) -> NoReturn:
-        raise ValueError(
+    def __getitem__(self, key: Any) -> OutputEdge:
+        """Where items go that are pushed to a name: ``node["late"] | handler``. See `OutputEdge`."""
+        if isinstance(key, str) and self._may_push_by_name:
+            return self._own_output(key)
+        raise GraphError(
             f"\n\nYou cannot call __getitem__ on nodes.  You tried to call\n{self} [{key}]\n"
             f"which doesn't make sense.  You probably meant\n{self} | [{key}]\n"
+            f"({type(self).__name__} has no outputs: its methods do not call self.push(item, to=name), nor does it "
+            "declare outputs = (name,))\n"
         )
 
     def rename(self, name: str) -> None:
@@ -213,6 +231,29 @@ class Node:
         if self._failed_edge is None:
             self._failed_edge = FailedEdge(self)
         return self._failed_edge
+
+    def _own_output(self, name: str) -> OutputEdge:
+        declared = self._declared_outputs()
+        if not name or (declared and name not in declared):
+            raise GraphError(
+                f"{self}[{name!r}]: expected one of the outputs that {type(self).__name__} declares: "
+                f"{', '.join(map(repr, declared))}"
+                if declared
+                else f"{self}[{name!r}]: expected the name of an output"
+            )
+        if name not in self._output_edges:
+            self._output_edges[name] = OutputEdge(self, name)
+        return self._output_edges[name]
+
+    def _declared_outputs(self) -> tuple[str, ...]:
+        declared = type(self).outputs
+        if isinstance(declared, (tuple, list)) and all(isinstance(name, str) for name in declared):
+            return tuple(declared)
+        raise GraphError(f"{type(self).__name__}.outputs: expected a tuple of names, found {declared!r}")
+
+    def _leading_outputs(self) -> list[tuple[str, OutputEdge]]:
+        """The named outputs that something is connected to, in the order they were first named."""
+        return [(name, edge) for name, edge in self._output_edges.items() if edge._downstream_nodes]
 
     def remove_downstream(self, other: Node) -> None:
         """Disconnect a node; nothing happens if it is not connected."""
@@ -307,12 +348,15 @@ class Node:
                 "plotting needs the graphviz package: pip install 'consecution[plot]'", extra="plot"
             ) from error
         drawing = Digraph(comment="pipeline")
-        nodes = [node for node in graph.walk(self, "both", "breadth_first") if not isinstance(node, FailedEdge)]
+        nodes = [node for node in graph.walk(self, "both", "breadth_first") if not isinstance(node, SideEdge)]
         for node in nodes:
             drawing.node(name=node.name, shape=node._plot_shape)
         for node in nodes:
             for below in node._downstream_nodes:
                 drawing.edge(tail_name=node.name, head_name=below.name)
+            for output, edge in node._leading_outputs():
+                for below in edge._downstream_nodes:
+                    drawing.edge(tail_name=node.name, head_name=below.name, label=output)
             for handler in node._failed_edge._downstream_nodes if node._failed_edge is not None else ():
                 drawing.edge(tail_name=node.name, head_name=handler.name, label="failed", style="dashed")
         return drawing
@@ -354,16 +398,19 @@ class Node:
     def _break_off(self) -> None:
         """The stream broke off with an exception: forget what was gathered. Items may come again."""
 
-    def _push_function(self) -> Callable[[Any], Any]:
+    def _push_function(self) -> Callable[..., Any]:
         """What ``self.push`` is, item by item: as few calls as the nodes below allow."""
         below = [node._item_processor() for node in self._downstream_nodes]
-        if len(below) == 1 and self._logging != "output":
+        if len(below) == 1 and self._logging != "output" and not self._pushes_by_name():
             return below[0]
 
         def push(item: Any) -> None:
             for process in below:
                 process(item)
 
+        if self._pushes_by_name():
+            edges = {name: edge._item_processor() for name, edge in self._leading_outputs()}
+            push = self._by_name(push, lambda to, item: edges[to](item))
         return self._logging_to(push) if self._logging == "output" else push
 
     # -- frame by frame, in an engine ------------------------------------------------------------
@@ -374,11 +421,9 @@ class Node:
     def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
         """Run the node over every item of ``cursor``; what it pushes lands in ``out``, in order.
 
-        ``self.push`` is bound to ``out.append``. When an item raises, what it had pushed is taken back and
-        the exception propagates; called again with the same cursor, the node goes on after that item.
+        ``self.push`` adds to ``out`` already (`_push_into`). When an item raises, what it had pushed is taken back
+        and the exception propagates; called again with the same cursor, the node goes on after that item.
         """
-        if self._logging == "output":
-            self.push = self._logging_to(out.append)
         process = self._item_processor()
         mark = len(out)
         try:
@@ -390,13 +435,43 @@ class Node:
             raise
 
     def _push_into(self, out: list[Any]) -> None:
-        """Let ``self.push`` add to ``out``, for methods that push without an item at hand."""
-        self.push = self._logging_to(out.append) if self._logging == "output" else out.append
+        """Let ``self.push`` add to ``out``; what is pushed to a name is labelled with it."""
+        if self._pushes_by_name():
+            append = out.append
+            push = self._by_name(append, lambda to, item: append(Labelled(to, item)))
+            self.push = self._logging_to(push) if self._logging == "output" else push
+        else:
+            self.push = self._logging_to(out.append) if self._logging == "output" else out.append
 
-    def _logging_to(self, push: Callable[[Any], Any]) -> Callable[[Any], None]:
-        def log_and_push(item: Any) -> None:
+    def _pushes_by_name(self) -> bool:
+        """Whether ``self.push`` must know of names: anything else would slow down all who need none."""
+        return bool(self._may_push_by_name or self._output_edges or self._led_outputs)
+
+    def _by_name(self, push: Callable[[Any], Any], push_to: Callable[[str, Any], Any]) -> Callable[..., None]:
+        leading = {*self._led_outputs, *(name for name, _ in self._leading_outputs())}
+        known = {**dict.fromkeys(self._declared_outputs(), False), **dict.fromkeys(leading, True)}
+
+        def push_by_name(item: Any, *, to: str | None = None) -> None:
+            if to is None:
+                push(item)
+            elif to not in known:
+                raise self._no_output(to, sorted(known))
+            elif known[to]:
+                push_to(to, item)
+
+        return push_by_name
+
+    def _no_output(self, to: str, known: list[str]) -> GraphError:
+        has = f"it has {', '.join(map(repr, known))}" if known else "it has none"
+        return GraphError(
+            f"{self}: push(..., to={to!r}): it has no output of that name, {has}; connect one, "
+            f'{self.name}["{to}"] | handler, or, if it may lead nowhere, declare it in the class: outputs = ("{to}",)'
+        )
+
+    def _logging_to(self, push: Callable[..., Any]) -> Callable[..., None]:
+        def log_and_push(item: Any, **to: str) -> None:
             self._write_log(item)
-            push(item)
+            push(item, **to)
 
         return log_and_push
 
@@ -410,7 +485,7 @@ class Node:
 
     def _may_be_spread(self) -> bool:
         """Whether each worker may have a replica of its own, unasked: it keeps nothing, and ends nothing."""
-        return not self._is_durable() and bool(self._downstream_nodes)
+        return not self._is_durable() and bool(self._downstream_nodes or self._leading_outputs())
 
     def _has_timer(self) -> bool:
         return type(self).on_timer is not Node.on_timer
@@ -425,10 +500,63 @@ class Node:
         for attribute in ("pipeline", "push", "global_state", "_process"):
             twin.__dict__.pop(attribute, None)
         twin._upstream_nodes, twin._downstream_nodes, twin._failed_edge = [], [], None
+        twin._led_outputs = (*self._led_outputs, *(name for name, _ in self._leading_outputs()))
+        twin._output_edges = {}
         return twin
 
 
-class FailedEdge(Node):
+def _mentions_to(kind: type) -> bool:
+    """Whether the code of a class of nodes calls something with ``to=...``, as ``push`` would be."""
+    own = [value for base in kind.__mro__ if base not in (Node, object) for value in vars(base).values()]
+    functions = [inspect.unwrap(value) for value in own if isinstance(value, types.FunctionType)]
+    return any(_has_to(getattr(function, "__code__", None)) for function in functions)
+
+
+def _has_to(code: Any) -> bool:
+    """Names of keyword arguments are constants of the code that calls."""
+    constants = getattr(code, "co_consts", ())
+    return any("to" in constant if type(constant) is tuple else _has_to(constant) for constant in constants)
+
+
+class SideEdge(Node):
+    """A way out of a node beside the usual one. It is no step of its own: engines make it part of that node."""
+
+    def __init__(self, node: Node, name: str) -> None:
+        super().__init__(name)
+        self._stem = name
+        self._upstream_nodes = [node]
+
+    def _name_at(self, parent: Node) -> str:
+        raise NotImplementedError
+
+    def _parent_renamed(self, parent: Node) -> None:
+        self._stem = self._name_at(parent)
+        self.rename(self._stem)
+
+
+class OutputEdge(SideEdge):
+    """Leads the items that a node pushes to a name to whoever wants them: ``parse["late"] | JsonLines("late", ...)``.
+
+    Anything may follow that may follow a node; ``[parse["late"], store["late"]] | handler`` lets several share a
+    handler. What is pushed without a name goes on as ever, and only that. A name that nothing is connected to is
+    an error of the item that pushes to it, unless the class of the node declares it: ``outputs = ("late",)``. Then
+    what is pushed to it is dropped, and no other name may be connected. A class that leaves pushing to others must
+    declare its outputs.
+    """
+
+    def __init__(self, node: Node, output: str) -> None:
+        self.output = output
+        super().__init__(node, self._name_at(node))
+
+    def _name_at(self, parent: Node) -> str:
+        return f"{parent.name}[{self.output}]"
+
+    def process(self, item: Any) -> None:
+        """Only in `Pipeline.consume`; engines have no such step."""
+        self.push(item)
+
+
+class FailedEdge(SideEdge):
     """Leads the items that are given up at a node to whoever wants them: ``parse.failed | JsonLines("bad", ...)``.
 
     What arrives is a `Failure` per item: node, item, error, traceback, attempts. It comes instead of the entry in
@@ -437,17 +565,14 @@ class FailedEdge(Node):
     several nodes may share a handler: ``[parse.failed, store.failed] | handler``. What fails further down is kept as
     failed; no failed edge takes it but its own node's.
 
-    The edge is no step of its own: engines make it part of the node before it. `Pipeline.consume` does without it.
+    `Pipeline.consume` does without it.
     """
 
     def __init__(self, node: Node) -> None:
-        super().__init__(f"{node.name}.failed")
-        self._stem = self.name
-        self._upstream_nodes = [node]
+        super().__init__(node, self._name_at(node))
 
-    def _parent_renamed(self, parent: Node) -> None:
-        self._stem = f"{parent.name}.failed"
-        self.rename(self._stem)
+    def _name_at(self, parent: Node) -> str:
+        return f"{parent.name}.failed"
 
     def process(self, item: Any) -> None:
         """Never called: nothing is pushed into it."""
@@ -720,6 +845,8 @@ __all__ = [
     "GroupByNode",
     "Map",
     "Node",
+    "OutputEdge",
     "RouterNode",
+    "SideEdge",
     "node_from_function",
 ]

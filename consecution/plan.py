@@ -17,7 +17,7 @@ from typing import Any
 from consecution.error_policy import ErrorPolicy
 from consecution.errors import GraphError, UsageError
 from consecution.graph import check_names, sort_topologically
-from consecution.nodes import FailedEdge, Node, RouterNode
+from consecution.nodes import Node, OutputEdge, RouterNode, SideEdge
 from consecution.options import Options
 from consecution.producer import Producer
 from consecution.reduction import Parts, Reduce
@@ -51,6 +51,8 @@ class EdgePlan:
     key_function: Callable[[Any], Any] | None
     failed: bool = False
     """It leads to those who want the items that are given up at its source."""
+    output: str = ""
+    """It leads to those who want the items that its source pushes to this name; empty: to no name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class RoutePlan:
     choose: Callable[[Any], str | int] | None
     choices: tuple[str, ...]
     outlets: tuple[tuple[Outlet, ...], ...]
+    by_output: bool = False
+    """The node has chosen: ``choices`` are its outputs, and first, empty, where what is pushed to no name goes."""
 
 
 Outlet = EdgePlan | RoutePlan
@@ -178,8 +182,8 @@ def _check_node(node: Node, options: Options) -> None:
     if isinstance(node, Producer) and (node.replicas > 1 or node.key_function is not None):
         raise GraphError(f"{node}: a producer has one replica and no key; give replicas to the node after it")
     _check_error_policy(node)
-    _check_failed_edge(node)
-    if isinstance(node, FailedEdge):
+    _check_side_edges(node)
+    if isinstance(node, SideEdge):
         return
     if isinstance(node, RouterNode):
         _check_router(node)
@@ -199,21 +203,25 @@ def _check_error_policy(node: Node) -> None:
     if "on_error" in vars(node):
         given = vars(node)["on_error"]
         raise GraphError(f"{node}: on_error={given!r} is only an attribute; write ....on_error({given!r})")
-    if isinstance(node, (RouterNode, FailedEdge)) and node.error_policy is not None:
-        raise GraphError(f"{node}: a {_part_name(node)} is part of the node before it; say on_error(...) there")
+    if isinstance(node, (RouterNode, SideEdge)) and node.error_policy is not None:
+        raise GraphError(f"{node}: {_part_name(node)} is part of the node before it; say on_error(...) there")
 
 
 def _part_name(node: Node) -> str:
-    return "router" if isinstance(node, RouterNode) else "failed edge"
+    return (
+        "a router" if isinstance(node, RouterNode) else "an output" if isinstance(node, OutputEdge) else "a failed edge"
+    )
 
 
-def _check_failed_edge(node: Node) -> None:
-    if not isinstance(node, (RouterNode, FailedEdge)):
+def _check_side_edges(node: Node) -> None:
+    if not isinstance(node, (RouterNode, SideEdge)):
         return
     if node._failed_edge is not None and node._failed_edge._downstream_nodes:
-        raise GraphError(f"{node}.failed: a {_part_name(node)} is part of the node before it; say .failed there")
-    if isinstance(node, FailedEdge) and (node.replicas > 1 or node.key_function is not None):
-        raise GraphError(f"{node}: a failed edge is part of the node before it; give replicas to the node after it")
+        raise GraphError(f"{node}.failed: {_part_name(node)} is part of the node before it; say .failed there")
+    if isinstance(node, SideEdge) and (node.replicas > 1 or node.key_function is not None):
+        raise GraphError(
+            f"{node}: {_part_name(node)} is part of the node before it; give replicas to the node after it"
+        )
 
 
 def _check_router(node: RouterNode) -> None:
@@ -236,13 +244,13 @@ def _check_timer(node: Node) -> None:
 
 
 def _check_sink(node: Sink) -> None:
-    if node._downstream_nodes:
+    if node._downstream_nodes or node._leading_outputs():
         raise GraphError(f"{node}: a sink ends a pipeline; nothing flows out of it: use a | [{node.name}, b]")
 
 
 class _Planner:
     def __init__(self, ordered: list[Node], source: Producer | None, options: Options, cores: int) -> None:
-        parts = (RouterNode, FailedEdge)
+        parts = (RouterNode, SideEdge)
         self._ordered = [node for node in ordered if not isinstance(node, parts) and node is not source]
         self._top = ordered[0]
         self._source = source
@@ -311,7 +319,16 @@ class _Planner:
         return name
 
     def _outlets(self, node: Node, owner: str) -> tuple[Outlet, ...]:
-        return tuple(self._outlet(child, node, owner) for child in node._downstream_nodes)
+        unnamed = tuple(self._outlet(child, node, owner) for child in node._downstream_nodes)
+        outputs = node._leading_outputs()
+        if not outputs:
+            return unnamed
+        named = [
+            tuple(self._outlet(child, node, owner, output=name) for child in edge._downstream_nodes)
+            for name, edge in outputs
+        ]
+        names = ("", *(name for name, _ in outputs))
+        return (RoutePlan(f"{owner}[...]", None, names, (unnamed, *named), by_output=True),)
 
     def _failed_outlets(self, node: Node | None) -> tuple[Outlet, ...]:
         """Whoever answers for a failed item sends it: a frame of these edges may come from any worker."""
@@ -319,9 +336,12 @@ class _Planner:
             return ()
         return tuple(self._outlet(child, None, node.name, failed=True) for child in node._failed_edge._downstream_nodes)
 
-    def _outlet(self, child: Node, parent: Node | None, owner: str, *, failed: bool = False) -> Outlet:
+    def _outlet(
+        self, child: Node, parent: Node | None, owner: str, *, failed: bool = False, output: str = ""
+    ) -> Outlet:
         if isinstance(child, RouterNode):
-            ways = tuple((self._outlet(end, parent, owner, failed=failed),) for end in child._end_point_map.values())
+            ends = child._end_point_map.values()
+            ways = tuple((self._outlet(end, parent, owner, failed=failed, output=output),) for end in ends)
             return RoutePlan(child.name, child.choose, tuple(child._end_point_map), ways)
         in_parts = child in self._parts
         if in_parts and not isinstance(parent, Parts):
@@ -337,7 +357,7 @@ class _Planner:
         else:
             everywhere = self._is_everywhere(parent) and self._is_everywhere(child)
             grouping = Grouping.LOCAL if everywhere else Grouping.SHUFFLE
-        edge = EdgePlan(len(self._edges), owner, child.name, grouping, key_function, failed)
+        edge = EdgePlan(len(self._edges), owner, child.name, grouping, key_function, failed, output)
         self._edges.append(edge)
         if owner not in self._parents[child.name]:
             self._parents[child.name].append(owner)
@@ -452,7 +472,7 @@ def _ways(outlets: tuple[Outlet, ...], label: str = "") -> Iterator[tuple[EdgePl
         if isinstance(outlet, EdgePlan):
             yield outlet, label
             continue
-        name = outlet.name if outlet.choose is not None else "round robin"
+        name = "" if outlet.by_output else outlet.name if outlet.choose is not None else "round robin"
         for branch in outlet.outlets:
             yield from _ways(branch, f"{label} {name}".strip())
 
@@ -483,7 +503,7 @@ def describe(plan: Plan) -> str:
         lines.append(f"  {node.name: <{width}}  {node.replicas: >8}  {kind: <13}  {names}{more}")
     lines += ["", "  edges"]
     for edge, route in _edges_of(plan):
-        via = "   failed items" if edge.failed else ""
+        via = "   failed items" if edge.failed else f"   output {edge.output}" if edge.output else ""
         via += f"   one of, by {route}" if route else ""
         lines.append(f"  {edge.source: >{width}} -> {edge.target: <{width}}  {edge.grouping.value}{via}")
     if options.mode == "process":
@@ -532,7 +552,7 @@ def to_dot(plan: Plan) -> str:
 def _words_at(edge: EdgePlan, route: str) -> list[str]:
     """What a picture says at an edge."""
     grouping = "" if edge.grouping is Grouping.SINGLE else edge.grouping.value
-    return [word for word in ("failed" if edge.failed else "", route, grouping) if word]
+    return [word for word in ("failed" if edge.failed else edge.output, route, grouping) if word]
 
 
 def _escape(text: str) -> str:

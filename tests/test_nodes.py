@@ -33,7 +33,7 @@ def run_frames(node: Node, *frames: list[Any]) -> tuple[list[Any], list[tuple[An
     """What an engine does: what came out, and the items that failed, with the error's type."""
     out: list[Any] = []
     failed: list[tuple[Any, str]] = []
-    node.push = out.append
+    node._push_into(out)
     for items in frames:
         cursor = iter(items)
         while operator.length_hint(cursor):
@@ -50,7 +50,7 @@ def run_items(node: Node, items: list[Any]) -> tuple[list[Any], list[tuple[Any, 
     failed: list[tuple[Any, str]] = []
     for item in items:
         mark = len(out)
-        node.push = out.append
+        node._push_into(out)
         try:
             node.process(item)
         except (Exception, SystemExit) as error:
@@ -93,9 +93,9 @@ def test_keyword_arguments_become_attributes() -> None:
     assert Node("a", limit=3).limit == 3  # type: ignore[attr-defined]
 
 
-def test_a_node_cannot_be_indexed_and_says_what_was_meant() -> None:
-    with pytest.raises(ValueError, match=r"You probably meant\nN\(a\) \| \[b\]"):
-        Node("a")["b"]
+def test_a_node_cannot_be_indexed_with_a_node_and_says_what_was_meant() -> None:
+    with pytest.raises(ValueError, match=r"You probably meant\nN\(a\) \| \[N\(b\)\]"):
+        Node("a")[Node("b")]
 
 
 def test_process_must_be_defined() -> None:
@@ -171,7 +171,7 @@ def test_a_stop_iteration_of_the_function_does_not_end_the_frame_silently(stops_
 def test_a_frame_leaves_alone_what_was_pushed_before_it() -> None:
     node = Twice("twice")
     out: list[Any] = ["before"]
-    node.push = out.append
+    node._push_into(out)
     with pytest.raises(ValueError, match="5"):
         node._process_frame(iter([1, 5]), out)
     assert out == ["before", 1, -1]

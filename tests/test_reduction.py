@@ -39,7 +39,7 @@ def run_parts(parts: Parts, items: list[Any]) -> tuple[list[Any], list[Any]]:
     out: list[Any] = []
     failed: list[Any] = []
     cursor = iter(items)
-    parts.push = out.append
+    parts._push_into(out)
     while True:
         try:
             parts._process_frame(cursor, out)

@@ -216,7 +216,7 @@ class Dispatch:
                 continue
             for way in ways:
                 known = parts.setdefault((way.edge, way.way), way._replace(items=[]))
-                known.items.append(item)
+                known.items.extend(way.items)
         return list(parts.values())
 
     def _pack(self, parts: list[Part]) -> list[_Piece]:

@@ -19,7 +19,17 @@ from typing import Any, Protocol
 from consecution.errors import OutageError
 from consecution.protocol.dispatch import Dispatch, Sent
 from consecution.protocol.poison import Condemned, Guard, PoisonError, Suspect, decode_apart
-from consecution.protocol.values import USER_ERRORS, Ack, BatchId, FailedItem, Frame, Stage, TaskIndex, Treatment
+from consecution.protocol.values import (
+    USER_ERRORS,
+    Ack,
+    BatchId,
+    FailedItem,
+    Frame,
+    Stage,
+    TaskIndex,
+    Treatment,
+    unlabelled,
+)
 
 SHOWN_LENGTH = 200
 
@@ -52,7 +62,7 @@ def always_retry(error: BaseException, item: Any) -> Treatment:
 class FrameNode(Protocol):
     """What the step needs of a node."""
 
-    push: Callable[[Any], Any]
+    def _push_into(self, out: list[Any]) -> None: ...
 
     def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None: ...
 
@@ -198,7 +208,7 @@ class Step:
             return []
         out: list[Any] = []
         self._out = out
-        self._node.push = out.append
+        self._node._push_into(out)
         self._cursor = cursor = iter(items)
         left = len(items)
         while True:
@@ -278,7 +288,7 @@ def describe_failure(
 ) -> FailedItem:
     """A failed item as it travels to its origin. Never raises, whatever the item's own methods do."""
     retryable = not isinstance(error, PoisonError)
-    treatment = judge(error, item)
+    treatment = judge(error, unlabelled(item))
     try:
         payload = codec.encode_failed(item)
     except USER_ERRORS as problem:

@@ -33,6 +33,21 @@ class BatchId(NamedTuple):
     path: tuple[int, ...]
 
 
+class Labelled(NamedTuple):
+    """An item that goes its own way: ``label`` names the output that it was pushed to."""
+
+    label: str
+    item: Any
+
+    def __repr__(self) -> str:
+        return f"{self.label}: {self.item!r}"
+
+
+def unlabelled(item: Any) -> Any:
+    """The item as the user knows it."""
+    return item.item if type(item) is Labelled else item
+
+
 class Stage(enum.IntEnum):
     """Where in a task an item failed, and so where its retry goes in again."""
 

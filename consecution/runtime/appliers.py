@@ -163,7 +163,7 @@ class _NodeApplier:
 
     def _run(self, cursor: Iterator[Any], out: list[Any]) -> None:
         self.guard.cursor = cursor
-        self.node.push = out.append
+        self.node._push_into(out)
         self.node._process_frame(cursor, out)
 
     def end(self) -> list[Any]:

@@ -16,7 +16,7 @@ from consecution.producer import Producer
 from consecution.protocol.origin import FailureEntry, Origin, Restored
 from consecution.protocol.poison import Guard
 from consecution.protocol.step import Codec, Counts
-from consecution.protocol.values import TaskIndex
+from consecution.protocol.values import TaskIndex, unlabelled
 from consecution.report import Failure, NodeCounts, Report, Status
 from consecution.runtime.books import Books
 from consecution.runtime.durable_host import DurableHost
@@ -177,7 +177,7 @@ def to_failure(plan: Plan, entry: FailureEntry) -> Failure:
             item = pickle.loads(payload)[0]
         except Exception:
             item = failed.shown
-    return Failure(plan.task(failed.task).node, item, failed.error, failed.traceback, entry.attempts)
+    return Failure(plan.task(failed.task).node, unlabelled(item), failed.error, failed.traceback, entry.attempts)
 
 
 def stop_error(plan: Plan, origin: TaskIndex, entry: FailureEntry, report: Report) -> StoppedByItemError:

@@ -10,7 +10,7 @@ from consecution.errors import GraphError
 from consecution.plan import Plan
 from consecution.protocol.dispatch import Credits, Dispatch, RouteOutlet
 from consecution.protocol.step import Codec
-from consecution.protocol.values import USER_ERRORS, FailedItem, TaskIndex
+from consecution.protocol.values import USER_ERRORS, FailedItem, TaskIndex, unlabelled
 from consecution.report import Failure
 from consecution.runtime.wiring import make_dispatch, make_outlets
 
@@ -37,7 +37,7 @@ class PlannedFailedEdges:
         failure = Failure(node, failed.shown, failed.error, failed.traceback, attempts)
         payload = failed.payload
         if isinstance(payload, list):
-            return replace(failure, item=payload[0])
+            return replace(failure, item=unlabelled(payload[0]))
         return failure if payload is None else _Packed(failure, payload)
 
     def dispatch_of(self, task: TaskIndex) -> Dispatch:
@@ -83,7 +83,7 @@ class _Packed:
 def _unpack(failure: Failure, payload: bytes) -> Failure:
     """With the item itself; where it cannot be had, with its ``repr``. A class that is not there stops us."""
     try:
-        return replace(failure, item=pickle.loads(payload)[0])
+        return replace(failure, item=unlabelled(pickle.loads(payload)[0]))
     except (AttributeError, ImportError):
         raise
     except USER_ERRORS:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from consecution.errors import GraphError
 from consecution.plan import EdgePlan, Grouping, Outlet, Plan
 from consecution.protocol.dispatch import (
     Dispatch,
@@ -16,7 +17,7 @@ from consecution.protocol.dispatch import (
     SingleEdge,
 )
 from consecution.protocol.dispatch import Outlet as DispatchOutlet
-from consecution.protocol.values import FrameId, TaskIndex
+from consecution.protocol.values import FrameId, Labelled, TaskIndex
 from consecution.reduction import PartTable
 from consecution.routing import ColumnSplitter, KeyedRouter, RouteChooser
 
@@ -90,6 +91,8 @@ def _make_outlet(plan: Plan, outlet: Outlet, mates: frozenset[TaskIndex]) -> Dis
     if isinstance(outlet, EdgePlan):
         return _make_edge(plan, outlet, mates)
     branches = tuple(tuple(_make_outlet(plan, o, mates) for o in branch) for branch in outlet.outlets)
+    if outlet.by_output:
+        return RouteOutlet(_OutputPartition(outlet.choices), branches)
     chooser = RouteChooser(outlet.name, outlet.choose, outlet.choices)
     return RouteOutlet(_ChoicePartition(chooser, len(outlet.choices)), branches)
 
@@ -127,6 +130,28 @@ class _PartsPartition:
             for part, (keys, values) in zip(parts, self._splitter.split(*table.columns), strict=True):
                 if keys:
                     part.append(PartTable(keys, values))
+        return parts
+
+
+class _OutputPartition:
+    """The node has chosen: its label leaves the item here."""
+
+    def __init__(self, outputs: tuple[str, ...]) -> None:
+        self.ways = len(outputs)
+        self._way_of = {output: way for way, output in enumerate(outputs)}
+
+    def split(self, items: list[Any]) -> list[list[Any]]:
+        parts: list[list[Any]] = [[] for _ in range(self.ways)]
+        unnamed, way_of = parts[0], self._way_of
+        for item in items:
+            if type(item) is not Labelled:
+                unnamed.append(item)
+            elif item.label in way_of:
+                parts[way_of[item.label]].append(item.item)
+            else:
+                raise GraphError(
+                    f"the output {item.label!r} leads nowhere any more; connect a handler, or drop the item"
+                )
         return parts
 
 
