@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from consecution.batching import BatchNode as BatchNode
     from consecution.clock import Clock as Clock
     from consecution.engine import Running as Running
     from consecution.graph import Broadcast as Broadcast
@@ -54,6 +55,7 @@ __version__ = "0.3.0"
 _HOMES = {
     "AppendSink": "sink",
     "BatchId": "protocol.values",
+    "BatchNode": "batching",
     "Broadcast": "graph",
     "Chunk": "nodes",
     "Clock": "clock",

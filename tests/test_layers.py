@@ -18,6 +18,7 @@ import consecution
 
 PACKAGE = Path(consecution.__file__).parent
 WORDS = {
+    "batching",
     "clock",
     "error_policy",
     "graph",
