@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from consecution.report import Failure
 
 
 class Rejected(NamedTuple):
@@ -16,6 +19,16 @@ class Rejected(NamedTuple):
     error: Exception
 
 
+class Note(NamedTuple):
+    """What a source keeps beside its position, for longer than the batch it came with.
+
+    ``body`` is kept with the batch; the notes of batches before ``needed_since`` may be forgotten from then on.
+    """
+
+    body: bytes
+    needed_since: int = 0
+
+
 class Source:
     """Gives a stream of items, and knows how to go on at a place in it.
 
@@ -23,6 +36,9 @@ class Source:
     ``close``; the next run of the pipeline may open the same object again. What ``read`` returned is
     journalled together with the position after it, before any of it is processed; after a crash ``open``
     gets the last position that was journalled, and items after it are read again.
+
+    What becomes of a batch is told in this order, by the same thread: `batch_born`; then the commit, which holds
+    the items, the position and what `take_note` gives; `batch_journalled`; `items_failed`, if any did; `batch_settled`.
     """
 
     in_parent: bool = False
@@ -33,6 +49,12 @@ class Source:
 
     may_block: bool = False
     """Set by the inline engine: `read` may wait for an item, and must not use threads to avoid it."""
+
+    cut: bool = False
+    """True after `read`: a batch ends with what was given so far, and there may be more at once."""
+
+    def recall(self, notes: Sequence[tuple[int, bytes]]) -> None:
+        """Before `open`, where there are any: what was noted in earlier lives, with its batch, oldest first."""
 
     def open(self, position: Any) -> None:
         """Get ready to read after ``position``: None, or what `position` once returned."""
@@ -58,6 +80,21 @@ class Source:
 
     def batch_born(self, seq: int, count: int) -> None:
         """The oldest ``count`` items read that are in no batch yet became batch ``seq``."""
+
+    def take_note(self, seq: int) -> Note | None:
+        """What is to be kept in the commit that batch ``seq`` is part of, for `recall`; asked once for each batch."""
+
+    def batch_journalled(self, seq: int) -> None:
+        """The commit with batch ``seq`` is done: it will be processed whatever dies.
+
+        Without a journal (below ``robust``) it is only on its way.
+        """
+
+    def items_failed(self, seq: int, failures: Sequence[Failure]) -> None:
+        """Before `batch_settled`: the first few of the items of batch ``seq`` that were given up, each as its ``repr``.
+
+        Those that a run before this one has given up are not among them.
+        """
 
     def batch_settled(self, seq: int, failed: int, confirmed: bool) -> None:
         """Batch ``seq`` is completely processed, retries included; ``failed`` items were given up.

@@ -27,7 +27,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from consecution.protocol.values import Ack, Action, Entry, FailedItem, Go, Stage, TaskIndex
@@ -40,6 +40,8 @@ FIRST_BATCH_SIZE = 16
 WINDOW_SHARE = 4
 """So many batches of large items, at least, share the window's bytes."""
 LONGEST_RETRY_DELAY_S = 30.0
+GIVEN_UP_TOLD = 10
+"""So many of a batch's items that are given up are told with its end."""
 NO_ROOT = -1
 """The root of what descends from no batch of this origin's stream: the failed inputs of its own durable task."""
 
@@ -185,11 +187,16 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A batch of the source stream is completely processed, its retries included."""
+    """A batch of the source stream is completely processed, its retries included.
+
+    ``given_up`` are the first of the ``failed`` items, without payload and traceback; those that were given up
+    before a restart are not among them.
+    """
 
     seq: int
     failed: int
     confirmed: bool
+    given_up: tuple[FailureEntry, ...] = field(default=(), compare=False)
 
 
 @dataclass(slots=True)
@@ -295,6 +302,7 @@ class _Root:
     applied: bool = True
     open: int = 0
     failed: int = 0
+    given_up: list[FailureEntry] = field(default_factory=list)
 
     @property
     def pending(self) -> int:
@@ -678,9 +686,15 @@ class Origin:
             return
         self._failed += 1
         if root in self._roots:
-            self._roots[root].failed += 1
+            self._give_up(self._roots[root], entry)
         if failed.treatment.action is Action.STOP:
             self._turn.stops.append(entry)
+
+    @staticmethod
+    def _give_up(root: _Root, entry: FailureEntry) -> None:
+        root.failed += 1
+        if len(root.given_up) < GIVEN_UP_TOLD:
+            root.given_up.append(replace(entry, failed=entry.failed._replace(payload=None, traceback="")))
 
     def _is_held(self, failed: FailedItem) -> bool:
         """After its first try: whether its batch is not over with it."""
@@ -749,7 +763,7 @@ class Origin:
             self._pending += root.pending
             return
         del self._roots[root_seq]
-        self._turn.settled.append(Settled(root_seq, root.failed, confirmed=True))
+        self._turn.settled.append(Settled(root_seq, root.failed, confirmed=True, given_up=tuple(root.given_up)))
 
     # -- death and replay ------------------------------------------------------------------------
 

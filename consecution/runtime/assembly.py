@@ -98,6 +98,8 @@ def make_source_host(
         source,
         linger_s=options.linger_ms / 1000,
         reads_ahead=options.robust or options.mode != "inline",
+        notes=store.notes() if isinstance(store, Journal) else (),
+        node_of=lambda task: plan.task(task).node,
     )
 
 

@@ -1,14 +1,16 @@
 """An origin's journal: one LMDB environment with that origin as its only writer.
 
-Layout (docs/formats.md draws it for other readers). Three named databases; every value is a CRC-32 of
+Layout (docs/formats.md draws it for other readers). Named databases; every value is a CRC-32 of
 key and body, 4 bytes big-endian, followed by the body in msgpack::
 
     meta      "identity"  [format, origin name, uuid, epoch]
               "head"      [next_seq, next_key, generation, position, emitted, failed, exhausted, handled]
               "moved"     [origin name, [key...]], while it holds; see `takeover`
+              "notes"     [count], once there are notes
     batches   seq  (8 bytes big-endian)   [count, payload, retry or nil, [failed...]]
     decided   seq  (8 bytes big-endian)   [generation, count, [[task, xor]...], retry or nil, held]
     failures  key  (8 bytes big-endian)   [failed, attempts, root, held, due_s or nil, failed_s]
+    notes     seq  (8 bytes big-endian)   [bytes], made with the first one
 
     retry     [root, held, attempts, task, stage]
     failed    as in the wire format
@@ -62,8 +64,10 @@ FORMAT = 2
 MAP_SIZE_BYTES = 16 * 1024**3
 """Reserved, not used: the file grows with what it holds. Twice its size, where that is more."""
 LOCK_WAIT_S = 10.0
-META_RECORDS = (b"head", b"identity", b"moved", b"ended", b"outside")
+META_RECORDS = (b"head", b"identity", b"moved", b"notes", b"ended", b"outside")
 """The last two are a durable task's."""
+NOTES = "notes"
+"""The table of what a source keeps beside its position. Most need none."""
 NO_ROOM_BYTES = 1 << 20
 """With less than that LMDB's "Input/output error" means a full disk: it cannot tell the one from the other."""
 _DAMAGE = (
@@ -92,6 +96,14 @@ class FailuresMoved:
 @dataclass(frozen=True, slots=True)
 class MoveFinished:
     """Those entries are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotesTaken:
+    """What the source keeps with these batches; notes of batches before ``needed_since`` go."""
+
+    notes: tuple[tuple[int, bytes], ...]
+    needed_since: int
 
 
 class Journal:
@@ -124,7 +136,7 @@ class Journal:
             self._env = lmdb.open(
                 str(self.path),
                 map_size=max(MAP_SIZE_BYTES, 2 * size_bytes),
-                max_dbs=len(self.tables),
+                max_dbs=len(self.tables) + 1,
                 sync=power,
                 metasync=power,
                 max_readers=16,
@@ -147,11 +159,12 @@ class Journal:
             missing = [name for name, handle in found.items() if handle is None]
             if create and len(missing) == len(found):
                 return {name: self._env.open_db(name.encode(), txn=txn) for name in self.tables}
+            notes = self._find_table(txn, NOTES)
         if "meta" in missing:
             raise self._damaged("meta/identity", "is missing")
         if missing:
             raise self._damaged(missing[0], "is missing: the whole table")
-        return found
+        return found if notes is None else {**found, NOTES: notes}
 
     def _find_table(self, txn: Any, name: str) -> Any:
         try:
@@ -242,6 +255,7 @@ class Journal:
             batches = tuple(self._read_batch(k, v) for k, v in self._records_in(txn, "batches"))
             decided = tuple(self._read_decision(k, v) for k, v in self._records_in(txn, "decided"))
             entries = self._entries(txn)
+            self._check_notes(txn)
         self._check_complete(head, batches, entries)
         waiting = tuple(entry for entry in entries if entry.due_s is not None)
         given_up = tuple(entry.root for entry in entries if entry.due_s is None)
@@ -267,6 +281,20 @@ class Journal:
         given_up = sum(1 for entry in entries if entry.due_s is None)
         if given_up != head.failed:
             raise self._damaged("failures", f"has {given_up} items given up, the head counts {head.failed}")
+
+    def notes(self) -> list[tuple[int, bytes]]:
+        """What the source has noted, each with its batch, oldest first."""
+        with self._explained("read"), self._env.begin() as txn:
+            self._check_notes(txn)
+            found = self._records_in(txn, NOTES) if NOTES in self._handles else ()
+            return [(_KEY.unpack(key)[0], self._unseal(NOTES, key, value)[0]) for key, value in found]
+
+    def _check_notes(self, txn: Any) -> None:
+        counted = txn.get(b"notes", db=self._meta)
+        expected = 0 if counted is None else self._unseal("meta", b"notes", bytes(counted))[0]
+        found = txn.stat(self._handles[NOTES])["entries"] if NOTES in self._handles else 0
+        if found != expected:
+            raise self._damaged(NOTES, f"has {found} records, meta/notes counts {expected}")
 
     def in_flight(self) -> int:
         """How many batches and failed items are not over yet."""
@@ -319,9 +347,17 @@ class Journal:
 
         UsageError for a position of the source that cannot be kept.
         """
+        if NOTES not in self._handles and any(isinstance(change, NotesTaken) for change in changes):
+            self._make_notes()
         with self._explained("written"), self._env.begin(write=True) as txn:
             for change in changes:
                 self._apply_one(txn, change)
+
+    def _make_notes(self) -> None:
+        """In a commit of its own: a handle that was made in one that fails is none."""
+        with self._explained("written"), self._env.begin(write=True) as txn:
+            made = self._env.open_db(NOTES.encode(), txn=txn)
+        self._handles[NOTES] = made
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -365,7 +401,7 @@ class Journal:
             record=record,
         )
 
-    def _apply_one(self, txn: Any, change: Change | FailuresMoved | MoveFinished) -> None:
+    def _apply_one(self, txn: Any, change: Change | FailuresMoved | MoveFinished | NotesTaken) -> None:
         if isinstance(change, HeadMoved):
             txn.put(b"head", _seal_head(change.head), db=self._meta)
         elif isinstance(change, BatchBorn):
@@ -387,6 +423,18 @@ class Journal:
             txn.put(b"moved", _seal(b"moved", [change.origin, change.keys]), db=self._meta)
         elif isinstance(change, MoveFinished):
             txn.delete(b"moved", db=self._meta)
+        elif isinstance(change, NotesTaken):
+            self._take_notes(txn, change)
+
+    def _take_notes(self, txn: Any, change: NotesTaken) -> None:
+        table = self._handles[NOTES]
+        for seq, body in change.notes:
+            key = _KEY.pack(seq)
+            txn.put(key, _seal(key, [body]), db=table)
+        cursor = txn.cursor(db=table)
+        while cursor.first() and _KEY.unpack(cursor.key())[0] < change.needed_since:
+            cursor.delete()
+        txn.put(b"notes", _seal(b"notes", [txn.stat(table)["entries"]]), db=self._meta)
 
     def close(self) -> None:
         """Release the environment and its lock. Harmless when repeated."""

@@ -347,6 +347,7 @@ _RECORDS: dict[str, Callable[[Any], bool]] = {
     "meta/identity": _is_list(_is_count, _is_text, _is_text, _is_text),
     "meta/head": _is_list(_is_count, _is_count, _is_count, _is_anything, _is_count, _is_count, _is_flag, _is_count),
     "meta/moved": _is_list(_is_text, _is_counts),
+    "meta/notes": _is_list(_is_count),
     "meta/ended": _is_list(_is_flag),
     "meta/outside": _is_list(_is_count),
     "batches": _is_list(_is_count, _is_payload, _is_retry_or_nil, _is_failed_list),
@@ -354,11 +355,14 @@ _RECORDS: dict[str, Callable[[Any], bool]] = {
     "failures": _is_list(_is_failed, _is_count, _is_root, _is_count, _is_due, _is_seconds),
     "inbox": _is_list(_is_counts, _is_count, _is_count, _is_stage, _is_payload),
     "ledger": _is_list(_is_count),
+    "notes": _is_list(_is_payload),
 }
-_KEY_BYTES = {"batches": (8,), "decided": (8,), "failures": (8,), "ledger": (4,), "inbox": (4, 8, 8, 8)}
+_KEY_BYTES = {"batches": (8,), "decided": (8,), "failures": (8,), "notes": (8,), "ledger": (4,), "inbox": (4, 8, 8, 8)}
 """The numbers that a key is made of, in bytes, big-endian."""
 _TABLES = ("meta", "batches", "decided", "failures")
 _DURABLE_TABLES = (*_TABLES, "inbox", "ledger", "state", "log")
+_MADE_LATER = ("notes",)
+"""Only where a source has something to note; meta/notes counts them."""
 _PICKLED = ("state", "log")
 """Tables whose bodies are pickles, which are not loaded here."""
 
@@ -426,9 +430,9 @@ class _OriginChecker:
     def _check_records(self, env: Any, txn: Any) -> OriginSummary | None:
         names = {bytes(key).decode(errors="replace") for key, _ in txn.cursor()}
         expected = _DURABLE_TABLES if "inbox" in names else _TABLES
-        for name in sorted(names.symmetric_difference(expected)):
+        for name in sorted(names.symmetric_difference(expected) - set(_MADE_LATER)):
             self._complain(f"{'unknown database' if name in names else 'there is no database'} {name!r}")
-        tables = {name: dict(self._records(env, txn, name)) for name in expected if name in names}
+        tables = {name: dict(self._records(env, txn, name)) for name in (*expected, *_MADE_LATER) if name in names}
         self.tables = tables
         meta = tables.get("meta", {})
         identity, head = meta.get("identity"), meta.get("head")
@@ -443,6 +447,7 @@ class _OriginChecker:
         self._check_failures(head, failures)
         self._check_books(head, batches, tables.get("decided", {}), failures)
         self._check_inbox(tables.get("inbox", {}), tables.get("ledger", {}))
+        self._check_notes(head, meta.get("notes", [0])[0], tables.get("notes", {}))
         return _summarize(identity, head, tables)
 
     def _records(self, env: Any, txn: Any, table: str) -> Iterator[tuple[Any, list[Any]]]:
@@ -523,6 +528,13 @@ class _OriginChecker:
                 self._complain(f"failures/{key}: the head says that the next key is {next_key}")
             if root >= next_seq:
                 self._complain(f"failures/{key}: belongs to batch {root}, the next batch is {next_seq}")
+
+    def _check_notes(self, head: list[Any], counted: int, notes: dict[int, Any]) -> None:
+        if len(notes) != counted:
+            self._complain(f"notes: holds {len(notes)} records, and meta/notes counts {counted}")
+        for seq in notes:
+            if seq >= head[0]:
+                self._complain(f"notes/{seq}: the next batch is {head[0]}")
 
     def _check_books(
         self, head: list[Any], batches: dict[int, Any], decided: dict[int, Any], failures: dict[int, Any]

@@ -36,8 +36,10 @@ from consecution.protocol.values import (
     Stage,
     TaskIndex,
 )
+from consecution.report import Failure
 from consecution.runtime import failpoints
-from consecution.source import Rejected, Source
+from consecution.runtime.journal import NotesTaken
+from consecution.source import Note, Rejected, Source
 from consecution.transport.codec import LiveCodec, ReusingCodec
 
 BIRTH = (-1,)
@@ -359,10 +361,22 @@ class SourceHost:
     processor's cache, before it takes another turn.
     """
 
-    def __init__(self, host: OriginHost, source: Source, *, linger_s: float = 0.0, reads_ahead: bool = True) -> None:
+    def __init__(
+        self,
+        host: OriginHost,
+        source: Source,
+        *,
+        linger_s: float = 0.0,
+        reads_ahead: bool = True,
+        notes: Sequence[tuple[int, bytes]] = (),
+        node_of: Callable[[TaskIndex], str] = str,
+    ) -> None:
         self.host = host
         self.origin = host.origin
         self.source = source
+        self._notes = notes
+        self._node_of = node_of
+        self._births = host.companion = _Births(source)
         self._reader = _Reader(source, linger_s, time.monotonic)
         self._reads_ahead = reads_ahead
         self._problem: SourceError | None = None
@@ -373,7 +387,10 @@ class SourceHost:
         """Open the source where the journal stands. Raises SourceError."""
         if self.origin.exhausted:
             return
+        notes, self._notes = self._notes, ()
         try:
+            if notes:
+                self.source.recall(notes)
             self.source.open(self.origin.position)
         except SourceError:
             raise
@@ -444,7 +461,8 @@ class SourceHost:
                 break
             read = True
             self._bear(items)
-            if len(items) < room or not self._reads_ahead or now() >= until_s:
+            full = len(items) == room or self.source.cut
+            if not full or not self._reads_ahead or now() >= until_s:
                 break
         return read
 
@@ -456,6 +474,7 @@ class SourceHost:
             items = [item for item in items if type(item) is not Rejected] if rejected else items
         seq = self.host.born(items, self.source.position(), rejected)
         self.source.batch_born(seq, count)
+        self._births.add(seq)
 
     def _stop(self) -> bool:
         """What waits for a batch to fill was read, and so it goes."""
@@ -485,7 +504,13 @@ class SourceHost:
         return self.origin.stopped and self.origin.settled
 
     def _settled(self, settled: Settled) -> None:
+        if settled.given_up:
+            self.source.items_failed(settled.seq, [self._failure(entry) for entry in settled.given_up])
         self.source.batch_settled(settled.seq, settled.failed, settled.confirmed)
+
+    def _failure(self, entry: FailureEntry) -> Failure:
+        failed = entry.failed
+        return Failure(self._node_of(failed.task), failed.shown, failed.error, failed.traceback, entry.attempts)
 
     def close(self) -> None:
         try:
@@ -495,6 +520,39 @@ class SourceHost:
             raise SourceError(f"the source {self.source!r} cannot be closed: {what}") from error
         finally:
             self.host.close()
+
+
+class _Births:
+    """The batches of one commit, and what the source keeps with them (a `Companion`)."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._born: list[int] = []
+        self._notes: dict[int, Note] = {}
+        self._committing: list[int] = []
+
+    def add(self, seq: int) -> None:
+        self._born.append(seq)
+        note = self._source.take_note(seq)
+        if note is not None:
+            self._notes[seq] = note
+
+    def take_changes(self) -> list[Any]:
+        self._committing, self._born = self._born, []
+        notes, self._notes = self._notes, {}
+        if not notes:
+            return []
+        needed_since = max(note.needed_since for note in notes.values())
+        return [NotesTaken(tuple((seq, note.body) for seq, note in notes.items()), needed_since)]
+
+    def prepare(self, changes: list[Any]) -> None:
+        """There is no store elsewhere."""
+
+    def committed(self) -> bool:
+        born, self._committing = self._committing, []
+        for seq in born:
+            self._source.batch_journalled(seq)
+        return bool(born)
 
 
 class _Reader:
@@ -523,7 +581,7 @@ class _Reader:
         if found and not self._kept:
             self._since_s = self._clock()
         self._kept.extend(found)
-        if len(self._kept) < max_items and (self.left_s() or 0.0) > 0:
+        if len(self._kept) < max_items and (self.left_s() or 0.0) > 0 and not self._source.cut:
             return []
         return self.release()
 

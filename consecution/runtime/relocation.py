@@ -27,7 +27,7 @@ from consecution.protocol.origin import FailureEntry, FailureKept, Head, HeadMov
 from consecution.protocol.values import TaskIndex
 from consecution.routing import SLOTS
 from consecution.runtime.durable_store import DurableStore, TableWrite
-from consecution.runtime.journal import Journal, seal
+from consecution.runtime.journal import Journal, NotesTaken, seal
 from consecution.runtime.state_table import place_of
 from consecution.sink import AppendSink, Sink, TransactionSink
 from consecution.stateful import DurableNode, KeyedNode, StatefulNode
@@ -186,17 +186,19 @@ class Relocation:
     def _fill(self, name: str, shares: list[Share]) -> str:
         made = self._make_new(name)
         try:
-            head, entries = Head(), list[FailureEntry]()
+            head, entries, notes = Head(), list[FailureEntry](), list[tuple[int, bytes]]()
             for share in shares:
                 old = self._open_old(share.origin)
                 try:
                     if share.with_books:
                         head = self._take_books(old, head, entries)
+                        notes += old.notes()
                     if isinstance(old, DurableStore) and isinstance(made, DurableStore):
                         _copy_states(old, made, share)
                 finally:
                     old.close()
-            made.apply([*map(FailureKept, entries), HeadMoved(head)])
+            noted = [NotesTaken(tuple(notes), 0)] if notes else []
+            made.apply([*map(FailureKept, entries), *noted, HeadMoved(head)])
             return made.uuid
         finally:
             made.close()

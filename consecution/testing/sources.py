@@ -227,6 +227,8 @@ class _Life:
         self._case.require(len(found) <= most, f"read({most}) returned {len(found)} items")
         if found:
             self.source.batch_born(self._seq, len(found))
+            self.source.take_note(self._seq)
+            self.source.batch_journalled(self._seq)
             self.source.batch_settled(self._seq, 0, True)
             self._seq += 1
         return found

@@ -122,7 +122,9 @@ class Shell:
             now=self.clock,
             on_stop=lambda task, entry: self.diary.append(("stop", (task, entry.failed.shown))),
         )
-        self.source_host = SourceHost(self.host, self.source, linger_s=linger_s)
+        self.source_host = SourceHost(
+            self.host, self.source, linger_s=linger_s, node_of=lambda task: plan.task(task).node
+        )
 
     def frames(self) -> list[tuple[TaskIndex, Frame]]:
         return [sent for sent in self.diary.all("send") if isinstance(sent[1], Frame)]

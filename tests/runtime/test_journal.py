@@ -36,7 +36,7 @@ from consecution.protocol.origin import (
 )
 from consecution.protocol.values import Entry, FailedItem, Stage, TaskIndex
 from consecution.runtime import journal as journal_module
-from consecution.runtime.journal import Journal
+from consecution.runtime.journal import Journal, NotesTaken
 from consecution.runtime.journal_check import check_state_dir
 from tests.runtime import records
 from tests.runtime.records import RawJournal, batch, entry, number, open_journal, open_state, seal
@@ -636,3 +636,63 @@ def test_only_power_waits_for_the_disk(tmp_path: Path, sync: str, synced: bool) 
     journal.close()
 
     assert (flags["sync"], flags["metasync"]) == (synced, synced)
+
+
+# -- what a source notes -----------------------------------------------------------------------------
+
+
+def note(journal: Journal, *seqs: int, needed_since: int = 0) -> None:
+    journal.apply([NotesTaken(tuple((seq, b"note %d" % seq) for seq in seqs), needed_since)])
+
+
+def notes_of(path: Path) -> list[tuple[int, bytes]]:
+    journal = make(path, create=False)
+    try:
+        return journal.notes()
+    finally:
+        journal.close()
+
+
+def test_notes_outlive_their_batches_until_they_are_not_needed(tmp_path: Path) -> None:
+    journal = make(tmp_path)
+    assert journal.notes() == []
+    journal.apply([*born(batch(0)), NotesTaken(((0, b"note 0"),), 0)])
+    journal.apply([BatchDecided(0)])
+    note(journal, 7, 256)
+    assert journal.notes() == [(0, b"note 0"), (7, b"note 7"), (256, b"note 256")]
+
+    note(journal, 300, needed_since=256)
+    journal.close()
+
+    assert notes_of(tmp_path) == [(256, b"note 256"), (300, b"note 300")]
+
+
+def test_a_note_is_part_of_the_commit_or_not_there(tmp_path: Path) -> None:
+    journal = make(tmp_path)
+
+    with pytest.raises(UsageError, match="cannot be kept in the journal"):
+        journal.apply([NotesTaken(((0, b"note"),), 0), HeadMoved(Head(position={"a": 1}))])
+
+    assert journal.notes() == []
+    note(journal, 1)
+    journal.close()
+    assert notes_of(tmp_path) == [(1, b"note 1")]
+
+
+def test_damage_to_notes_is_noticed(tmp_path: Path) -> None:
+    journal = make(tmp_path)
+    note(journal, 1, 2)
+    journal.close()
+    raw, content = RawJournal(tmp_path), (tmp_path / "data.mdb").read_bytes()
+
+    raw.put("notes", number(2), None)
+    with pytest.raises(DamagedStoreError, match="record notes has 1 records, meta/notes counts 2"):
+        notes_of(tmp_path)
+
+    raw.put("notes", number(2), seal(number(3), [b"note 2"]))
+    with pytest.raises(DamagedStoreError, match="record notes/2 fails its checksum"):
+        notes_of(tmp_path)
+
+    (tmp_path / "data.mdb").write_bytes(content.replace(b"notes\0", b"note_\0"))
+    with pytest.raises(DamagedStoreError, match="damaged"):
+        notes_of(tmp_path)

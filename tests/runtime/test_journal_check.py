@@ -19,7 +19,7 @@ from consecution.protocol.origin import BatchBorn, BatchDecided, Decision, Failu
 from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
 from consecution.runtime import journal_check
 from consecution.runtime.durable_store import DurableStore
-from consecution.runtime.journal import FailuresMoved, Journal
+from consecution.runtime.journal import FailuresMoved, Journal, NotesTaken
 from consecution.runtime.journal_check import CheckResult, check_state_dir
 from consecution.runtime.state import open_state_dir
 from tests.runtime import records
@@ -37,7 +37,8 @@ def state_dir(tmp_path: Path) -> Path:
     journal = open_journal(state)
     batches = [batch(3, b"x" * 9000), records.retry(4, root=1), batch(5, born_failed=(records.failed("\ud800"),))]
     entries = [entry(0), entry(1, root=2, due_s=5.0)]
-    journal.apply([*map(BatchBorn, batches), *map(FailureKept, entries), HeadMoved(HEAD)])
+    notes = NotesTaken(((0, b"note"), (5, b"another")), 0)
+    journal.apply([*map(BatchBorn, batches), *map(FailureKept, entries), notes, HeadMoved(HEAD)])
     journal.close()
     state.close()
     return path
@@ -496,3 +497,15 @@ def test_a_durable_task_is_summed_up(tmp_path: Path) -> None:
     (summary,) = [origin for origin in check_state_dir(tmp_path).origins if origin.durable]
 
     assert (summary.name, summary.staged, summary.ledger) == ("total.0", 1, (("numbers.0", 0),))
+
+
+def test_notes_must_be_as_many_as_were_counted_and_of_batches_that_were_born(state_dir: Path, raw: RawJournal) -> None:
+    raw.put("notes", number(0), None)
+    raw.put("notes", number(6), seal(number(6), [b"note"]))
+    raw.put("notes", number(7), seal(number(7), [b"note"]))
+
+    assert problem(state_dir).splitlines() == [
+        f"{state_dir / 'origins' / 'source'}: notes: holds 3 records, and meta/notes counts 2",
+        f"{state_dir / 'origins' / 'source'}: notes/6: the next batch is 6",
+        f"{state_dir / 'origins' / 'source'}: notes/7: the next batch is 6",
+    ]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from consecution.runtime import relocation as relocation_module
 from consecution.runtime import state as state_module
 from consecution.runtime import state_table
 from consecution.runtime.durable_store import DurableStore
+from consecution.runtime.journal import NotesTaken
 from consecution.runtime.journal_check import CheckResult, check_state_dir
 from consecution.runtime.relocation import _first_slot
+from consecution.runtime.state import look_at_state_dir
 from consecution.sinks.text import TextLines
 
 
@@ -227,6 +230,19 @@ def test_a_source_goes_on_where_it_stood(path: Path, tmp_path: Path) -> None:
 
     assert report.emitted == 10
     assert (tmp_path / "out").read_text().split() == [str(number) for number in range(10)]
+
+
+def test_what_a_source_has_noted_moves_with_it(path: Path) -> None:
+    run(path, [("a", 1)], Total("total"))
+    with closing(look_at_state_dir(path).journal("pushed")) as journal:
+        journal.apply([NotesTaken(((0, b"note"),), 0)])
+
+    run(path, [("a", 1)], Total("total") * 2)
+
+    state = look_at_state_dir(path)
+    with closing(state.journal("pushed")) as journal:
+        assert journal.notes() == [(0, b"note")]
+    sound(path)
 
 
 def test_where_only_edges_change_no_store_is_rewritten(path: Path) -> None:

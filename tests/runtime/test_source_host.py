@@ -1,20 +1,25 @@
-"""The shell around a source: what is read, and when."""
+"""The shell around a source: what is read, and when; and what the source is told of it."""
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from consecution import Pipeline, Producer, TextLines
-from consecution.errors import BadRecordError, StoppedByItemError
+from consecution import Map, Pipeline, Producer, TextLines
+from consecution.errors import BadRecordError, StoppedByItemError, WorldError
 from consecution.protocol.dispatch import Dispatch, SingleEdge
 from consecution.protocol.origin import Origin, OriginLimits
 from consecution.protocol.values import Ack, Acks, FailedItem, Frame, FrameId, Message, Stage, TaskIndex
+from consecution.report import Failure
+from consecution.runtime.journal import NotesTaken
 from consecution.runtime.origin_host import MemoryStore, OriginHost, SourceHost
-from consecution.source import Rejected, Source
+from consecution.source import Note, Rejected, Source
 from consecution.transport.codec import LiveCodec
+from tests.runtime.shells import Shell, plan_of
 
 SOURCE, TASK = TaskIndex(0), TaskIndex(1)
 
@@ -134,3 +139,99 @@ def test_consume_raises_the_error_of_what_a_source_rejects() -> None:
         Pipeline(Producer(Mixed()) | found.append).consume()
 
     assert found == [0]
+
+
+# -- what the source is told, and what it keeps ----------------------------------------------------
+
+
+def telling(script: Sequence[Any], *, cuts: Sequence[bool] = (), linger_s: float = 0.0, **options: Any) -> Shell:
+    """A shell whose source writes down all that it is told, and notes the name of each batch."""
+    shell = Shell(plan_of(Map(str, name="text"), **options), script, linger_s=linger_s)
+    source, diary, left = shell.source, shell.diary, list(cuts)
+    read = source.read
+
+    def read_and_cut(max_items: int) -> list[Any] | None:
+        source.cut = left.pop(0) if left else False
+        return read(max_items)
+
+    def take_note(seq: int) -> Note:
+        diary.append(("note", seq))
+        return Note(b"of %d" % seq, seq - 1)
+
+    source.read = read_and_cut  # type: ignore[method-assign]
+    source.take_note = take_note  # type: ignore[method-assign]
+    source.batch_journalled = lambda seq: diary.append(("journalled", seq))  # type: ignore[method-assign]
+    source.items_failed = lambda seq, failures: diary.append(  # type: ignore[method-assign]
+        ("failed", (seq, list(failures)))
+    )
+    shell.source_host.open()
+    shell.origin.replay(shell.clock())
+    shell.host.turn()
+    shell.diary.clear()
+    return shell
+
+
+def test_a_batch_is_told_as_journalled_after_the_commit_that_holds_it_and_its_note() -> None:
+    shell = telling([["a"], ["b"]], cuts=[True, False])
+
+    shell.source_host.turn()
+
+    assert shell.diary.words() == ["born", "note", "born", "note", "commit", "journalled", "journalled", "send", "send"]
+    assert shell.diary.all("journalled") == [0, 1]
+    notes = [change for change in shell.diary.all("commit")[0] if isinstance(change, NotesTaken)]
+    assert notes == [NotesTaken(((0, b"of 0"), (1, b"of 1")), 0)]
+
+
+def test_nothing_is_told_as_journalled_where_the_commit_fails() -> None:
+    shell = telling([["a"]])
+    shell.store.problem = WorldError("the disk is full")
+
+    with pytest.raises(WorldError, match="the disk is full"):
+        shell.source_host.turn()
+
+    assert "journalled" not in shell.diary.words()
+
+
+def test_the_first_items_that_were_given_up_are_told_before_their_batch() -> None:
+    shell = telling([list(range(16))], retries=0)
+    shell.source_host.turn()
+    failures = [
+        FailedItem(TASK, Stage.PROCESS, pickle.dumps([at]), f"ValueError: {at}", "Traceback", False, repr(at))
+        for at in range(12)
+    ]
+    shell.acknowledge(*failures)
+
+    shell.source_host.turn()
+
+    assert shell.diary.words()[-2:] == ["failed", "settled"]
+    told = [Failure("text", str(at), f"ValueError: {at}", "", 1) for at in range(10)]
+    assert shell.diary.all("failed") == [(0, told)]
+    assert shell.diary.all("settled") == [(0, 12, True)]
+
+
+def test_where_a_source_cuts_a_batch_ends_and_more_is_asked_for_at_once() -> None:
+    shell = telling([["a", "b"], ["c"], ["d"]], cuts=[True, True, False])
+
+    shell.source_host.turn()
+
+    assert shell.diary.all("born") == [(0, 2), (1, 1), (2, 1)]
+    assert shell.diary.words().count("commit") == 1
+
+
+def test_a_cut_does_not_wait_for_a_batch_to_fill() -> None:
+    shell = telling([["a"], [], ["b"], []], cuts=[False, True, True, False], linger_s=60.0)
+
+    shell.source_host.turn()
+    shell.source_host.turn()
+
+    assert shell.diary.all("born") == [(0, 1), (1, 1)]
+
+
+def test_what_was_noted_is_recalled_before_the_source_is_opened(tmp_path: Path) -> None:
+    shell = Shell(plan_of(Map(str, name="text")))
+    shell.source.recall = lambda notes: shell.diary.append(("recall", list(notes)))  # type: ignore[method-assign]
+    host = SourceHost(shell.host, shell.source, notes=[(3, b"of 3")])
+
+    host.open()
+
+    assert shell.diary == [("recall", [(3, b"of 3")]), ("open", None)]
