@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from consecution.pipeline import Pipeline
 
 MOST_REPLICAS = 1024
+CHUNK_TICKS = 4
+"""A chunk goes at its fourth tick, of which there are four in its time: it has waited for three quarters to all of it."""
 PLOT_KINDS = ("pdf", "png")
 GRAPHVIZ_HELP = """
 
@@ -36,6 +38,12 @@ On ubuntu:   apt-get install graphviz
 =========================================================
 
 """
+
+
+def check_seconds(seconds: Any, where: str) -> None:
+    """GraphError for what is no length of time."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+        raise GraphError(f"{where}: expected a number of seconds greater than 0")
 
 
 class _Failed:
@@ -190,8 +198,7 @@ class Node:
 
     def every(self, seconds: float) -> Node:
         """Call `on_timer` every so many seconds, in each replica."""
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-            raise GraphError(f"{self}.every({seconds!r}): expected a number of seconds greater than 0")
+        check_seconds(seconds, f"{self}.every({seconds!r})")
         self.timer_s = float(seconds)
         return self
 
@@ -774,10 +781,13 @@ class Filter(_FunctionNode):
 class Chunk(Node):
     """Pushes lists: of ``n`` items, or of consecutive items for which a function gives the same value.
 
-    What is left at the end of the stream goes as a shorter list.
+    What is left at the end of the stream goes as a shorter list. So does what has waited for ``timeout_s``, counted
+    from the first item of the list (not in `Pipeline.consume`, where no time passes).
     """
 
-    def __init__(self, n_or_function: int | Callable[[Any], Any], name: str | None = None) -> None:
+    def __init__(
+        self, n_or_function: int | Callable[[Any], Any], name: str | None = None, *, timeout_s: float | None = None
+    ) -> None:
         if callable(n_or_function):
             graph.check_function(n_or_function, "Chunk(...)", "a function of an item")
         elif type(n_or_function) is not int or n_or_function < 1:
@@ -789,6 +799,11 @@ class Chunk(Node):
         self._by = n_or_function
         self._chunk: list[Any] = []
         self._value: Any = None
+        self._ticks = 0
+        self._times_out = timeout_s is not None
+        if timeout_s is not None:
+            check_seconds(timeout_s, f"Chunk({n_or_function!r}, timeout_s={timeout_s!r})")
+            self.every(timeout_s / CHUNK_TICKS)
 
     def begin(self) -> None:
         self._break_off()
@@ -804,17 +819,27 @@ class Chunk(Node):
         if self._chunk:
             self._flush()
 
+    def on_timer(self) -> None:
+        """Ticks are counted, for a clock would not go on where a crash has stopped it."""
+        if self._chunk:
+            self._ticks += 1
+            if self._ticks == CHUNK_TICKS:
+                self._flush()
+
+    def _has_timer(self) -> bool:
+        return self._times_out
+
     def _begin_chunk_if_new(self, value: Any) -> None:
         if self._chunk and value != self._value:
             self._flush()
         self._value = value
 
     def _flush(self) -> None:
-        chunk, self._chunk = self._chunk, []
+        chunk, self._chunk, self._ticks = self._chunk, [], 0
         self.push(chunk)
 
     def _break_off(self) -> None:
-        self._chunk, self._value = [], None
+        self._chunk, self._value, self._ticks = [], None, 0
 
     def _detached_copy(self) -> Node:
         twin = super()._detached_copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import math
 import operator
 import pickle
 import sys
@@ -391,3 +392,34 @@ def test_a_plot_without_graphviz_says_where_to_get_it(
     with pytest.raises(RuntimeError, match="no dot"):
         Node("a").plot()
     assert "apt-get install graphviz" in capsys.readouterr().err
+
+
+def test_a_chunk_goes_at_the_fourth_tick_after_its_first_item() -> None:
+    node = Chunk(3, timeout_s=8)
+    out: list[Any] = []
+    node._push_into(out)
+    assert (node.timer_s, node._has_timer(), Chunk(3)._has_timer()) == (2.0, True, False)
+
+    for _ in range(9):
+        node.on_timer()  # nothing waits
+    node._process_frame(iter([1, 2]), out)
+    for _ in range(3):
+        node.on_timer()
+    assert out == []
+    node.on_timer()
+    assert out == [[1, 2]]
+
+    node._process_frame(iter([3]), out)
+    node.on_timer()
+    node._process_frame(iter([4, 5, 6]), out)
+    for _ in range(3):
+        node.on_timer()
+    assert out == [[1, 2], [3, 4, 5]]
+    node.on_timer()
+    assert out == [[1, 2], [3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, True, "5", math.inf])
+def test_a_chunk_needs_a_time_of_more_than_nothing(timeout_s: Any) -> None:
+    with pytest.raises(GraphError, match=r"timeout_s=.* expected a number of seconds greater than 0"):
+        Chunk(3, timeout_s=timeout_s)

@@ -215,6 +215,21 @@ def test_chunks_and_groups_end_with_what_is_left(run: Run) -> None:
     assert_all_done(report, 25)
 
 
+@pytest.mark.parametrize("level", ["none", "robust"])
+def test_a_chunk_does_not_wait_longer_than_its_time(run: Run, level: str) -> None:
+    running = run.start(Producer("manual") | Chunk(1000, timeout_s=0.2) | run.sink, robustness=level)
+    with running:
+        running.push(1)
+        wait_for(running, lambda: run.items == [[1]])
+        running.push(2)
+        running.push(3)
+        wait_for(running, lambda: sum(map(len, run.items)) == 3)
+        running.push(4)
+
+    assert [item for chunk in run.items for item in chunk] == [1, 2, 3, 4]
+    assert_all_done(running.wait(), 4)
+
+
 @every_engine
 @pytest.mark.parametrize("level", ["none", "confirm"])
 def test_nodes_that_end_end_once_after_all_their_parents(run: Run, level: str) -> None:
