@@ -32,18 +32,21 @@ KINDS: dict[str, Callable[[], type[Source]]] = {"pipe": _pipe, "manual": _manual
 class Producer(Node):
     """Begins a pipeline: ``Producer("pipe") | parse | ...``.
 
-    ``what`` is a kind ("pipe": lines of standard input; "manual": items pushed by `Running.push`), any
+    ``what`` is a kind (one of `KINDS`, whose arguments and options follow: ``Producer("pipe", format="csv")``), any
     iterable, a function without arguments that returns an iterable (a generator function: it is called
-    anew in every run, and what was taken before is skipped), or a `Source`. ``options`` are those of
-    the kind. UsageError for anything else.
+    anew in every run, and what was taken before is skipped), or a `Source`. UsageError for anything else.
     """
 
-    def __init__(self, what: Any, name: str | None = None, **options: Any) -> None:
+    def __init__(self, what: Any, *arguments: Any, name: str | None = None, **options: Any) -> None:
         self.kind = _kind_of(what)
-        if options and not isinstance(what, str):
-            raise UsageError(f"Producer({what!r}): options {sorted(options)} go with a kind only; leave them out")
+        if (arguments or options) and not isinstance(what, str):
+            given = ", ".join([*map(repr, arguments), *(f"{option}=..." for option in options)])
+            raise UsageError(
+                f"Producer({what!r}): {given} can go with a kind only; leave that out (name=... is the name)"
+            )
         super().__init__(name or "producer")
         self._what = what
+        self._arguments = arguments
         self._options = options
 
     def make_source(self) -> Source:
@@ -59,11 +62,16 @@ class Producer(Node):
 
     def _make_kind(self, kind: str) -> Source:
         make = KINDS[kind]()
-        known = [name for name in inspect.signature(make).parameters if name != "self"]
-        unknown = sorted(set(self._options) - set(known))
+        signature = inspect.signature(make)
+        unknown = sorted(set(self._options) - set(signature.parameters))
         if unknown:
-            raise UsageError(f"Producer({kind!r}): unknown option {unknown[0]!r}; it takes {', '.join(known)}")
-        return make(**self._options)
+            known = ", ".join(signature.parameters)
+            raise UsageError(f"Producer({kind!r}): unknown option {unknown[0]!r}; it takes {known}")
+        try:
+            signature.bind(*self._arguments, **self._options)
+        except TypeError as error:
+            raise UsageError(f"Producer({kind!r}): {error}; it takes {kind}{signature}") from None
+        return make(*self._arguments, **self._options)
 
     def process(self, item: Any) -> None:
         self.push(item)

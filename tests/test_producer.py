@@ -49,6 +49,7 @@ def collected(producer: Producer) -> list[Any]:
     [
         ("pipe", {}, PipeSource),
         ("pipe", {"fd": 3, "max_line_bytes": 10}, PipeSource),
+        ("pipe", {"format": "csv", "delimiter": ";"}, PipeSource),
         ("manual", {}, ManualSource),
         ("manual", {"max_waiting": 5}, ManualSource),
         ([1, 2], {}, IterableSource),
@@ -72,14 +73,23 @@ def test_an_unknown_option_lists_those_there_are() -> None:
     producer = Producer("pipe", max_lines=3)
 
     with pytest.raises(
-        UsageError, match=r"Producer\('pipe'\): unknown option 'max_lines'; it takes fd, max_line_bytes"
+        UsageError, match=r"Producer\('pipe'\): unknown option 'max_lines'; it takes fd, format, .*, max_line_bytes"
     ):
         producer.make_source()
 
 
 def test_options_go_with_a_kind_only() -> None:
-    with pytest.raises(UsageError, match=r"options \['fd'\] go with a kind only; leave them out"):
-        Producer([1], fd=3)
+    with pytest.raises(UsageError, match=r"'x', fd=\.\.\. can go with a kind only; leave that out"):
+        Producer([1], "x", fd=3)
+
+
+def test_arguments_of_a_kind_are_those_of_its_source() -> None:
+    with pytest.raises(
+        UsageError, match=r"Producer\('manual'\): too many positional arguments; it takes manual\(max_w"
+    ):
+        Producer("manual", 5, 6).make_source()
+
+    assert isinstance(Producer("manual", 5).make_source(), ManualSource)
 
 
 def test_its_name_is_producer_unless_told() -> None:

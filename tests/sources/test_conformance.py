@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Sequence
@@ -76,6 +77,31 @@ def make_file(folder: Path) -> PipeSource:
 
 def test_lines_of_a_file_on_standard_input(tmp_path: Path) -> None:
     check_source(make_file, ITEMS, folder=tmp_path, make_large=lambda folder: StandardInput(large_lines(folder)))
+
+
+def make_json(folder: Path, *bad: str) -> PipeSource:
+    path = folder / "in"
+    lines = [json.dumps(item) for item in ITEMS]
+    path.write_text("\n".join([*lines[:9], *bad, *lines[9:]]))
+    return StandardInput(path, format="ndjson")
+
+
+def test_json_of_a_file_on_standard_input(tmp_path: Path) -> None:
+    check_source(make_json, ITEMS, folder=tmp_path, make_bad=lambda folder: make_json(folder, "[1,", "", "{}}"))
+
+
+ROWS = [{"n": str(n), "text": f"line {n}\nand more"} for n in range(25)]
+
+
+def make_csv(folder: Path, *bad: str) -> PipeSource:
+    path = folder / "in"
+    rows = [f'{row["n"]},"{row["text"]}"' for row in ROWS]
+    path.write_text("\n".join(["n,text", *rows[:9], *bad, *rows[9:]]))
+    return StandardInput(path, format="csv")
+
+
+def test_csv_of_a_file_on_standard_input(tmp_path: Path) -> None:
+    check_source(make_csv, ROWS, folder=tmp_path, make_bad=lambda folder: make_csv(folder, "1", '"2', "3,4,5"))
 
 
 class Fifo(PipeSource):

@@ -160,6 +160,33 @@ def test_lines_before_one_that_is_too_long_are_given_first_though_they_come_toge
     os.close(writable)
 
 
+# -- records ---------------------------------------------------------------------------------------
+
+
+def test_a_pipe_of_csv_is_gone_on_with_under_the_same_header(ends: tuple[int, int]) -> None:
+    readable, writable = ends
+    source = opened(readable, format="csv")
+    os.write(writable, b"a,b\n1,2\n")
+    first = read_exactly(source, 1)
+    position = source.position()
+
+    os.write(writable, b"3,4\n")
+    os.close(writable)
+    again = opened(readable, position, format="csv")
+
+    assert position == [8, 2, ["a", "b"]]
+    assert first + read_all(again) == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+
+
+def test_csv_may_be_read_from_the_middle_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("anything\na,b\n1,2\n")
+    fd = os.open(tmp_path / "in", os.O_RDONLY)
+    os.lseek(fd, 9, os.SEEK_SET)
+
+    assert read_all(opened(fd, format="csv")) == [{"a": "1", "b": "2"}]
+    os.close(fd)
+
+
 # -- where it reads --------------------------------------------------------------------------------
 
 
