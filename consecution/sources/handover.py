@@ -22,14 +22,14 @@ _second: Any = {}.get
 
 
 class Handover:
-    """Items put by any thread, taken by one. ``room`` bounds what waits in between.
+    """Items put by any thread, taken by one. ``room`` bounds what waits in between; the taker may change it.
 
     `put` and `feed` block while it is full; `take` never does. After `take` has returned [], the
     descriptor becomes readable as soon as there is something to take.
     """
 
     def __init__(self, room: int) -> None:
-        self._room = room
+        self.room = room
         self._items: deque[Any] = deque()
         self._changed = threading.Condition()
         self._permits: list[None] = []
@@ -53,7 +53,7 @@ class Handover:
     def put(self, item: Any, timeout_s: float | None = None) -> bool:
         """Wait for room, then add the item. False after ``timeout_s``, after `end`, or once the taker is gone."""
         with self._changed:
-            if len(self._items) >= self._room and not self._wait_for_room(timeout_s):
+            if len(self._items) >= self.room and not self._wait_for_room(timeout_s):
                 return False
             if self._ended or self._cancelled:
                 return False
@@ -93,16 +93,16 @@ class Handover:
         with self._changed:
             if not self._wait_for_room(None):
                 return None
-            self._permits = [None] * (1 if self._hungry else self._room - len(self._items))
+            self._permits = [None] * (1 if self._hungry else self.room - len(self._items))
             return iter(self._permits)
 
     def _wait_for_room(self, timeout_s: float | None) -> bool:
         self._waiting_for_room += 1
         try:
-            self._changed.wait_for(lambda: self._cancelled or self._ended or len(self._items) < self._room, timeout_s)
+            self._changed.wait_for(lambda: self._cancelled or self._ended or len(self._items) < self.room, timeout_s)
         finally:
             self._waiting_for_room -= 1
-        return not self._cancelled and len(self._items) < self._room
+        return not self._cancelled and len(self._items) < self.room
 
     def _wake_taker(self) -> None:
         if self._hungry:
@@ -121,7 +121,7 @@ class Handover:
                 if not self._become_hungry():
                     return self._over()
         taken = self._pop(min(len(items), max_items))
-        if self._waiting_for_room and len(items) * 2 <= self._room:
+        if self._waiting_for_room and len(items) * 2 <= self.room:
             with self._changed:
                 self._changed.notify_all()
         return taken

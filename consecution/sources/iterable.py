@@ -19,7 +19,9 @@ PLAIN_SEQUENCES = (list, tuple, range, str, bytes)
 """Exactly these types are read by slices; a class of one's own that inherits from them is iterated."""
 
 AHEAD_ITEMS = 4000
-"""How far the feeder thread reads ahead of what was taken."""
+"""How far the feeder thread reads ahead of what was taken, at most."""
+FIRST_AHEAD_ITEMS = 16
+"""How far it does at first, and at least: items may be large, and the next batch is cut by the bytes of the last."""
 
 PATIENCE_S = 0.001
 """How long a read in the caller's own thread goes on collecting, once it has something."""
@@ -182,10 +184,10 @@ class _CallersReader:
 
 
 class _FeederReader:
-    """A thread reads ahead, so that a slow iterator never holds up acknowledgements."""
+    """A thread reads ahead, so that a slow iterator never holds up acknowledgements: up to two batches."""
 
     def __init__(self, iterator: Iterator[Any], skip: int, *, owned: bool) -> None:
-        self._handover = Handover(AHEAD_ITEMS)
+        self._handover = Handover(FIRST_AHEAD_ITEMS)
         self._iterator = iterator
         self._skip = skip
         self._owned = owned
@@ -203,7 +205,10 @@ class _FeederReader:
             self._handover.end()
 
     def read(self, max_items: int) -> list[Any] | None:
-        return self._handover.take(max_items)
+        found = self._handover.take(max_items)
+        wanted = min(2 * max_items, 2 * self._handover.room, AHEAD_ITEMS)
+        self._handover.room = max(FIRST_AHEAD_ITEMS, wanted)
+        return found
 
     def fileno(self) -> int:
         return self._handover.fileno()

@@ -185,24 +185,34 @@ def test_a_caller_who_may_wait_gets_what_there_is_before_a_pause() -> None:
     source.close()
 
 
-def test_a_feeder_reads_ahead_only_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(iterable, "AHEAD_ITEMS", 5)
+def test_a_feeder_reads_two_batches_ahead_and_few_items_at_first() -> None:
     asked: list[int] = []
-    enough = threading.Event()
+    waiting = threading.Semaphore(0)
 
     def items() -> Iterator[int]:
         for number in range(1000):
             asked.append(number)
-            if number == 4:
-                enough.set()
+            waiting.release()
             yield number
 
-    source = opened(items)
-    assert enough.wait(DEADLINE_S)
+    def ahead(count: int) -> int:
+        """How many were asked for once there are so many."""
+        while len(asked) < count:
+            assert waiting.acquire(timeout=DEADLINE_S)
+        return len(asked)
 
-    # The feeder holds what it may; nothing more comes until something is taken.
-    assert len(asked) <= 6
-    assert read_all(source) == list(range(1000))
+    few = iterable.FIRST_AHEAD_ITEMS
+    source = opened(items)
+    assert ahead(few) <= few + 1
+
+    found = source.read(few) or []
+    assert found == list(range(few))
+    assert ahead(few + 2 * few) <= few + 2 * few + 1
+
+    found = source.read(1) or []
+    assert len(found) == 1
+    assert len(asked) <= few + 2 * few + 2
+    assert found + read_all(source) == list(range(few, 1000))
     source.close()
 
 
