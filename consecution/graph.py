@@ -10,6 +10,7 @@ nothing.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import itertools
@@ -33,19 +34,26 @@ class Group:
     def __init__(self, members: Iterable[Member], *, name: str | None = None) -> None:
         self.members: list[Node | Group] = [as_member(member) for member in as_list(members, type(self).__name__)]
         self.name = name
+        self._stands_behind: str | None = None
+        self._prefix = ""
 
     def __iter__(self) -> Iterator[Node | Group]:
         return iter(self.members)
 
     def __or__(self, other: Member) -> Group:
-        connect(self, other)
+        lead_into(self, other)
         return self
 
     def __ror__(self, other: Member) -> Node | Group:
         # What was left is the chain's beginning now; this group has become its inside.
         left = as_left(other)
-        connect(left, self)
+        lead_into(left, self)
         return left
+
+    def copy(self, prefix: str) -> Group:
+        """A copy of the whole chain that begins with this group, as `Node.copy` makes one of a node's."""
+        copied: Group = copy_chain(self, prefix)
+        return copied
 
     def __mul__(self, replicas: int) -> Group:
         raise GraphError(
@@ -240,6 +248,29 @@ class _Junction:
     choices: tuple[_Beginning, ...]
 
 
+def lead_into(left: Node | Group, right: Member) -> None:
+    """What ``left | right`` does; ``left`` stands for the chain of both from now on, and ``right`` for nothing."""
+    from consecution.nodes import Node
+
+    member = as_member(right)
+    inside: list[Node | Group] = [member] if isinstance(member, Node) else [member, *flatten(member)]
+    for used in inside:
+        check_unused(used)
+    connect(left, member)
+    for used in inside:
+        used._stands_behind = str(left)
+
+
+def check_unused(right: Node | Group) -> None:
+    """GraphError for a chain that stands behind something already: its beginning is not its own any more."""
+    if right._stands_behind is not None:
+        raise GraphError(
+            f"{right} stands in a graph already, behind {right._stands_behind}. Where the chain that it begins is to "
+            'stand in several places, let copies stand there: .copy("left_"), .copy("right_"); where several nodes '
+            "are to lead into it, write them as a list: [a, b] | ..."
+        )
+
+
 def connect(lefts: Member, rights: Member) -> None:
     """Draw the edges from every end of ``lefts`` to every beginning of ``rights``.
 
@@ -287,6 +318,8 @@ def _attach(left: Node, right: _Beginning) -> None:
     left.add_downstream(router)
     for choice in right.choices:
         _attach(router, choice)
+    if route._prefix:
+        router._called = {end: end.name.removeprefix(route._prefix) for end in router._end_points}
 
 
 def exposed(member: Member, pointing: str) -> list[Node]:
@@ -321,6 +354,7 @@ def replace(old: Node, new: Node) -> None:
     new._upstream_nodes = old._upstream_nodes + new._upstream_nodes
     new._downstream_nodes = old._downstream_nodes + new._downstream_nodes
     old._upstream_nodes, old._downstream_nodes = [], []
+    new._stands_behind, old._stands_behind = old._stands_behind, None
     for name, output in old._leading_outputs():
         _hand_on(output, new._own_output(name))
     if old._failed_edge is not None and old._failed_edge._downstream_nodes:
@@ -333,6 +367,68 @@ def _hand_on(edge: Node, new: Node) -> None:
     for handler in handlers:
         handler._upstream_nodes = [node for node in handler._upstream_nodes if node is not edge]
         new.add_downstream(handler)
+
+
+def copy_chain(member: Node | Group, prefix: str) -> Any:
+    """The copy of a node or group, in a copy of everything that is connected to it; see `Node.copy`."""
+    from consecution.nodes import SideEdge
+    from consecution.producer import Producer
+
+    if not isinstance(prefix, str) or not prefix:
+        raise GraphError(f"{member}.copy({prefix!r}): expected a text to put before the names of the nodes")
+    nodes = list(dict.fromkeys(near for node in flatten(member) for near in walk(node, "both", "breadth_first")))
+    producers = [node for node in nodes if isinstance(node, Producer)]
+    if producers:
+        raise GraphError(
+            f"{member}.copy({prefix!r}): the chain is part of a graph that begins with {producers[0]}; keep a chain "
+            "that is used several times apart, and put only copies of it into graphs"
+        )
+    twins = {node: _twin_of(node, prefix) for node in nodes if not isinstance(node, SideEdge)}
+    for node in nodes:
+        if isinstance(node, SideEdge):
+            twins[node] = node._beside(twins[node._upstream_nodes[0]])
+    for node, twin in twins.items():
+        _link(node, twin, twins)
+    return _copy_member(member, twins, prefix)
+
+
+def _twin_of(node: Node, prefix: str) -> Node:
+    try:
+        twin = copy.deepcopy(node._detached_copy())
+    except Exception as error:
+        raise GraphError(
+            f"{node}.copy({prefix!r}): what the node holds cannot be copied ({type(error).__name__}: {error}); make "
+            "it in begin(), or make the chain in a function that is called once for each place"
+        ) from error
+    twin._led_outputs = ()
+    twin.name = prefix + node.name
+    twin._stem = None if node._stem is None else prefix + node._stem
+    return twin
+
+
+def _link(node: Node, twin: Node, twins: dict[Node, Node]) -> None:
+    """Give a copy the neighbours, also copies, that the node has."""
+    from consecution.nodes import RouterNode, SideEdge
+
+    twin._downstream_nodes = [twins[below] for below in node._downstream_nodes]
+    if not isinstance(node, SideEdge):
+        twin._upstream_nodes = [twins[above] for above in node._upstream_nodes]
+    if isinstance(node, RouterNode) and isinstance(twin, RouterNode):
+        twin._called = {twins[end]: called for called, end in node._end_point_map.items()}
+        twin._end_points = list(twin._called)
+
+
+def _copy_member(member: Node | Group, twins: dict[Node, Node], prefix: str) -> Node | Group:
+    from consecution.nodes import Node
+
+    if isinstance(member, Node):
+        return twins[member]
+    group = copy.copy(member)
+    group.members = [_copy_member(inner, twins, prefix) for inner in member.members]
+    group.name = None if member.name is None else prefix + member.name
+    group._prefix = prefix + member._prefix
+    group._stands_behind = None
+    return group
 
 
 # -- names ---------------------------------------------------------------------------------------

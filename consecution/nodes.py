@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST_REPLICAS = 1024
 CHUNK_TICKS = 4
-"""A chunk goes at its fourth tick, of which there are four in its time: it has waited for three quarters to all of it."""
+"""So many ticks make up the time of a chunk, and at the last it goes: it has waited for three of them, or more."""
 PLOT_KINDS = ("pdf", "png")
 GRAPHVIZ_HELP = """
 
@@ -109,6 +109,7 @@ class Node:
         self._output_edges: dict[str, OutputEdge] = {}
         self._led_outputs: tuple[str, ...] = ()
         self._logging: str | None = None
+        self._stands_behind: str | None = None
 
     # -- what users override ---------------------------------------------------------------------
 
@@ -173,12 +174,23 @@ class Node:
     # -- composition -----------------------------------------------------------------------------
 
     def __or__(self, other: Any) -> Node:
-        graph.connect(self, other)
+        graph.lead_into(self, other)
         return self
 
     def __ror__(self, other: Any) -> Node:
+        graph.check_unused(self)
         graph.connect(other, self)
         return self
+
+    def copy(self, prefix: str) -> Node:
+        """A copy of the whole chain that this node is part of, to be put into a graph beside it.
+
+        ``clean = parse | check`` is one chain and can stand in one place; ``a | clean.copy("a_")`` and
+        ``b | clean.copy("b_")`` are two. ``prefix`` comes before all names, so that they differ. What the nodes hold
+        is copied too. Take copies of a chain that is kept apart: once it is part of a graph, that is the chain.
+        """
+        copied: Node = graph.copy_chain(self, prefix)
+        return copied
 
     def __mul__(self, replicas: int) -> Node:
         """``node * n``: n replicas of this node share the work, whatever ``workers`` is."""
@@ -266,6 +278,7 @@ class Node:
         """Disconnect a node; nothing happens if it is not connected."""
         self._downstream_nodes = [node for node in self._downstream_nodes if node is not other]
         other._upstream_nodes = [node for node in other._upstream_nodes if node is not self]
+        other._stands_behind = None
 
     def _replace_downstream(self, old: Node, new: Node) -> None:
         self._downstream_nodes = [new if node is old else node for node in self._downstream_nodes]
@@ -508,7 +521,7 @@ class Node:
             twin.__dict__.pop(attribute, None)
         twin._upstream_nodes, twin._downstream_nodes, twin._failed_edge = [], [], None
         twin._led_outputs = (*self._led_outputs, *(name for name, _ in self._leading_outputs()))
-        twin._output_edges = {}
+        twin._output_edges, twin._stands_behind = {}, None
         return twin
 
 
@@ -536,6 +549,10 @@ class SideEdge(Node):
     def _name_at(self, parent: Node) -> str:
         raise NotImplementedError
 
+    def _beside(self, node: Node) -> SideEdge:
+        """The same edge of another node."""
+        raise NotImplementedError
+
     def _parent_renamed(self, parent: Node) -> None:
         self._stem = self._name_at(parent)
         self.rename(self._stem)
@@ -557,6 +574,9 @@ class OutputEdge(SideEdge):
 
     def _name_at(self, parent: Node) -> str:
         return f"{parent.name}[{self.output}]"
+
+    def _beside(self, node: Node) -> OutputEdge:
+        return node._own_output(self.output)
 
     def process(self, item: Any) -> None:
         """Only in `Pipeline.consume`; engines have no such step."""
@@ -581,6 +601,9 @@ class FailedEdge(SideEdge):
     def _name_at(self, parent: Node) -> str:
         return f"{parent.name}.failed"
 
+    def _beside(self, node: Node) -> FailedEdge:
+        return node._own_failed_edge()
+
     def process(self, item: Any) -> None:
         """Never called: nothing is pushed into it."""
 
@@ -601,11 +624,13 @@ class RouterNode(Node):
         self._stem = name
         self.choose = choose
         self._end_points: list[Node] = []
+        self._called: dict[Node, str] = {}
+        """What ``choose`` calls an end point whose name is another by now: that of a copy."""
 
     @property
     def _end_point_map(self) -> dict[str, Node]:
         """What an item may be sent to, by name, in the order of their indices."""
-        return {node.name: node for node in self._end_points}
+        return {self._called.get(node, node.name): node for node in self._end_points}
 
     def add_downstream(self, other: Node) -> None:
         """Connect a node after this one, as a choice more."""
@@ -615,6 +640,8 @@ class RouterNode(Node):
     def _replace_downstream(self, old: Node, new: Node) -> None:
         super()._replace_downstream(old, new)
         self._end_points = [new if node is old else node for node in self._end_points]
+        if old in self._called:
+            self._called[new] = self._called.pop(old)
 
     def _parent_renamed(self, parent: Node) -> None:
         if self._suffix is not None:

@@ -198,8 +198,8 @@ def test_a_producer_with_replicas_or_a_key_is_refused(change: Callable[[Node], N
 
 def test_a_second_top_node_is_refused() -> None:
     first, second, below = Pass("first"), Pass("second"), Pass("below")
-    _ = first | below
-    _ = second | below
+    first.add_downstream(below)
+    second.add_downstream(below)
 
     with pytest.raises(GraphError, match="nothing flows from"):
         plan_of(first)
