@@ -25,6 +25,7 @@ WORDS = {
     "nodes",
     "options",
     "plan",
+    "postgresql",
     "producer",
     "reduction",
     "report",

@@ -19,35 +19,19 @@ import decimal
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from consecution.errors import MissingExtraError, OutageError, UsageError
+from consecution.postgresql import DEFAULTS, OUTAGES, REFUSALS, without_password
 from consecution.sinks.database import MARKS, Insert, Target, describe, unfit
 from consecution.sinks.rows import Row, Shape, insert_statement, quote, quote_all
 
 if TYPE_CHECKING:
     import psycopg
 
-SCHEMES = ("postgresql://", "postgres://")
 IDLE_LIMIT_S = 20
 """A session that we lost sight of in the middle of a transaction lets go of its locks after this time."""
-DEFAULTS = {
-    "application_name": "consecution",
-    "connect_timeout": 5,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,
-}
-"""What the url may say otherwise. A host that is gone without a word is noticed in half a minute, not in two hours."""
 MAKING_TABLES = 0x636F6E73
 """The advisory lock of whoever makes a table: IF NOT EXISTS is no help where two do it at once."""
-
-OUTAGES = ("08", "40", "53", "57", "58", "25006", "55P03")
-"""Beginnings of SQLSTATE: connection, rolled back by the server (deadlock), resources, operator, system; read-only
-(a server that has become a stand-by), lock not available."""
-REFUSALS = ("password authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
-"""What a server says that will not let us in later either, unless somebody changes something."""
 
 LARGEST_BIGINT = 2**63
 DOUBLE, NUMERIC, TEXT = "double precision", "numeric", "text"
@@ -75,7 +59,7 @@ class Postgres:
     """One connection to one database, made again where it is lost."""
 
     def __init__(self, url: str, sink: str) -> None:
-        self.where = _without_password(url)
+        self.where = without_password(url)
         self._url = url
         self._sink = sink
         self._connection: psycopg.Connection[Any] | None = None
@@ -264,12 +248,6 @@ def _import_psycopg(sink: str) -> Any:
             f"{sink}: PostgreSQL needs psycopg 3 ({error}): pip install 'consecution[postgres]'", extra="postgres"
         ) from error
     return psycopg
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    login, at, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=login.partition(":")[0] + at + host))
 
 
 def _escape(name: Any) -> Any:

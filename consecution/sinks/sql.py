@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from consecution.errors import UsageError, WorldError
+from consecution.postgresql import SCHEMES
 from consecution.protocol.values import BatchId
 from consecution.sink import TransactionSink
-from consecution.sinks import postgres, sqlite
+from consecution.sinks import sqlite
 from consecution.sinks.database import MARKS, Database, Insert, Target
 from consecution.sinks.postgres import Postgres
 from consecution.sinks.rows import check_names, shape_of
@@ -147,7 +148,7 @@ class SqlSink(TransactionSink):
 
 
 def _database(url: str, sink: str) -> Database:
-    if url.startswith(postgres.SCHEMES):
+    if url.startswith(SCHEMES):
         return Postgres(url, sink)
     if url.startswith(sqlite.SCHEME) and url != sqlite.SCHEME:
         return Sqlite(url, sink)
