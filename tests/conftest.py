@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.compat import old_release
+from tests.databases import cluster, postgres
+
+__all__ = ["cluster", "postgres"]
 
 WriteModule = Callable[[str, str], Path]
 

@@ -19,8 +19,8 @@ from consecution.errors import OutageError
 from consecution.protocol.values import BatchId
 from consecution.sink import Sink
 from consecution.sinks import sql, sqlite
+from tests.databases import PostgresDatabase
 from tests.engines.misbehaving import Gate, wait_for
-from tests.sinks.conftest import PostgresDatabase
 
 COUNT = 200
 ROWS = [{"n": n} for n in range(COUNT)]

@@ -18,8 +18,8 @@ from consecution.errors import MissingExtraError, OutageError, UsageError, World
 from consecution.sinks import sql
 from consecution.sinks.database import MARKS
 from consecution.testing.sinks import check_sink
+from tests.databases import PostgresDatabase
 from tests.sinks.cluster import LOCKED_ROLE
-from tests.sinks.conftest import PostgresDatabase
 from tests.sinks.test_sql import NASTY
 
 UTC = datetime.UTC

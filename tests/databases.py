@@ -1,4 +1,4 @@
-"""Databases for tests of sinks."""
+"""Databases for tests."""
 
 from __future__ import annotations
 
