@@ -42,7 +42,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class StopReading:
-    """The sources of this worker take nothing more, and finish what is open."""
+    """A source takes nothing more, and finishes what is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Beat:
     finished: bool = False
     drained: bool = False
     below: OriginCounts | None = None
-    """The books of what this task, which is no source, is the origin of."""
+    """The books of what this task, which is not the source, is the origin of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 ::
 
-    manifest.json      {format, epoch, signature, sources: [name], tasks: [name], nodes: {durable node: kind},
+    manifest.json      {format, epoch, signature, source, tasks: [name], nodes: {durable node: kind},
                         folder, origins: {name: uuid}, finished: null or the report,
                         checksum: CRC-32 of all that, as hex}
     supervisor.lock    an flock held while a supervisor runs
@@ -38,7 +38,7 @@ from consecution.runtime.relocation import Relocation, kinds_of, origins_of
 
 FORMAT = 2
 FOLDER = "origins"
-FIELDS = ("epoch", "signature", "sources", "tasks", "nodes", "folder", "origins", "finished")
+FIELDS = ("epoch", "signature", "source", "tasks", "nodes", "folder", "origins", "finished")
 MANIFEST = "manifest.json"
 NEW_MANIFEST = MANIFEST + ".new"
 PLAIN_NAME = re.compile(r"[a-z0-9_-]{1,64}")
@@ -59,13 +59,13 @@ class StateDir:
         return str(self._manifest["epoch"])
 
     @property
-    def sources(self) -> list[str]:
-        """The names of the sources' origins, by the numbers of their tasks."""
-        return list(self._manifest["sources"])
+    def source(self) -> str:
+        """The name of the source's origin."""
+        return str(self._manifest["source"])
 
     @property
     def origins(self) -> list[str]:
-        """The names of all origins, those of the sources first."""
+        """The names of all origins, the source's first."""
         return list(self._manifest["origins"])
 
     @property
@@ -226,7 +226,7 @@ def _make_origins(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
 
 
 def _open_origin(path: Path, manifest: dict[str, Any], name: str, *, create: bool) -> Journal:
-    store = Journal if name in manifest["sources"] else DurableStore
+    store = Journal if name == manifest["source"] else DurableStore
     return store(_origin_path(path, manifest, name), origin=name, epoch=manifest["epoch"], create=create)
 
 
@@ -239,8 +239,8 @@ def _make_origin(path: Path, manifest: dict[str, Any], name: str) -> str:
 
 def _finish_takeover(path: Path, manifest: dict[str, Any]) -> None:
     """What a command that was killed has left half done (see `takeover`)."""
-    for name in manifest["sources"] if manifest["origins"] else ():
-        with closing(_open_origin(path, manifest, name, create=False)) as source:
+    if manifest["origins"]:
+        with closing(_open_origin(path, manifest, manifest["source"], create=False)) as source:
             takeover.finish(source, lambda name: _open_origin(path, manifest, name, create=False))
 
 
@@ -304,7 +304,7 @@ def _make_manifest(plan: Plan) -> dict[str, Any]:
         "format": FORMAT,
         "epoch": uuid.uuid4().hex,
         "signature": plan.signature,
-        "sources": list(plan.sources),
+        "source": plan.source_name,
         "tasks": [task.name for task in plan.tasks],
         "nodes": kinds_of(plan),
         "folder": FOLDER,
@@ -356,6 +356,11 @@ def _checksum(manifest: dict[str, Any]) -> str:
 
 def _move_to(path: Path, manifest: dict[str, Any], plan: Plan, in_flight: int) -> None:
     """Let a changed graph go on over an old directory, if nothing is in flight in it."""
+    if manifest["source"] != plan.source_name:
+        raise StateDirError(
+            f"the state directory {path} belongs to a pipeline whose source is {manifest['source']!r}; this "
+            f"one's is {plan.source_name!r}: use another state_dir, or fresh=True to forget the old one"
+        )
     if manifest["finished"] is not None:
         return
     if in_flight:
@@ -365,7 +370,7 @@ def _move_to(path: Path, manifest: dict[str, Any], plan: Plan, in_flight: int) -
             "fresh=True to forget them"
         )
     moved = _shaped_like(manifest, plan)
-    if any(moved[part] != manifest[part] for part in ("sources", "tasks", "nodes")):
+    if (moved["tasks"], moved["nodes"]) != (manifest["tasks"], manifest["nodes"]):
         _relocate(path, manifest, moved, plan)
     manifest.update(moved)
     _write_manifest(path, manifest)
@@ -374,8 +379,7 @@ def _move_to(path: Path, manifest: dict[str, Any], plan: Plan, in_flight: int) -
 
 def _shaped_like(manifest: dict[str, Any], plan: Plan) -> dict[str, Any]:
     tasks = [task.name for task in plan.tasks]
-    shape = {"signature": plan.signature, "sources": list(plan.sources), "tasks": tasks, "nodes": kinds_of(plan)}
-    return {**manifest, **shape}
+    return {**manifest, "signature": plan.signature, "tasks": tasks, "nodes": kinds_of(plan)}
 
 
 def _relocate(path: Path, manifest: dict[str, Any], moved: dict[str, Any], plan: Plan) -> None:
