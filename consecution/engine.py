@@ -62,6 +62,18 @@ class Running(ABC):
     def abort(self) -> None:
         """Stop at once, as after a crash: nothing is lost in ``robust``. A signal handler may call it."""
 
+    @abstractmethod
+    def pause(self) -> None:
+        """Read no source until `resume`; what is open is finished, and the run goes on. A stop goes before a pause.
+
+        Returns at once: the status says ``pausing``, and ``paused`` once no source is read any more. Any thread
+        may call it.
+        """
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Read the sources again. Harmless where nothing is paused."""
+
     def interrupt(self) -> None:
         """`abort`, and break off user code that runs in this very thread. For signal handlers."""
         self.abort()

@@ -70,6 +70,10 @@ class Status:
     def items_per_s(self) -> float:
         return self.completed / self.seconds if self.seconds > 0 else 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
     def __str__(self) -> str:
         parts = [
             f"{self.completed:,} done",

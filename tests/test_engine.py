@@ -192,6 +192,12 @@ class Scripted(Running):
     def abort(self) -> None:
         self.calls.append("abort")
 
+    def pause(self) -> None:
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        raise NotImplementedError
+
     def finish_input(self) -> None:
         self.calls.append("finish input")
 

@@ -1,4 +1,4 @@
-"""The command line: ``consecution run | plan | journal | failed``. One file per command."""
+"""The command line: ``consecution run | plan | status | ...``. One file per command."""
 
 from __future__ import annotations
 
@@ -7,9 +7,31 @@ import os
 import sys
 
 import consecution
-from consecution.cli import failed, journal, plan, run
+from consecution.cli import (
+    drain,
+    failed,
+    journal,
+    pause,
+    plan,
+    resume,
+    run,
+    status,
+    stop,
+)
 from consecution.errors import ConsecutionError
 
+COMMANDS = (
+    run,
+    plan,
+    status,
+    stop,
+    drain,
+    pause,
+    resume,
+    journal,
+    failed,
+)
+"""In the order of the help."""
 EXIT_USAGE = 2
 EXIT_PIPE = 141
 
@@ -41,6 +63,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"consecution {consecution.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (run, plan, journal, failed):
+    for module in COMMANDS:
         module.add_parser(commands)
     return parser

@@ -69,6 +69,7 @@ class InlineRunning(Running):
             self._run.leave(report)
             return
         try:
+            self._run.let_steer(self)
             self._run.begin()
         except BaseException as error:
             self._run.abandon(error)
@@ -84,7 +85,7 @@ class InlineRunning(Running):
         return receipt
 
     def status(self) -> Status:
-        return self._run.status("stopping" if self._stopping else "running")
+        return self._run.status("stopping" if self._stopping else self._run.reading)
 
     def request_stop(self) -> None:
         self._stopping = True
@@ -98,6 +99,12 @@ class InlineRunning(Running):
         self._aborted = True
         if self._turning == threading.get_ident():
             raise _BrokenOff
+
+    def pause(self) -> None:
+        self._run.source_host.pause(paused=True)
+
+    def resume(self) -> None:
+        self._run.source_host.pause(paused=False)
 
     def finish_input(self) -> None:
         if isinstance(self._run.source, ManualSource):
@@ -116,12 +123,19 @@ class InlineRunning(Running):
         """Take turns until ``done``, the end of the run, or the end of the time."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while not done() and not self._run.closed:
+            self._look_who_steers()
             worked = self._advance()
             self._finish_if_over()
             if deadline_s is not None and time.monotonic() >= deadline_s:
                 return
             if not worked and not done() and not self._run.closed:
                 self._wait(deadline_s)
+
+    def _look_who_steers(self) -> None:
+        """No thread does so: everything happens in the caller's, between two turns."""
+        with self._lock:
+            if self._run.steering is not None and self._turning is None:
+                self._run.steering.look()
 
     def _advance(self) -> bool:
         """Take a turn; whether anything was done. What breaks it ends the run."""

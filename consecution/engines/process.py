@@ -19,10 +19,11 @@ from consecution.runtime.assembly import SOURCE_TASK
 from consecution.runtime.books import Books, read_books
 from consecution.runtime.launcher import ProcessWorker, ThreadWorker
 from consecution.runtime.local_run import finished_before, open_run_state, push_into, status_of
-from consecution.runtime.logs import LogPump
+from consecution.runtime.logs import LogPump, say
 from consecution.runtime.memory import can_limit_memory
 from consecution.runtime.shipping import Parcel, Shipment, can_ship, ship
 from consecution.runtime.slots import SlotFile
+from consecution.runtime.steering import Steering
 from consecution.runtime.supervisor import Supervisor
 from consecution.runtime.worker import WorkerSpec
 from consecution.sources.manual import ManualSource, Receipt
@@ -47,6 +48,7 @@ class ProcessRunning(Running):
         self._report: Report | None = None
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._steering: Steering | None = None
         self._source = assembly.make_source(plan, iterable)
         self._parcels: dict[WorkerIndex, Parcel] = {}
         self._slots: dict[WorkerIndex, SlotFile] = {}
@@ -62,8 +64,10 @@ class ProcessRunning(Running):
                 self._end_before_start(report)
             else:
                 self._start()
-        except BaseException:
+        except BaseException as error:
             self._close_parcels()
+            if self._steering is not None:
+                self._steering.end("failed", None, error)
             if self._state is not None:
                 self._state.close(keep=False)
             raise
@@ -77,6 +81,9 @@ class ProcessRunning(Running):
         self._over.set()
 
     def _start(self) -> None:
+        if self._state is not None and not self._state.temporary:
+            self._steering = Steering(self, self._state.path, self._plan.options, _say_ourselves)
+            self._steering.serve()
         self._pipeline._call_user_begin()
         self._ship()
         self._folder = SocketFolder()
@@ -165,6 +172,8 @@ class ProcessRunning(Running):
         self._last_status = self._status("failed", books)
         if self._state is None:
             return
+        if self._steering is not None:
+            self._steering.end("failed", self._last_status, error)
         self._state.close(keep=keep)
         if keep and self._state.temporary:
             error.add_note(f"what was open is kept: run again with state_dir={str(self._state.path)!r}")
@@ -198,6 +207,8 @@ class ProcessRunning(Running):
                 failpoints.passed("supervisor.finishing")
                 state.finish(report.to_dict())
                 failpoints.passed("supervisor.finished")
+            if self._steering is not None:
+                self._steering.end(status.state, status)
             state.close(keep=keep)
         self._report = report
         if cause is not None:
@@ -246,6 +257,12 @@ class ProcessRunning(Running):
         self._stopping = True
         self._supervisor.abort()
 
+    def pause(self) -> None:
+        self._supervisor.pause(paused=True)
+
+    def resume(self) -> None:
+        self._supervisor.pause(paused=False)
+
     def finish_input(self) -> None:
         if isinstance(self._source, ManualSource):
             self._source.finish()
@@ -258,3 +275,7 @@ class ProcessRunning(Running):
         if self._error is not None:
             raise self._error
         return self._report
+
+
+def _say_ourselves(text: str) -> None:
+    say("supervisor", text)

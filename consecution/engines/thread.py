@@ -165,8 +165,18 @@ class ThreadRunning(Running):
             self._inbox.close()
             self._over.set()
             return
+        self._let_steer()
         self._begin_tasks()
         self._start_director()
+
+    def _let_steer(self) -> None:
+        try:
+            self._run.let_steer(self)
+        except BaseException as error:
+            self._end_with(error)
+            raise
+        if self._run.steering is not None:
+            self._run.steering.serve()
 
     def _begin_tasks(self) -> None:
         try:
@@ -361,7 +371,7 @@ class ThreadRunning(Running):
         return push_into(self._run.source, item, timeout_s)
 
     def status(self) -> Status:
-        return self._run.status("stopping" if self._stopping else "running")
+        return self._run.status("stopping" if self._stopping else self._run.reading)
 
     def request_stop(self) -> None:
         self._stopping = True
@@ -370,6 +380,14 @@ class ThreadRunning(Running):
 
     def abort(self) -> None:
         self._aborted = True
+        self._inbox.wake()
+
+    def pause(self) -> None:
+        self._run.source_host.pause(paused=True)
+        self._inbox.wake()
+
+    def resume(self) -> None:
+        self._run.source_host.pause(paused=False)
         self._inbox.wake()
 
     def finish_input(self) -> None:

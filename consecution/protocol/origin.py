@@ -419,10 +419,11 @@ class Origin:
         )
 
     def _count_own_retries(self) -> int:
-        found = [(batch.record.retry, batch.record.count) for batch in self._batches.values()]
-        found += [(decided.decision.retry, decided.decision.count) for decided in self._decided.values()]
-        found += [(mark, len(given_up)) for mark, given_up in self._handed.items()]
-        waiting = sum(entry.root == NO_ROOT for entry in self._waiting.values())
+        """Each is copied first: other threads ask for the books while the origin's own goes on."""
+        found = [(batch.record.retry, batch.record.count) for batch in list(self._batches.values())]
+        found += [(decided.decision.retry, decided.decision.count) for decided in list(self._decided.values())]
+        found += [(mark, len(given_up)) for mark, given_up in list(self._handed.items())]
+        waiting = sum(entry.root == NO_ROOT for entry in list(self._waiting.values()))
         return waiting + sum(count for mark, count in found if mark is not None and mark.root == NO_ROOT)
 
     def room(self) -> int:

@@ -46,6 +46,13 @@ class StopReading:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """A source reads nothing until it is told ``paused=False``; what is open goes on."""
+
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Judged:
     """What was found about frames of this node that kill workers, before any of them comes again."""
 
@@ -97,6 +104,8 @@ class Beat:
     origin: OriginCounts | None = None
     finished: bool = False
     drained: bool = False
+    resting: bool = False
+    """A source that is paused, and has let go of all that it has read."""
     below: OriginCounts | None = None
     """The books of what this task, which is not the source, is the origin of."""
 

@@ -17,7 +17,7 @@ import re
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -39,8 +39,8 @@ from consecution.protocol.origin import (
 from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import USER_ERRORS, Stage
 from consecution.runtime import failpoints
-from consecution.runtime.journal import FailuresMoved, Journal, check_is_there
-from consecution.runtime.journal_check import open_to_read
+from consecution.runtime.glimpse import Glimpse
+from consecution.runtime.journal import FailuresMoved, Journal
 from consecution.runtime.state import StateDir, lock_state_dir, look_at_state_dir
 from consecution.runtime.takeover import take_over
 from consecution.transport.codec import PickleCodec
@@ -176,29 +176,11 @@ def look(path: Path) -> Iterator[Failed]:
     state = look_at_state_dir(path)
     moved: FailuresMoved | None = None
     for name in state.origins:
-        with _Glimpse(state.origin_path(name)).opened() as journal:
+        with Glimpse(state.origin_path(name)).opened() as journal:
             if name == state.source:
                 moved = journal.moved
             void = moved.keys if moved is not None and moved.origin == name else ()
             yield from (failed for failed in _named(state, name, journal) if failed.entry.key not in void)
-
-
-class _Glimpse(Journal):
-    """A journal opened by a reader: no lock, and nothing can be changed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = -1
-
-    @contextmanager
-    def opened(self) -> Iterator[Journal]:
-        with ExitStack() as stack:
-            with self._explained("read"):
-                check_is_there(self.path)
-                self._env = stack.enter_context(open_to_read(self.path))
-                self._meta = self._env.open_db(b"meta", create=False)
-                self._failures = self._env.open_db(b"failures", create=False)
-            yield self
 
 
 def _named(state: StateDir, origin: str, journal: Journal) -> Iterator[Failed]:

@@ -140,6 +140,7 @@ class Journal:
                 sync=power,
                 metasync=power,
                 max_readers=16,
+                mode=0o600,
             )
             self._check_commits(data)
             self._check_pages(data)

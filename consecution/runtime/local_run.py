@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import sys
 import time
 import weakref
 from bdb import BdbQuit
@@ -21,6 +22,7 @@ from consecution.runtime.books import Books, read_books
 from consecution.runtime.origin_host import Outbox, SourceHost, live_codec
 from consecution.runtime.replicas import make_replicas
 from consecution.runtime.state import StateDir, open_state_dir
+from consecution.runtime.steering import Steered, Steering
 from consecution.sink import Sink
 from consecution.source import Source
 from consecution.sources.manual import ManualSource, Receipt
@@ -87,6 +89,7 @@ class LocalRun:
         self.state = open_run_state(plan)
         self.report: Report | None = None
         self.closed = False
+        self.steering: Steering | None = None
         self._stop = stop
         self._stop_cause: tuple[TaskIndex, FailureEntry] | None = None
         self.tasks: dict[TaskIndex, assembly.Host] = {}
@@ -144,6 +147,11 @@ class LocalRun:
         return assembly.stop_error(self.plan, *self._stop_cause, self.report)
 
     # -- life ------------------------------------------------------------------------------------
+
+    def let_steer(self, run: Steered) -> None:
+        """From now on the run may be watched and steered from outside, if it has a state directory of its own."""
+        if self.state is not None and not self.state.temporary:
+            self.steering = Steering(run, self.state.path, self.plan.options, _say)
 
     def begin(self) -> None:
         """Run all ``begin``s, parents first, then open the source and let it go."""
@@ -213,6 +221,8 @@ class LocalRun:
             self._close("failed")
         except Exception as second:
             error.add_note(f"and closing failed: {second}")
+        if self.steering is not None:
+            self.steering.end("failed", self._last_status, error)
         if self.state is None:
             return
         pending = self._books().pending
@@ -248,6 +258,8 @@ class LocalRun:
         if state is not None:
             if not stopped and not report.open:
                 state.finish(report.to_dict())
+            if self.steering is not None:
+                self.steering.end(status.state, status)
             state.close(keep=keep_state)
         self.report = report
         return report
@@ -281,6 +293,11 @@ class LocalRun:
         )
 
     @property
+    def reading(self) -> str:
+        """Whether the source is read: running, pausing, or paused."""
+        return self.source_host.reading
+
+    @property
     def settled(self) -> bool:
         """No origin has anything open. The hosts of one thread only: between threads messages may be on their way."""
         return self.source_host.origin.settled and all(host.settled for host in self.tasks.values())
@@ -311,6 +328,10 @@ def _check_not_running(pipeline: Any) -> None:
             "this pipeline is running already, and inline and thread runs share its nodes: wait() for that "
             "run or stop() it first, or make another pipeline of new nodes"
         )
+
+
+def _say(text: str) -> None:
+    print(f"consecution: {text}", file=sys.stderr)
 
 
 def _is_running(pipeline: Any) -> bool:

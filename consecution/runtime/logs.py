@@ -60,7 +60,7 @@ class LogPump:
 
     def say(self, mark: str, text: str) -> None:
         """Put a line of our own into the stream."""
-        _write(f"[{mark}] {text}\n")
+        say(mark, text)
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Pass on what is left; a pipe that a worker's own children hold open is not waited for."""
@@ -110,6 +110,11 @@ class LogPump:
         tail.ended.set()
         if rest:
             _write(f"[{mark}] {rest.decode(errors='backslashreplace')}\n")
+
+
+def say(mark: str, text: str) -> None:
+    """A line of our own, where there is no pump yet."""
+    _write(f"[{mark}] {text}\n")
 
 
 def _write(text: str) -> None:

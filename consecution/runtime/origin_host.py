@@ -381,6 +381,9 @@ class SourceHost:
         self._reads_ahead = reads_ahead
         self._problem: SourceError | None = None
         self._stopping = False
+        self._paused = False
+        self.resting = False
+        """Paused, and what had been read is on its way. Any thread may look."""
         host._on_settled = self._settled
 
     def open(self) -> None:
@@ -431,7 +434,7 @@ class SourceHost:
 
     @property
     def wants_to_read(self) -> bool:
-        return self.origin.room() > 0
+        return self.origin.room() > 0 and not self._paused
 
     def next_wake_s(self) -> float | None:
         """Seconds until something is due; None: not before a message or the source wakes us."""
@@ -446,6 +449,9 @@ class SourceHost:
     def _read(self) -> bool:
         if self._stopping and not self.origin.stopped:
             return self._stop()
+        self.resting = self._paused
+        if self._paused:
+            return self._release()
         read = False
         now = self.host.now
         until_s = now() + max(QUICK_READ_S, COMMIT_STRETCH * self.host.commit_s)
@@ -477,11 +483,15 @@ class SourceHost:
         self._births.add(seq)
 
     def _stop(self) -> bool:
+        released = self._release()
+        self.origin.stopped = True
+        return released
+
+    def _release(self) -> bool:
         """What waits for a batch to fill was read, and so it goes."""
         kept = self._reader.release()
         if kept:
             self._bear(kept)
-        self.origin.stopped = True
         return bool(kept)
 
     def _read_batch(self, room: int) -> list[Any] | None:
@@ -497,6 +507,17 @@ class SourceHost:
     def stop_reading(self) -> None:
         """Take nothing more from the next turn on; what is open is finished. Any thread may call it."""
         self._stopping = True
+
+    def pause(self, *, paused: bool) -> None:
+        """Read nothing from the next turn on, or read again. Any thread may call it; a stop goes before a pause."""
+        self._paused = paused
+
+    @property
+    def reading(self) -> str:
+        """running, pausing, or paused."""
+        if not self._paused:
+            return "running"
+        return "paused" if self.resting else "pausing"
 
     @property
     def drained(self) -> bool:

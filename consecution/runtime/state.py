@@ -6,6 +6,9 @@
                         folder, origins: {name: uuid}, finished: null or the report,
                         checksum: CRC-32 of all that, as hex}
     supervisor.lock    an flock held while a supervisor runs
+    run.json           the latest run, for those who watch it; see `run_record`
+    control.sock       where it listens; see `control_socket`
+    paused             there while its sources are not to be read
     <folder>/<name>/   the journal of each origin; the folder is origins, or since a move origins.<epoch>
 
 The epoch names one life of the plan over this directory; every journal holds it. A journal that the
@@ -22,6 +25,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -35,12 +39,14 @@ from consecution.runtime import takeover
 from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import Journal, sync_folder
 from consecution.runtime.relocation import Relocation, kinds_of, origins_of
+from consecution.runtime.run_record import private
 
 FORMAT = 2
 FOLDER = "origins"
 FIELDS = ("epoch", "signature", "source", "tasks", "nodes", "folder", "origins", "finished")
 MANIFEST = "manifest.json"
 NEW_MANIFEST = MANIFEST + ".new"
+LOOKERS_S = 0.2
 PLAIN_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 """Names of nodes that are names of folders, too; the same on every file system."""
 
@@ -148,7 +154,7 @@ def lock_state_dir(path: Path) -> StateDir:
     """A state directory of no run, locked and to be changed. StateDirError while a run holds it."""
     look_at_state_dir(path)
     with _explained(path):
-        _check_owner(path)
+        check_owner(path)
         lock = _lock(
             path, "stop the run first (Ctrl-C, or kill -TERM to that process): it can go on afterwards where it stopped"
         )
@@ -164,8 +170,9 @@ def lock_state_dir(path: Path) -> StateDir:
 def _open(path: Path, plan: Plan, *, fresh: bool, temporary: bool) -> StateDir:
     with _explained(path):
         _make_folder(path)
-        _check_owner(path)
+        check_owner(path)
         _check_is_ours(path)
+        _keep_others_out(path)
         lock = _lock(path)
         try:
             manifest = None if fresh else _read_manifest(path)
@@ -193,6 +200,12 @@ def _make_folder(path: Path) -> None:
     if not path.exists():
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync_folder(path.parent)
+
+
+def _keep_others_out(path: Path) -> None:
+    """Whoever can write here decides what this user's workers unpickle; whoever can read sees every item."""
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o700)
 
 
 def _settle(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
@@ -267,7 +280,8 @@ def _origin_path(path: Path, manifest: dict[str, Any], name: str) -> Path:
     return folder / f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:40]}.{digest}"
 
 
-def _check_owner(path: Path) -> None:
+def check_owner(path: Path) -> None:
+    """StateDirError where a state directory is another user's."""
     if path.stat().st_uid != os.getuid():
         raise StateDirError(
             f"the state directory {path} belongs to user {path.stat().st_uid}, this process runs as "
@@ -287,7 +301,7 @@ def _check_is_ours(path: Path) -> None:
 def _lock(path: Path, remedy: str = "wait for it, stop it, or use another state_dir") -> int:
     lock = os.open(path / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _insist_on(lock)
     except BlockingIOError as error:
         owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(lock)
@@ -297,6 +311,19 @@ def _lock(path: Path, remedy: str = "wait for it, stop it, or use another state_
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return lock
+
+
+def _insist_on(lock: int) -> None:
+    """Whoever only looks whether a run goes on holds the lock, too, for a moment."""
+    deadline_s = time.monotonic() + LOOKERS_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(LOOKERS_S / 20)
 
 
 def _make_manifest(plan: Plan) -> dict[str, Any]:
@@ -341,7 +368,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Replace the manifest at once and for good: no reader ever sees half of it."""
-    with open(path / NEW_MANIFEST, "w") as file:
+    with open(path / NEW_MANIFEST, "w", opener=private) as file:
         json.dump({**manifest, "checksum": _checksum(manifest)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())

@@ -117,6 +117,8 @@ class Supervisor:
         self._stop_asked = False
         self._abort_asked = False
         self._stop_told = False
+        self._pause_asked = False
+        self._pause_told = False
         self._to_end: set[TaskIndex] = set()
         self._replayed_before = 0
         self._turned_s = 0.0
@@ -133,6 +135,11 @@ class Supervisor:
     def abort(self) -> None:
         """Stop at once."""
         self._abort_asked = True
+        self._wake()
+
+    def pause(self, *, paused: bool) -> None:
+        """Sources are not read until this is called again with False; what is open goes on."""
+        self._pause_asked = paused
         self._wake()
 
     def _wake(self) -> None:
@@ -188,7 +195,12 @@ class Supervisor:
             return "stopping"
         if not self._recovery.settled:
             return "recovering" if self.restarts else "starting"
-        return "ending" if self._ending.started else "running"
+        if self._ending.started:
+            return "ending"
+        if not self._pause_asked:
+            return "running"
+        source = self._tasks[SOURCE_TASK].beat
+        return "paused" if source is not None and source.resting else "pausing"
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -208,6 +220,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         self._listen(self._wait_s())
+        self._tell_pause()
         self._start_what_is_due()
         self._forgive_standstill()
         self._look_for_hanging()
@@ -235,6 +248,11 @@ class Supervisor:
         if source is not None and source.drained:
             self._end(self._drain.source_finished())
         return self._drain.finished
+
+    def _tell_pause(self) -> None:
+        if self._pause_told != self._pause_asked:
+            self._pause_told = self._pause_asked
+            self._tell_task(SOURCE_TASK, control.Pause(self._pause_told))
 
     def _wait_s(self) -> float:
         due = [w.start_due_s for w in self._workers.values() if w.start_due_s is not None]
@@ -309,9 +327,12 @@ class Supervisor:
         return last is None or beat.progress != last.progress
 
     def _tell_again(self, worker: WorkerIndex) -> None:
-        """What the last incarnation was told about stopping, the new one must be told too: before it may read."""
-        if worker == self._homes[SOURCE_TASK] and self._stop_told:
-            self._tell(worker, control.StopReading())
+        """What the last incarnation was told about reading, the new one must be told too: before it may read."""
+        if worker == self._homes[SOURCE_TASK]:
+            if self._stop_told:
+                self._tell(worker, control.StopReading())
+            if self._pause_asked:
+                self._tell(worker, control.Pause(True))
         if self._closing:
             self._tell(worker, control.Quit())
 

@@ -388,6 +388,9 @@ class Worker:
         elif isinstance(order, control.StopReading):
             assert self._source is not None
             self._source.stop_reading()
+        elif isinstance(order, control.Pause):
+            assert self._source is not None
+            self._source.pause(paused=order.paused)
         elif isinstance(order, control.Judged):
             for task, guard in self._guards.items():
                 if self._plan.task(task).node == order.node:
@@ -496,6 +499,7 @@ class Worker:
             origin=counts,
             finished=self._over.finished,
             drained=self._over.drained,
+            resting=source.resting,
         )
 
     def _ask_stop(self, origin: TaskIndex, entry: FailureEntry) -> None:

@@ -93,7 +93,7 @@ def test_no_thread_is_left_when_the_report_is_there(tmp_path: Path, ask: str) ->
     chain = Producer("manual") | Map(nodes.increase) * 3 | Collect("sink", tmp_path / "out")
     running = Pipeline(chain).start(**THREAD, state_dir=tmp_path / "state")
     running.push(1).wait(nodes.LONGEST_WAIT_S)
-    assert len(our_threads()) == 5
+    assert len(our_threads()) == 6
 
     if ask == "abort":
         running.abort()

@@ -1246,3 +1246,62 @@ def test_any_history_of_deaths_ends(seed: int) -> None:
     assert supervisor.confirmed
     assert_replayed_only_after_all_switched(world)
     assert all(w.dead for w in world.workers)
+
+
+# -- pauses ----------------------------------------------------------------------------------------
+
+
+def pauses(history: list[Any]) -> list[tuple[str, int, bool]]:
+    return [(name, incarnation, o.paused) for name, incarnation, o in history if isinstance(o, control.Pause)]
+
+
+def rest(worker: FakeWorker, order: Any) -> None:
+    """A source that has heard of the pause reads nothing, and of its end, on."""
+    if order.paused:
+        worker.beats(worker.beat(1, completed=5, resting=True))
+    else:
+        finish(worker, order)
+
+
+def read_on(worker: FakeWorker, order: Any) -> None:
+    """The stream does not end by itself."""
+    if worker.reads:
+        worker.beats(worker.beat(1, completed=5))
+
+
+def test_only_the_source_is_told_of_a_pause_and_its_end() -> None:
+    world = World(script={(SOURCE, "Replay"): read_on, (SOURCE, "Pause"): rest})
+    states: list[str] = []
+    world.at(1.0, lambda: world.supervisor.pause(paused=True))
+    world.at(2.0, lambda: states.append(world.supervisor.state))
+    world.at(3.0, lambda: world.supervisor.pause(paused=False))
+
+    world.run()
+
+    assert pauses(world.history) == [(SOURCE, 1, True), (SOURCE, 1, False)]
+    assert states == ["paused"]
+
+
+def test_a_source_that_has_not_answered_yet_is_pausing() -> None:
+    world = World(script={(SOURCE, "Replay"): read_on, (SOURCE, "Pause"): nothing})
+    states: list[str] = []
+    world.at(1.0, lambda: world.supervisor.pause(paused=True))
+    world.at(2.0, lambda: states.append(world.supervisor.state))
+    world.at(3.0, world.supervisor.stop)
+
+    world.run()
+
+    assert states == ["pausing"]
+
+
+def test_a_new_incarnation_of_the_source_is_told_before_it_may_read() -> None:
+    world = World(script={(SOURCE, "Replay"): read_on, (SOURCE, "Pause"): rest})
+    world.supervisor.pause(paused=True)
+    world.at(2.0, lambda: world.workers[0].die())
+    world.at(4.0, world.supervisor.stop)
+
+    world.run()
+
+    told = [type(o).__name__ for name, incarnation, o in world.history if (name, incarnation) == (SOURCE, 2)]
+    assert told.index("Pause") < told.index("Replay")
+    assert world.supervisor.stopped

@@ -1,0 +1,124 @@
+"""What the commands on a running pipeline have in common: the state directory they name, and how they tell of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from consecution.runtime.outside import Sight
+
+NOT_YET = 1
+WORK_PENDING = 3
+
+
+def add_state_parser(commands: Any, name: str, *, help: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """The parser of a command on a state directory, with ``--json``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("state_dir", metavar="STATE_DIR", type=Path, help="the state_dir that the run was given")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def seconds(text: str) -> float:
+    """An argument that is a number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, 0 or more")
+    return value
+
+
+def tell(sight: Sight, *, as_json: bool, said: str = "") -> None:
+    """Print how things stand; for people with what was ``said`` about it in front."""
+    if as_json:
+        print(json.dumps(to_dict(sight)))
+    else:
+        print(said or describe(sight))
+
+
+def to_dict(sight: Sight) -> dict[str, Any]:
+    """The fields of `consecution status --json`; times as ISO 8601 with the local zone."""
+    return {
+        "state_dir": sight.state_dir,
+        "running": sight.running,
+        "state": sight.state,
+        "open": sight.open,
+        "pid": sight.pid,
+        "mode": sight.mode,
+        "started": _iso(sight.started_s),
+        "ended": _iso(sight.ended_s),
+        "error": sight.error,
+        "metrics_port": sight.metrics_port,
+        **sight.counts,
+    }
+
+
+def _iso(at_s: float | None) -> str | None:
+    return None if at_s is None else datetime.fromtimestamp(at_s).astimezone().isoformat(timespec="seconds")
+
+
+def describe(sight: Sight) -> str:
+    """How things stand, in a few lines."""
+    lines = [f"{sight.state_dir}: {_headline(sight)}"]
+    if sight.error is not None:
+        lines.append(f"  it ended with {sight.error}")
+    lines += ["", *_counts(sight.counts)]
+    if sight.counts.get("nodes"):
+        lines += ["", *_node_table(sight.counts["nodes"])]
+    if not sight.running:
+        lines += ["", _next_step(sight)]
+    return "\n".join(lines)
+
+
+def _headline(sight: Sight) -> str:
+    if sight.state == "busy":
+        return f"process {sight.pid} starts, closes, or is another command at work there"
+    if sight.running:
+        return f"{sight.state}, process {sight.pid}, mode {sight.mode}, since {_moment(sight.started_s)}"
+    if sight.state == "new":
+        return "no run has been here"
+    if sight.state == "killed":
+        return f"not running; process {sight.pid} was killed, it last wrote at {_moment(sight.ended_s)}"
+    return f"not running; {sight.state} at {_moment(sight.ended_s)}"
+
+
+def _moment(at_s: float | None) -> str:
+    return "?" if at_s is None else datetime.fromtimestamp(at_s).isoformat(" ", "seconds")
+
+
+def _counts(counts: dict[str, Any]) -> list[str]:
+    below = f"   (and {counts['pending_below']:,} below)" if counts["pending_below"] else ""
+    handled = f"   handled {counts['handled']:,}" if counts["handled"] else ""
+    lines = [
+        f"  emitted {counts['emitted']:,} = completed {counts['completed']:,} + pending {counts['pending']:,}{below}",
+        f"  failed {counts['failed']:,}{handled}",
+    ]
+    if "restarts" in counts:
+        lines[-1] += f"   replayed batches {counts['replayed']:,}   restarts {counts['restarts']:,}"
+    return lines
+
+
+def _node_table(nodes: list[dict[str, Any]]) -> list[str]:
+    width = max(len("node"), *(len(node["node"]) for node in nodes))
+    head = f"  {'node': <{width}}  replicas   items in  items out    raised   busy s"
+    rows = [
+        f"  {n['node']: <{width}}  {n['replicas']:8d} {n['items_in']:10,d} {n['items_out']:10,d} {n['failed']:9,d} "
+        f"{n['busy_s']:8.2f}"
+        for n in nodes
+    ]
+    return [head, "  " + "-" * (len(head) - 2), *rows]
+
+
+def _next_step(sight: Sight) -> str:
+    if sight.open:
+        return f"{sight.open:,} items are pending: run the pipeline again with this state directory to go on."
+    if sight.counts["failed"]:
+        return f"Nothing is pending; `consecution failed list {sight.state_dir}` shows what failed."
+    return "Nothing is pending."

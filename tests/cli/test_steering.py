@@ -1,0 +1,237 @@
+"""status, pause, resume, stop and drain, as a user types them, on real runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consecution import Pipeline, Producer
+from consecution.cli import main
+from tests.conftest import WriteModule
+
+LONGEST_WAIT_S = 60.0
+ENDLESS = """
+import itertools, time
+from consecution import Pipeline, Producer, TextLines
+
+def numbers():
+    for number in itertools.count():
+        yield number
+        time.sleep(0.002)
+
+pipeline = Pipeline(Producer(numbers) | TextLines("out", path="out.txt"))
+"""
+SLOW = """
+import time
+from consecution import Pipeline, Producer
+
+def slow(number):
+    time.sleep(0.05)
+    return number
+
+pipeline = Pipeline(Producer(range(100_000)) | slow)
+"""
+
+
+class Runs:
+    """Runs in processes of their own, over the state directory "state", and commands on it."""
+
+    def __init__(self, write_module: WriteModule, capsys: pytest.CaptureFixture[str]) -> None:
+        self._write_module = write_module
+        self._capsys = capsys
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, text: str, *flags: str) -> subprocess.Popen[str]:
+        self._write_module("etl", text)
+        run = [sys.executable, "-m", "consecution", "run", "etl.py", "--state-dir", "state", "--quiet", *flags]
+        with open("log", "a") as log:
+            process = subprocess.Popen(run, stdout=log, stderr=log, text=True)
+        self.started.append(process)
+        return process
+
+    def command(self, *words: str) -> tuple[int, str]:
+        self._capsys.readouterr()
+        code = main([words[0], "state", *words[1:]])
+        printed = self._capsys.readouterr()
+        assert code != 2, printed.err
+        return code, printed.out
+
+    def look(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(self.command("status", "--json")[1])
+        return told
+
+    def await_items(self, more_than: int = 0) -> dict[str, Any]:
+        """Until the run has completed so many."""
+        return self.wait_for(lambda: (told := self.look())["completed"] > more_than and told)
+
+    def wait_for(self, condition: Callable[[], Any]) -> Any:
+        deadline_s = time.monotonic() + LONGEST_WAIT_S
+        while not (Path("state/manifest.json").exists() and (found := condition())):
+            assert time.monotonic() < deadline_s, Path("log").read_text()
+            time.sleep(0.02)
+        return found
+
+
+@pytest.fixture
+def runs(write_module: WriteModule, capsys: pytest.CaptureFixture[str]) -> Iterator[Runs]:
+    made = Runs(write_module, capsys)
+    yield made
+    for process in made.started:
+        process.kill()
+        process.wait()
+
+
+def test_a_run_is_watched_paused_resumed_and_drained(runs: Runs) -> None:
+    process = runs.start(ENDLESS)
+    told = runs.await_items()
+    assert (told["running"], told["state"], told["pid"]) == (True, "running", process.pid)
+    assert [node["node"] for node in told["nodes"]] == ["producer", "out"]
+
+    assert runs.command("pause", "--wait") == (0, "paused; 0 items are pending\n")
+    paused = runs.look()
+    assert (paused["state"], paused["open"]) == ("paused", 0)
+    time.sleep(0.3)  # of which nothing is asked but that it may be long enough to read something
+    assert runs.look()["emitted"] == paused["emitted"]
+
+    assert runs.command("resume")[0] == 0
+    runs.await_items(more_than=paused["completed"])
+    code, said = runs.command("drain")
+
+    assert code == 0, said
+    assert process.wait(LONGEST_WAIT_S) == 0
+    over = runs.look()
+    assert (over["running"], over["state"], over["open"]) == (False, "stopped", 0)
+    assert len(Path("out.txt").read_text().split()) == over["completed"]
+    assert runs.command("status")[0] == 3
+    assert runs.command("drain")[0] == 0
+
+
+def test_after_kill_9_it_is_not_running_and_a_pause_is_kept(runs: Runs) -> None:
+    first = runs.start(ENDLESS, "--mode", "thread")
+    runs.await_items()
+    runs.command("pause")
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+
+    assert Path("state/control.sock").exists()
+    told = runs.look()
+    assert (told["running"], told["state"], told["pid"]) == (False, "killed", first.pid)
+    assert told["ended"] >= told["started"]
+
+    second = runs.start(ENDLESS, "--mode", "thread")
+    told = runs.wait_for(lambda: (found := runs.look())["pid"] == second.pid and found)
+    assert told["state"] in ("paused", "pausing")
+    assert "nothing is read until `consecution resume" in Path("log").read_text()
+    assert runs.command("resume")[0] == 0
+    runs.await_items(more_than=told["completed"])
+    assert runs.command("stop")[0] == 0
+    assert second.wait(LONGEST_WAIT_S) == 0
+
+
+def test_a_stop_whose_time_is_over_leaves_the_rest_to_the_next_run(runs: Runs) -> None:
+    process = runs.start(SLOW, "--batch-size", "10")
+    runs.wait_for(lambda: runs.look()["pending"] > 0)
+
+    code, said = runs.command("stop", "--timeout", "0.1")
+
+    assert code == 3, said
+    assert said.startswith("stopped; ")
+    assert process.wait(LONGEST_WAIT_S) == 3
+    assert runs.look()["pending"] > 0
+    assert runs.command("stop")[0] == 3
+
+
+def test_as_commands_in_a_shell_they_answer_in_json(runs: Runs) -> None:
+    """The one test whose commands are processes, too."""
+    process = runs.start(ENDLESS, "--mode", "thread")
+    runs.await_items()
+
+    def typed(*words: str) -> tuple[int, dict[str, Any]]:
+        done = subprocess.run(
+            [sys.executable, "-m", "consecution", words[0], "state", "--json", *words[1:]],
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_WAIT_S,
+        )
+        assert not done.stderr
+        return done.returncode, json.loads(done.stdout)
+
+    code, told = typed("status")
+    assert (code, told["state"], told["pid"]) == (0, "running", process.pid)
+    code, told = typed("stop")
+    assert (code, told["running"], told["state"], told["error"]) == (0, False, "stopped", None)
+
+
+def run_here(capsys: pytest.CaptureFixture[str]) -> None:
+    Pipeline(Producer([1, 2, 3]) | str).run(mode="inline", state_dir="state", sync="process")
+    capsys.readouterr()
+
+
+def test_of_a_run_that_has_finished_status_says_when(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_here(capsys)
+
+    assert main(["status", "state"]) == 3
+    said = capsys.readouterr().out
+    assert said.startswith("state: not running; finished at 2")
+    assert "emitted 3 = completed 3 + pending 0" in said
+    assert said.endswith("Nothing is pending.\n")
+
+
+def test_where_no_run_goes_on_the_next_one_is_paused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_here(capsys)
+
+    assert main(["pause", "state"]) == 0
+    assert Path("state/paused").exists()
+    assert main(["resume", "state"]) == 0
+    assert not Path("state/paused").exists()
+    assert main(["pause", "state", "--for", "5"]) == 2
+    assert "there is nothing that --for could pause" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "stop", "drain", "pause", "resume"])
+def test_what_is_no_state_directory_is_refused(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, str(tmp_path)]) == 2
+    assert "is not a state directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "stop", "drain", "pause", "resume"])
+def test_the_directory_of_another_user_is_refused(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_here(capsys)
+    me = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: me + 1)
+
+    assert main([command, "state"]) == 2
+    assert f"belongs to user {me}, this process runs as {me + 1}: run as its owner" in capsys.readouterr().err
+
+
+def test_a_state_directory_is_closed_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("state").mkdir(mode=0o755)
+    run_here(capsys)
+
+    assert stat.S_IMODE(os.stat("state").st_mode) == 0o700
+    files = [path for path in Path("state").rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
