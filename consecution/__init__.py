@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from consecution.graph import Broadcast as Broadcast
     from consecution.graph import Merge as Merge
     from consecution.graph import Route as Route
+    from consecution.nodes import AsyncMap as AsyncMap
     from consecution.nodes import Chunk as Chunk
     from consecution.nodes import Filter as Filter
     from consecution.nodes import FlatMap as FlatMap
@@ -54,6 +55,7 @@ __version__ = "0.3.0"
 
 _HOMES = {
     "AppendSink": "sink",
+    "AsyncMap": "nodes",
     "BatchId": "protocol.values",
     "BatchNode": "batching",
     "Broadcast": "graph",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bdb
 import collections
 import copy
+import inspect
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +32,10 @@ class BatchNode(Node):
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
+        if inspect.iscoroutinefunction(type(self).process_batch):
+            raise GraphError(
+                f"{self}: process_batch is async; a Node with an async process(item) has many items at once"
+            )
         if self._is_durable():
             raise GraphError(
                 f"{self}: a BatchNode offers items again where one of them fails, and so it can keep nothing; "

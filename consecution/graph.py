@@ -209,12 +209,17 @@ def check_function(function: Any, where: str, expected: str) -> None:
     """GraphError for what cannot be called with an item, and for async functions."""
     if not callable(function):
         raise GraphError(f"{where}: expected {expected}, found {type(function).__name__}")
-    for form in forms_of(function):
-        if inspect.iscoroutinefunction(form) or inspect.isasyncgenfunction(form):
-            raise GraphError(
-                f"{where}: {name_of_callable(function)} is async, which a pipeline cannot run; call "
-                "asyncio.run(...) in an ordinary function"
-            )
+    if is_async(function):
+        raise GraphError(
+            f"{where}: {name_of_callable(function)} is async, and only a step of its own may be: write it between two "
+            f"|, as it is or as AsyncMap({name_of_callable(function)})"
+        )
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling it makes a coroutine, or an async generator."""
+    forms = forms_of(function)
+    return any(inspect.iscoroutinefunction(form) or inspect.isasyncgenfunction(form) for form in forms)
 
 
 def forms_of(function: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:

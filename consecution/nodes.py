@@ -22,6 +22,7 @@ from consecution.protocol.values import Labelled
 from consecution.routing import RouteChooser
 
 if TYPE_CHECKING:
+    from consecution.item_loop import ItemLoop
     from consecution.pipeline import Pipeline
 
 MOST_REPLICAS = 1024
@@ -65,6 +66,10 @@ class Node:
     before the first and after the last item of a stream; pushing is possible everywhere but in ``begin``.
     Keyword arguments become attributes.
 
+    ``process`` may be a coroutine (``async def``): then up to ``concurrency`` items are on their way at once. What
+    they push keeps the order of the items. ``begin`` may be async as well, and ``close``, which is called last. Such
+    a node keeps nothing: it has no ``end``, no timer and no state.
+
     In a run with several workers the replicas of a node share nothing: attributes are those of one replica, not of
     another, nor of the process that started the run. With ``workers=n`` a node that has no ``end`` and no `on_timer`,
     and something behind it, has n replicas unless ``node * m`` says otherwise: inherit from `StatefulNode` or
@@ -84,19 +89,30 @@ class Node:
     """Where items go that are given up here: ``node.failed | handler``. See `FailedEdge`."""
     outputs: tuple[str, ...] = ()
     """The names that ``self.push(item, to=name)`` may use, where the class says so. See `OutputEdge`."""
+    concurrency: int = 100
+    """Where ``process`` is async: so many items may be on their way at once, in each replica."""
+    timeout_s: float | None = None
+    """Where ``process`` is async: an item that takes longer fails; None: the run's own ``timeout_s``."""
     pipeline: Pipeline
     push: Callable[..., Any]
     global_state: Any
     _process: Callable[[Any], Any]
+    _pass_on: Callable[..., Any]
     _stem: str | None = None
     """What a name is made from that the user did not give; the graph may number it: f, f_2."""
     _plot_shape = "rectangle"
     _may_push_by_name = False
     """Whether the class says that it has outputs, or does so in its code."""
 
+    _is_async = False
+    """Whether ``process`` is a coroutine."""
+    _item_loop: ItemLoop | None = None
+    """Where the coroutines run; an engine provides it, `Pipeline.consume` makes one."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._may_push_by_name = bool(cls.outputs) or _mentions_to(cls)
+        cls._is_async = inspect.iscoroutinefunction(cls.process)
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         for key, value in kwargs.items():
@@ -110,6 +126,23 @@ class Node:
         self._led_outputs: tuple[str, ...] = ()
         self._logging: str | None = None
         self._stands_behind: str | None = None
+        self._check_async()
+
+    def _check_async(self) -> None:
+        kind = type(self).__name__
+        if not self._is_async:
+            if inspect.iscoroutinefunction(type(self).begin):
+                raise GraphError(f"{self}: {kind}.begin is async, and process is not: make both async, or neither")
+            return
+        if self._is_durable():
+            raise GraphError(
+                f"{self}: {kind}.process is async, and a node with items on their way cannot keep anything; it has an "
+                "end, a timer or a state: let an async node push what it found to a KeyedNode or StatefulNode"
+            )
+        if type(self.concurrency) is not int or self.concurrency < 1:
+            raise GraphError(f"{self}: concurrency={self.concurrency!r}: expected a whole number of 1 or more")
+        if self.timeout_s is not None:
+            check_seconds(self.timeout_s, f"{self}: timeout_s={self.timeout_s!r}")
 
     # -- what users override ---------------------------------------------------------------------
 
@@ -405,7 +438,10 @@ class Node:
 
     def _begin(self) -> None:
         try:
-            self.begin()
+            if self._is_async:
+                self._own_loop().call(self.begin)
+            else:
+                self.begin()
         except AttributeError as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             traceback.print_exc()
@@ -417,11 +453,38 @@ class Node:
 
     def _break_off(self) -> None:
         """The stream broke off with an exception: forget what was gathered. Items may come again."""
+        self._close_loop()
+
+    def _own_loop(self) -> ItemLoop:
+        if self._item_loop is None:
+            from consecution.item_loop import ItemLoop
+
+            self._item_loop = ItemLoop(self, self.timeout_s)
+        return self._item_loop
+
+    def _close_loop(self) -> None:
+        loop, self._item_loop = self._item_loop, None
+        if loop is not None:
+            close = getattr(self, "close", None)
+            loop.close(close if inspect.iscoroutinefunction(close) else None)
+
+    def _process_now(self, item: Any) -> None:
+        """Wait for the coroutine of one item, and only then pass on what it has pushed."""
+        if self._logging == "input":
+            self._write_log(item)
+        job = self._own_loop().run([item])
+        if job.errors[0] is not None:
+            raise job.errors[0]
+        for made in job.outs[0] or ():
+            if type(made) is Labelled:
+                self._pass_on(made.item, to=made.label)
+            else:
+                self._pass_on(made)
 
     def _push_function(self) -> Callable[..., Any]:
         """What ``self.push`` is, item by item: as few calls as the nodes below allow."""
         below = [node._item_processor() for node in self._downstream_nodes]
-        if len(below) == 1 and self._logging != "output" and not self._pushes_by_name():
+        if len(below) == 1 and self._logging != "output" and not self._pushes_by_name() and not self._is_async:
             return below[0]
 
         def push(item: Any) -> None:
@@ -431,11 +494,21 @@ class Node:
         if self._pushes_by_name():
             edges = {name: edge._item_processor() for name, edge in self._leading_outputs()}
             push = self._by_name(push, lambda to, item: edges[to](item))
-        return self._logging_to(push) if self._logging == "output" else push
+        push = self._logging_to(push) if self._logging == "output" else push
+        return self._from_hand(push) if self._is_async else push
+
+    def _from_hand(self, pass_on: Callable[..., Any]) -> Callable[..., Any]:
+        from consecution.item_loop import push_from_hand
+
+        self._pass_on = pass_on
+        push: Callable[..., Any] = push_from_hand
+        return self._by_name(push, lambda to, item: push(Labelled(to, item))) if self._pushes_by_name() else push
 
     # -- frame by frame, in an engine ------------------------------------------------------------
 
     def _item_processor(self) -> Callable[[Any], Any]:
+        if self._is_async:
+            return self._process_now
         return self.process if self._logging is None else self._logged_process
 
     def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
@@ -444,6 +517,9 @@ class Node:
         ``self.push`` adds to ``out`` already (`_push_into`). When an item raises, what it had pushed is taken back
         and the exception propagates; called again with the same cursor, the node goes on after that item.
         """
+        if self._is_async:
+            self._process_frame_async(cursor, out)
+            return
         process = self._item_processor()
         mark = len(out)
         try:
@@ -454,14 +530,43 @@ class Node:
             del out[mark:]
             raise
 
+    def _process_frame_async(self, cursor: Iterator[Any], out: list[Any]) -> None:
+        """Run all coroutines of the frame at the first call, and take in one result after another."""
+        if self._frame_ahead is None or self._frame_ahead[0] is not cursor:
+            items = list(copy.copy(cursor))
+            self._log_input(items)
+            self._push_from_hand()
+            job = self._own_loop().run(items)
+            self._frame_ahead = cursor, zip(job.outs, job.errors, strict=True)
+        for made, error in self._frame_ahead[1]:
+            next(cursor)
+            if error is not None:
+                raise error
+            out.extend(made or ())
+        self._frame_ahead = None
+
+    def _push_from_hand(self) -> None:
+        """Let ``self.push`` add to what the item pushes in whose coroutine it is called."""
+        from consecution.item_loop import push_from_hand
+
+        self._push_by(push_from_hand)
+
+    def _log_input(self, items: list[Any]) -> None:
+        for item in items if self._logging == "input" else ():
+            self._write_log(item)
+
+    _frame_ahead: tuple[Iterator[Any], Iterator[tuple[list[Any] | None, BaseException | None]]] | None = None
+
     def _push_into(self, out: list[Any]) -> None:
         """Let ``self.push`` add to ``out``; what is pushed to a name is labelled with it."""
+        self._push_by(out.append)
+
+    def _push_by(self, append: Callable[[Any], Any]) -> None:
         if self._pushes_by_name():
-            append = out.append
             push = self._by_name(append, lambda to, item: append(Labelled(to, item)))
             self.push = self._logging_to(push) if self._logging == "output" else push
         else:
-            self.push = self._logging_to(out.append) if self._logging == "output" else out.append
+            self.push = self._logging_to(append) if self._logging == "output" else append
 
     def _pushes_by_name(self) -> bool:
         """Whether ``self.push`` must know of names: anything else would slow down all who need none."""
@@ -517,7 +622,7 @@ class Node:
     def _detached_copy(self) -> Node:
         """A shallow copy without its place in a graph, to be shipped or made a replica of."""
         twin = copy.copy(self)
-        for attribute in ("pipeline", "push", "global_state", "_process"):
+        for attribute in ("pipeline", "push", "global_state", "_process", "_pass_on", "_item_loop", "_frame_ahead"):
             twin.__dict__.pop(attribute, None)
         twin._upstream_nodes, twin._downstream_nodes, twin._failed_edge = [], [], None
         twin._led_outputs = (*self._led_outputs, *(name for name, _ in self._leading_outputs()))
@@ -805,6 +910,36 @@ class Filter(_FunctionNode):
                 append(item)
 
 
+class AsyncMap(Node):
+    """Pushes what an async function makes of an item, or each item that an async generator function makes of it.
+
+    Up to ``concurrency`` items are on their way at once; what they make keeps the order of the items. An item that
+    takes longer than ``timeout_s`` fails (None: the run's own ``timeout_s``). An async function in a chain is one.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        name: str | None = None,
+        *,
+        concurrency: int = Node.concurrency,
+        timeout_s: float | None = None,
+    ) -> None:
+        if not graph.is_async(function):
+            raise GraphError(f"AsyncMap({function!r}): expected an async function of an item; for others there is Map")
+        super().__init__(name or graph.name_of_callable(function), concurrency=concurrency, timeout_s=timeout_s)
+        self._stem = None if name else self.name
+        self._function = function
+        self._makes_many = any(map(inspect.isasyncgenfunction, graph.forms_of(function)))
+
+    async def process(self, item: Any) -> None:
+        if not self._makes_many:
+            self.push(await self._function(item))
+            return
+        async for made in self._function(item):
+            self.push(made)
+
+
 class Chunk(Node):
     """Pushes lists: of ``n`` items, or of consecutive items for which a function gives the same value.
 
@@ -884,12 +1019,15 @@ class Chunk(Node):
 
 
 def node_from_function(function: Callable[[Any], Any]) -> Node:
-    """The node a bare function stands for: a flat-map if it is a generator function, else a map."""
+    """The node a bare function stands for: a flat-map if it is a generator function, else a map; or an async one."""
+    if graph.is_async(function):
+        return AsyncMap(function)
     makes_many = any(map(inspect.isgeneratorfunction, graph.forms_of(function)))
     return FlatMap(function) if makes_many else Map(function)
 
 
 __all__ = [
+    "AsyncMap",
     "Chunk",
     "FailedEdge",
     "Filter",

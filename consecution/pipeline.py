@@ -275,6 +275,7 @@ def _wrap_begin(pipeline: Pipeline, user_begin: Callable[[], Any]) -> Callable[[
 def _wrap_end(pipeline: Pipeline, user_end: Callable[[], Any]) -> Callable[[], Any]:
     def end() -> Any:
         pipeline.top_node.top_down_call("end")
+        pipeline.top_node.top_down_call("_close_loop")
         pipeline._is_running = False
         return user_end()
 

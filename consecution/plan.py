@@ -16,7 +16,7 @@ from typing import Any
 
 from consecution.error_policy import ErrorPolicy
 from consecution.errors import GraphError, UsageError
-from consecution.graph import check_names, sort_topologically
+from consecution.graph import check_names, is_async, sort_topologically
 from consecution.nodes import Node, OutputEdge, RouterNode, SideEdge
 from consecution.options import Options
 from consecution.producer import Producer
@@ -244,6 +244,8 @@ def _check_timer(node: Node) -> None:
 
 
 def _check_sink(node: Sink) -> None:
+    if is_async(type(node).write):
+        raise GraphError(f"{node}: {type(node).__name__}.write is async; a sink writes a frame at a time, and waits")
     if node._downstream_nodes or node._leading_outputs():
         raise GraphError(f"{node}: a sink ends a pipeline; nothing flows out of it: use a | [{node.name}, b]")
 

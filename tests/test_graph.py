@@ -326,9 +326,8 @@ class AsyncObject:
             lambda a, b: Route([b], by=3),  # type: ignore[arg-type]
             "by=3.*: expected a function that returns a member's name or index",
         ),
-        (lambda a, b: a | coroutine, "coroutine is async, which a pipeline cannot run"),
-        (lambda a, b: a | async_generator, "async_generator is async"),
-        (lambda a, b: a | AsyncObject(), "AsyncObject is async"),
+        (lambda a, b: a | Map(async_generator), "async_generator is async, and only a step of its own may be"),
+        (lambda a, b: a | Map(AsyncObject()), "AsyncObject is async"),
         (lambda a, b: a | Filter(coroutine), "coroutine is async"),
         (lambda a, b: a | [b, coroutine], "coroutine is async"),
         (lambda a, b: a.by(coroutine), "coroutine is async"),

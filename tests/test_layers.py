@@ -45,7 +45,8 @@ MAY_IMPORT = {
     "words": {"words", "protocol", "errors"},
     "sources": {"sources", "words", "protocol", "errors"},
     "sinks": {"sinks", "words", "protocol", "errors"},
-    "runtime": {"runtime", "transport", "protocol", "words", "sources", "errors"},
+    "item_loop": {"protocol", "errors"},
+    "runtime": {"runtime", "transport", "protocol", "words", "sources", "errors", "item_loop"},
     "engine": {"words", "errors"},
     "engines": {"engine", "engines", "runtime", "transport", "protocol", "words", "sources", "errors"},
     "pipeline": {"engine", "words", "errors"},
@@ -64,8 +65,10 @@ MAY_IMPORT = {
     "cli": {"cli", "pipeline", "runtime", "words", "errors", "package"},
     "package": {"cli"},
 }
-LATE = {("producer", "sources")}
-"""Imports inside functions that may go the other way: a producer makes its source when it is asked to."""
+LATE = {("producer", "sources"), ("nodes", "item_loop")}
+"""Imports inside functions that may go the other way: a producer makes its source when it is asked to, and an async
+node, outside of an engine, the loop it runs in.
+"""
 
 MACHINERY = {
     "asyncio",

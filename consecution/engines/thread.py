@@ -6,6 +6,7 @@ runs only in its task's thread, ``begin`` and ``close`` included.
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import threading
@@ -44,6 +45,11 @@ class _End:
     """To a task: run ``end``; or, ``draining``, only say when all it has pushed is processed."""
 
     draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Woken:
+    """To a task: what runs beside it has something for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +160,15 @@ class ThreadRunning(Running):
         self._inbox = _Inbox()
         try:
             outbox = _Outbox(self._inbox, self._queues)
-            self._run = LocalRun(plan, pipeline, iterable, lambda task: outbox, may_block=False, stop=self.request_stop)
+            self._run = LocalRun(
+                plan,
+                pipeline,
+                iterable,
+                lambda task: outbox,
+                may_block=False,
+                stop=self.request_stop,
+                wake_of=lambda task: functools.partial(self._queues[task].put, _Woken()),
+            )
         except BaseException:
             self._inbox.close()
             raise
@@ -257,7 +271,7 @@ class ThreadRunning(Running):
                 if isinstance(message, _End):
                     ending = True
                     self._end(host, message)
-                else:
+                elif not isinstance(message, _Woken):
                     host.receive(message)
             worked = host.turn()
             host.flush()

@@ -180,6 +180,8 @@ class Guard:
         """Frames taken, and items of those that are run item by item."""
         self.cursor: Iterator[Any] = iter(())
         """Over the items of a frame that is run as a whole, where its task says so."""
+        self.beside: Note | None = None
+        """Where the frame is noted that a coroutine of the task runs, in another thread than the task's own."""
         self._note = note
         self._decode = decode
         self._cases: dict[FrameKey, dict[bytes, Verdict]] = {}

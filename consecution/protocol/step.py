@@ -13,7 +13,8 @@ from __future__ import annotations
 import operator
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from consecution.errors import OutageError
@@ -95,6 +96,16 @@ class _Known:
             del self.frames[seq]
 
 
+@dataclass(slots=True)
+class Held:
+    """A frame between `Step.take` and `Step.put`."""
+
+    frame: Frame
+    items: list[Any]
+    failed: list[FailedItem]
+    out: list[Any] | None
+
+
 class Step:
     """Runs the frames of one task. Called by one thread.
 
@@ -153,10 +164,48 @@ class Step:
         suspect = self._guard.take(frame.origin, frame.seq, frame.path)
         items = self._decode(frame, suspect, failed)
         out = self._run(frame, items, failed) if suspect is None else self._run_suspect(frame, suspect, items, failed)
+        return self._close(frame, len(items), out, failed, started_s)
+
+    def take(self, frame: Frame) -> Held | None:
+        """The first half of `run`, for a node whose items take long: a frame to be held until `put`; None: not run.
+
+        Any number of frames may be held. ``out`` is there where nothing is to be processed, and where the frame is
+        suspect of taking the task down: such a one has been run at once, item by item.
+        """
+        if self._is_repeat(frame):
+            return None
+        failed: list[FailedItem] = []
+        suspect = self._guard.take(frame.origin, frame.seq, frame.path)
+        items = self._decode(frame, suspect, failed)
+        out: list[Any] | None = None
+        if suspect is not None:
+            out = self._run_suspect(frame, suspect, items, failed)
+        elif frame.stage is Stage.ROUTE or not items:
+            out = items
+        self._guard.leave()
+        return Held(frame, items, failed, out)
+
+    def put(
+        self, held: Held, out: list[Any], errors: Iterable[tuple[Any, BaseException]], busy_s: float
+    ) -> tuple[list[Sent], Ack]:
+        """The second half: what was pushed, and the items that raised. ``busy_s`` is how long the node was at it."""
+        started_s = self._clock() - busy_s
+        frame = held.frame
+        self._guard.take(frame.origin, frame.seq, frame.path)
+        for item, error in errors:
+            if isinstance(error, self._lets_through) or not isinstance(error, USER_ERRORS):
+                raise error
+            held.failed.append(self._describe(Stage.PROCESS, item, error))
+        return self._close(frame, len(held.items), out, held.failed, started_s)
+
+    def _close(
+        self, frame: Frame, count: int, out: list[Any], failed: list[FailedItem], started_s: float
+    ) -> tuple[list[Sent], Ack]:
+        """Send what was pushed, and sum up what has become of the frame."""
         sent, unsent = self._dispatch.send(out, frame)
         self._guard.leave()
         failed.extend(self._describe(Stage.ROUTE, u.item, u.error) for u in unsent)
-        self._count(len(items), len(out), len(failed), self._clock() - started_s)
+        self._count(count, len(out), len(failed), self._clock() - started_s)
         xor: int = frame.frame_id
         produced_bytes = 0
         for message in sent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import shlex
 from collections.abc import Callable
@@ -119,11 +120,15 @@ def make_host(
     lets_through: tuple[type[BaseException], ...] = (),
     on_stop: OnStop | None = None,
     guard: Guard | None = None,
+    wake: Callable[[], None] | None = None,
 ) -> Host:
-    """The host of a task; that of a durable one has its store at ``path``, and what that holds."""
+    """The host of a task; that of a durable one has its store at ``path``, and what that holds.
+
+    ``wake`` is for tasks that have threads beside; None where there are to be none.
+    """
     namer = origin_namer(plan, epoch)
     if not plan.node(plan.task(task).node).durable:
-        return TaskHost(
+        return _task_host_of(node, wake)(
             plan,
             task,
             node,
@@ -149,6 +154,15 @@ def make_host(
         on_stop=on_stop,
         guard=guard,
     )
+
+
+def _task_host_of(node: Node, wake: Callable[[], None] | None) -> Callable[..., TaskHost]:
+    """The kind of host; asyncio is only loaded where it is needed."""
+    if not node._is_async:
+        return TaskHost
+    from consecution.runtime.async_host import AsyncTaskHost
+
+    return functools.partial(AsyncTaskHost, wake=wake)
 
 
 def end_stages(plan: Plan) -> list[list[TaskIndex]]:

@@ -67,10 +67,9 @@ def push_into(source: Source, item: Any, timeout_s: float | None) -> Receipt:
 class LocalRun:
     """All hosts of a run that lives in one process.
 
-    ``outbox_of`` gives each task its way to the others; ``stop`` is called where an item is to stop the run. The
-    hosts are driven by an engine; this
-    class opens and closes them and sums them up. A run ends in `finish`, `leave` or `abandon`, all three of
-    which close everything; ``closed`` says so.
+    ``outbox_of`` gives each task its way to the others, ``wake_of`` what ends the waiting of its thread; ``stop`` is
+    called where an item is to stop the run. The hosts are driven by an engine; this class opens and closes them and
+    sums them up. A run ends in `finish`, `leave` or `abandon`, all three of which close everything; ``closed`` says so.
     """
 
     def __init__(
@@ -82,6 +81,7 @@ class LocalRun:
         *,
         may_block: bool,
         stop: Callable[[], None],
+        wake_of: Callable[[TaskIndex], Callable[[], None] | None] = lambda task: None,
     ) -> None:
         _check_not_running(pipeline)
         self.plan = plan
@@ -91,6 +91,7 @@ class LocalRun:
         self.closed = False
         self.steering: Steering | None = None
         self._stop = stop
+        self._wake_of = wake_of
         self._stop_cause: tuple[TaskIndex, FailureEntry] | None = None
         self.tasks: dict[TaskIndex, assembly.Host] = {}
         self._opened: list[TaskIndex] = []
@@ -121,6 +122,7 @@ class LocalRun:
                 epoch=epoch,
                 lets_through=(BdbQuit,),
                 on_stop=self._stop_for,
+                wake=self._wake_of(task),
             )
         self.source_host: SourceHost = assembly.make_source_host(
             plan,

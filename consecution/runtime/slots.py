@@ -23,9 +23,10 @@ from consecution.protocol.poison import FrameKey, InHand
 from consecution.protocol.values import TaskIndex
 
 SIZE_BYTES = 4096
+PART_BYTES = SIZE_BYTES // 2
 _HEAD = struct.Struct("<IB16s")
 _NOTHING = bytes(_HEAD.size)
-_LONGEST_BYTES = SIZE_BYTES - _HEAD.size
+_LONGEST_BYTES = PART_BYTES - _HEAD.size
 
 
 class SlotFile:
@@ -40,10 +41,14 @@ class SlotFile:
 
     def take(self) -> InHand | None:
         """What the worker that has just died had in hand; the slot is empty afterwards."""
+        beside, own = self._take_part(PART_BYTES), self._take_part(0)
+        return beside or own  # a coroutine runs for moments only: it is not by chance that it did just then
+
+    def _take_part(self, start: int) -> InHand | None:
         fd = self._file.fileno()
-        length, name_length, name = _HEAD.unpack(os.pread(fd, _HEAD.size, 0))
-        record = os.pread(fd, min(length, _LONGEST_BYTES), _HEAD.size)
-        os.pwrite(fd, _NOTHING, 0)
+        length, name_length, name = _HEAD.unpack(os.pread(fd, _HEAD.size, start))
+        record = os.pread(fd, min(length, _LONGEST_BYTES), start + _HEAD.size)
+        os.pwrite(fd, _NOTHING, start)
         return _read(record, name[:name_length]) if length else None
 
     def close(self) -> None:
@@ -64,11 +69,15 @@ def map_slot(slot: Any) -> mmap.mmap:
 
 
 class SlotNote:
-    """The worker's side, for one of its tasks: `poison.Note`. Used by one thread."""
+    """The worker's side, for one of its tasks: `poison.Note`. Used by one thread.
 
-    def __init__(self, slot: mmap.mmap, task: TaskIndex) -> None:
+    ``beside``: for what coroutines run, in the other half of the slot.
+    """
+
+    def __init__(self, slot: mmap.mmap, task: TaskIndex, *, beside: bool = False) -> None:
         self._map = slot
         self._task = task
+        self._start = PART_BYTES if beside else 0
 
     def frame(self, key: FrameKey) -> None:
         """A path too long for the slot is not noted: such a frame cannot become suspect."""
@@ -76,10 +85,12 @@ class SlotNote:
         if len(record) > _LONGEST_BYTES:
             self.clear()
             return
-        self._map[: _HEAD.size + len(record)] = _HEAD.pack(len(record), 0, b"") + record
+        start = self._start
+        self._map[start : start + _HEAD.size + len(record)] = _HEAD.pack(len(record), 0, b"") + record
 
     def item(self, name: bytes) -> None:
-        self._map[4:21] = bytes((len(name),)) + name.ljust(16, b"\0")
+        start = self._start
+        self._map[start + 4 : start + 21] = bytes((len(name),)) + name.ljust(16, b"\0")
 
     def clear(self) -> None:
-        self._map[: _HEAD.size] = _NOTHING
+        self._map[self._start : self._start + _HEAD.size] = _NOTHING

@@ -10,6 +10,7 @@ from typing import Any
 
 from consecution.nodes import Node
 from consecution.plan import NodePlan, Plan
+from consecution.protocol.dispatch import Sent
 from consecution.protocol.origin import Origin, OriginLimits
 from consecution.protocol.poison import Guard
 from consecution.protocol.step import Codec, Counts, Step
@@ -121,6 +122,9 @@ class TaskHost(Occupied):
         with self._occupied("process"):
             sent, ack = self.step.run(frame)
         failpoints.passed("task.stepped")
+        self._answer(frame, sent, ack)
+
+    def _answer(self, frame: Frame, sent: list[Sent], ack: Ack | None) -> None:
         for target, out in sent:
             self._outbox.send(target, out)
         failpoints.passed("task.sent")

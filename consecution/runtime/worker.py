@@ -235,6 +235,7 @@ class Worker:
         name = plan.task(task).node
         note = None if self._slot is None else SlotNote(self._slot, task)
         guard = self._guards[task] = Guard(note, spec.verdicts.get(name, ()), salvage)
+        guard.beside = None if self._slot is None else SlotNote(self._slot, task, beside=True)
         if plan.node(name).is_source:
             assert source is not None
             self._source = assembly.make_source_host(
@@ -260,6 +261,7 @@ class Worker:
             epoch=spec.epoch,
             guard=guard,
             on_stop=self._ask_stop,
+            wake=self._wake,
         )
 
     # -- the loop --------------------------------------------------------------------------------

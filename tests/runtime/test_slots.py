@@ -94,3 +94,20 @@ def test_it_outlives_a_process_that_is_killed(slot: SlotFile) -> None:
 
     assert done.returncode == -signal.SIGKILL
     assert slot.take() == InHand(TASK, KEY, b"#7")
+
+
+def test_what_a_coroutine_ran_comes_before_what_its_task_had_in_hand(slot: SlotFile) -> None:
+    made = map_slot(slot)
+    own, beside = SlotNote(made, TASK), SlotNote(made, TaskIndex(6), beside=True)
+
+    own.frame(KEY)
+    own.item(b"mine")
+    beside.frame(OTHER)
+    assert slot.take() == InHand(TaskIndex(6), OTHER, b"")
+    assert slot.take() is None
+
+    own.frame(KEY)
+    own.item(b"mine")
+    beside.frame(OTHER)
+    beside.clear()
+    assert slot.take() == InHand(TASK, KEY, b"mine")
