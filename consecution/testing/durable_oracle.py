@@ -26,7 +26,7 @@ from consecution.testing.durable_store import DurableDisk, key_of
 from consecution.testing.oracle import FailureKey, Oracle
 from consecution.testing.outside import Outside
 from consecution.testing.violation import Violation
-from consecution.testing.world import SOURCE_TASK, Item, Keeping, NodeShape, World
+from consecution.testing.world import Item, Keeping, NodeShape, World
 
 KEYS = 5
 """How many keys a durable node's state has."""
@@ -207,7 +207,7 @@ class DurableOracle(Oracle):
             raise Violation(f"task {self.task} has run its end twice")
         for task, oracle in self._oracles.items():
             if self._world.node_of[task].index < self._shape.index:
-                oracle.check_over(exhausted=task == SOURCE_TASK)
+                oracle.check_over(exhausted=task in self._world.sources)
 
     def _has_own_retries(self) -> bool:
         disk = self._disk

@@ -8,9 +8,9 @@ with a failed edge something else goes over that instead, unless the run is to s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from consecution.protocol.values import Stage
+from consecution.protocol.values import Stage, TaskIndex
 from consecution.testing.world import Item, ItemError, Kind, NodeShape, Route, Trouble, Way, World
 
 GivenUp = tuple[int, Stage, Item]
@@ -19,15 +19,14 @@ GivenUp = tuple[int, Stage, Item]
 class Expected:
     """``written`` counts (sink or durable node, item), ``given_up`` (node, stage, item)."""
 
-    def __init__(self, world: World, items: Iterable[Item], *, unencodable: bool) -> None:
+    def __init__(self, world: World, items: Mapping[TaskIndex, Iterable[Item]], *, unencodable: bool) -> None:
         self._world = world
         self._unencodable = unencodable
         self.written: Counter[tuple[int, Item]] = Counter()
         self.given_up: Counter[GivenUp] = Counter()
         self.handed = 0
-        source = world.nodes[0]
-        for item in items:
-            self._dispatch(source, item)
+        for source, given in items.items():
+            self.push(world.node_of[source], given)
 
     def push(self, node: NodeShape, items: Iterable[Item]) -> None:
         """A node has pushed items of its own accord; nobody could foretell which."""

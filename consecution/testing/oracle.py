@@ -44,7 +44,7 @@ from consecution.testing.disk import Disk
 from consecution.testing.durable_store import DurableDisk
 from consecution.testing.execution import Execution
 from consecution.testing.violation import Violation
-from consecution.testing.world import SOURCE_TASK, Item, NodeShape, World
+from consecution.testing.world import Item, NodeShape, World
 
 FailureKey = tuple[int, Stage, str, int, bool]
 """What identifies a kept failure: task, stage, item, attempts, whether it is to be tried again."""
@@ -62,7 +62,7 @@ class Oracle:
         items: list[Item],
         now: Callable[[], float],
         durable: Mapping[TaskIndex, DurableDisk],
-        task: TaskIndex = SOURCE_TASK,
+        task: TaskIndex,
         *,
         world: World,
     ) -> None:

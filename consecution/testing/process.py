@@ -37,7 +37,7 @@ from consecution.testing.durable_task import make_durable_host
 from consecution.testing.scene import Scene
 from consecution.testing.task import NumberedSource, TrialNode, TupleCodec, make_outlets
 from consecution.testing.violation import Violation
-from consecution.testing.world import SOURCE_TASK, Kind, Way
+from consecution.testing.world import Kind, Way
 
 MOST_MESSAGES_PER_TURN = 4
 ORDERS_HEARD = 0.7
@@ -46,7 +46,7 @@ ORDERS_HEARD = 0.7
 
 @dataclass(frozen=True, slots=True)
 class SourceBeat:
-    """What the source says of itself: the stream is finished; it was stopped and nothing is open."""
+    """What a source says of itself: its stream is finished; it was stopped and nothing is open."""
 
     finished: bool
     drained: bool
@@ -65,8 +65,6 @@ class Crew:
         """All of them, or the one that it is for."""
         if isinstance(order, (control.RunEnd, control.Drain)):
             self.members[order.task]._obey(order)
-        elif isinstance(order, control.StopReading):
-            self.members[SOURCE_TASK]._obey(order)
         else:
             for member in self.members.values():
                 member._obey(order)
@@ -267,7 +265,7 @@ class OriginProcess(Process):
 
 
 class SourceProcess(OriginProcess):
-    """The source and its origin, in the shell that ships."""
+    """A source and its origin, in the shell that ships."""
 
     sent_place = "origin.sent"
 
@@ -291,7 +289,7 @@ class SourceProcess(OriginProcess):
             handlers=self,
         )
         self._stop_heard = self._oracle.reading_stopped = False
-        self._source = SourceHost(self._host, NumberedSource(scene.items, scene.rng.random, self._settled))
+        self._source = SourceHost(self._host, NumberedSource(scene.items[task], scene.rng.random, self._settled))
         self._source.open()
         self._said = SourceBeat(False, False)
 
@@ -426,7 +424,8 @@ class TaskProcess(Process):
     def _end(self) -> None:
         """Run ``end``: nothing may be open any more, and every parent must have ended."""
         scene = self._scene
-        scene.oracles[SOURCE_TASK].check_over(exhausted=True)
+        for source in scene.world.sources:
+            scene.oracles[source].check_over(exhausted=True)
         above = [task for node in scene.world.nodes[: self._shape.index] if node.wants_end for task in node.tasks]
         if self.task in scene.ended or not scene.ended.issuperset(above):
             raise Violation(f"task {self.task} ends again, or before the nodes above it: {sorted(scene.ended)} have")
@@ -513,7 +512,7 @@ def start_crew(scene: Scene, worker: WorkerIndex, incarnation: int) -> Crew:
     """A new incarnation of a worker, with all its tasks."""
     crew = Crew(worker, incarnation)
     for task in scene.schedule.workers[worker]:
-        if task == SOURCE_TASK:
+        if task in scene.world.sources:
             SourceProcess(scene, task, crew)
         else:
             (DurableProcess if task in scene.world.durable_tasks else TaskProcess)(scene, task, crew)

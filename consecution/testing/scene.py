@@ -23,8 +23,10 @@ from consecution.testing.network import Network
 from consecution.testing.oracle import Oracle
 from consecution.testing.outside import Database, File, Log, Outside
 from consecution.testing.schedule import Crash, Schedule
-from consecution.testing.world import SOURCE_TASK, VALUE_BITS, Keeping, NodeShape, World
+from consecution.testing.world import VALUE_BITS, Item, Keeping, NodeShape, World
 
+FURTHER_SOURCES = 1 << 10
+"""So far apart are the numbers of two sources' items."""
 STEP_S = 0.003
 """How far the clock moves at every step."""
 
@@ -51,6 +53,12 @@ class Receiver(Protocol):
     def receive_now(self, message: Message) -> None: ...
 
 
+def _numbers(place: int, count: int) -> range:
+    """The numbers of a source's items: no two sources have one in common."""
+    first = place * FURTHER_SOURCES
+    return range(first, first + count)
+
+
 class Scene:
     """The simulated machine: what is on it survives the death of any process."""
 
@@ -61,7 +69,10 @@ class Scene:
         self.parts = parts
         self.network = Network(schedule, rng)
         self.now_s = 1_000_000.0
-        self.items = [number << VALUE_BITS | rng.getrandbits(8) for number in range(schedule.items)]
+        self.items: dict[TaskIndex, list[Item]] = {
+            task: [number << VALUE_BITS | rng.getrandbits(8) for number in _numbers(place, count)]
+            for place, (task, count) in enumerate(zip(world.sources, schedule.items, strict=True))
+        }
         self.disks: dict[TaskIndex, Disk] = {}
         self.oracles: dict[TaskIndex, Oracle] = {}
         self.durable_disks: dict[TaskIndex, DurableDisk] = {}
@@ -80,10 +91,11 @@ class Scene:
         return self.now_s
 
     def add_origins(self) -> None:
-        """Give the source and each durable task their disks, and oracles that watch them."""
+        """Give the sources and each durable task their disks, and oracles that watch them."""
         world, limits = self.world, self.schedule.limits
-        disk = self.disks[SOURCE_TASK] = Disk()
-        self.oracles[SOURCE_TASK] = Oracle(disk, limits, self.items, self.now, self.durable_disks, world=world)
+        for task, items in self.items.items():
+            disk = self.disks[task] = Disk()
+            self.oracles[task] = Oracle(disk, limits, items, self.now, self.durable_disks, task, world=world)
         for task in sorted(world.durable_tasks):
             self._add_durable(task, world.node_of[task])
 

@@ -45,6 +45,7 @@ OUTSIDE_PLACES = ("outside.before_commit", "outside.committed", "origin.committe
 
 TIMEOUT_OFF_S = 1e12
 LONGEST_KILL_STEP = 100
+ITEM_COUNTS = (0, 1, 2, 4, 6, 8, 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Crash(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One schedule. ``robust`` False has no journal: deaths abandon what is open.
+    """One schedule. ``items``: so many for each source. ``robust`` False has no journal: deaths abandon what is open.
 
     ``together`` puts all tasks into one worker whose tasks call each other without a network. ``workers`` says
     which tasks live and die as one.
@@ -83,7 +84,7 @@ class Schedule:
     """
 
     seed: int
-    items: int
+    items: tuple[int, ...]
     robust: bool
     together: bool
     fickle: bool
@@ -106,21 +107,25 @@ def make_schedule(
     robust: bool,
     fickle: bool,
     retries: int,
+    sources: int = 1,
     durable_places: tuple[str, ...] = (),
 ) -> Schedule:
-    """Draw a schedule for a pipeline of ``tasks`` tasks; ``durable_places`` are the gaps that durable ones have."""
+    """Draw a schedule for a pipeline of ``tasks`` tasks, the first of which are its ``sources``.
+
+    ``durable_places`` are the gaps that durable tasks have.
+    """
     together = robust and rng.random() < 0.08
     timeout_on = robust and not together and rng.random() < 0.3
 
     def draw_kill() -> Kill:
         if durable_places:
             return _draw_durable_kill(rng, tasks, durable_places, everything=together)
-        return _draw_kill(rng, tasks, robust, together)
+        return _draw_kill(rng, tasks, robust, together, sources)
 
     adversarial = robust and not together and rng.random() < 0.3
     return Schedule(
         seed=seed,
-        items=rng.choice((0, 1, 2, 4, 6, 8, 12)),
+        items=tuple(rng.choice(ITEM_COUNTS) for _ in range(sources)),
         robust=robust,
         together=together,
         fickle=fickle,
@@ -140,29 +145,28 @@ def make_schedule(
         reorder=0.3 if adversarial else 0.0,
         repeat=0.1 if adversarial else 0.0,
         lose=0.03 if adversarial and timeout_on else 0.0,
-        workers=_draw_workers(Random(seed), tasks, source_apart=not robust),
+        workers=_draw_workers(Random(seed), tasks, apart=0 if robust else sources),
     )
 
 
-def _draw_workers(rng: Random, tasks: int, *, source_apart: bool) -> tuple[tuple[TaskIndex, ...], ...]:
-    """A worker for each task, or fewer for all of them. Without a journal the source is not killed: it is alone."""
+def _draw_workers(rng: Random, tasks: int, *, apart: int) -> tuple[tuple[TaskIndex, ...], ...]:
+    """A worker for each task, or fewer for all of them. Without a journal nobody kills sources: they are ``apart``."""
     if rng.random() < 0.6:
         return tuple((TaskIndex(task),) for task in range(tasks))
     hosted: list[list[TaskIndex]] = [[] for _ in range(rng.choice((1, 2, 2, 2, 3)))]
     dealt = rng.random() < 0.5
-    first = int(source_apart)
-    for task in range(first, tasks):
+    for task in range(apart, tasks):
         hosted[task % len(hosted) if dealt else rng.randrange(len(hosted))].append(TaskIndex(task))
     crews = tuple(tuple(crew) for crew in hosted if crew)
-    return ((TaskIndex(0),), *crews) if source_apart else crews
+    return (*((TaskIndex(task),) for task in range(apart)), *crews)
 
 
-def _draw_kill(rng: Random, tasks: int, robust: bool, together: bool) -> Kill:
+def _draw_kill(rng: Random, tasks: int, robust: bool, together: bool, sources: int) -> Kill:
     everything = robust and (together or rng.random() < 0.2)
     if robust and rng.random() < 0.6:
         place = rng.choice(PLACES)
         return Kill(place=place, passes=1 + int(rng.random() ** 2 * 15), everything=everything)
-    first = 0 if robust else 1
+    first = 0 if robust else sources
     several = rng.choice((1, 1, 1, 2, 3))
     victims = tuple(TaskIndex(rng.randrange(first, tasks)) for _ in range(several))
     return Kill(step=1 + int(rng.random() ** 1.5 * LONGEST_KILL_STEP), victims=victims, everything=everything)

@@ -23,6 +23,7 @@ from consecution.testing.world import (
     make_world,
     with_failed_edges,
     with_policies,
+    with_sources,
     with_timers,
 )
 
@@ -31,7 +32,7 @@ LONGEST_WAIT_S = 1e6
 """What is due later than this is never due: the tree timeout is off."""
 CALM_AFTER = 600
 """After so many steps the network behaves, so that every schedule can end."""
-POLICIES, TIMERS = 0x9011C1, 0x71C4
+POLICIES, TIMERS, SOURCES = 0x9011C1, 0x71C4, 0x50CE5
 """What is drawn of its own for a seed leaves its other draws as they were."""
 
 
@@ -84,7 +85,7 @@ class Simulation:
         robust, fickle = rng.random() < 0.9 or durable, rng.random() < 0.4
         retries = rng.choice((0, 1, 2, 3)) if robust else 0
         world = (make_durable_world if durable else make_world)(rng, fickle=fickle, retries=retries)
-        world = with_failed_edges(world, Random(~seed))
+        world = with_failed_edges(with_sources(world, Random(seed ^ SOURCES)), Random(~seed))
         if robust:
             world = with_timers(with_policies(world, Random(seed ^ POLICIES)), Random(seed ^ TIMERS))
         self.schedule = make_schedule(
@@ -94,6 +95,7 @@ class Simulation:
             robust=robust,
             fickle=fickle,
             retries=retries,
+            sources=len(world.sources),
             durable_places=_places_of(world) if durable else (),
         )
         self.scene = Scene(self.schedule, world, rng, parts, tracing=tracing)

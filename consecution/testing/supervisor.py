@@ -11,7 +11,6 @@ from consecution.runtime import control
 from consecution.testing.process import Crew, Process, SourceBeat
 from consecution.testing.scene import Scene
 from consecution.testing.violation import Violation
-from consecution.testing.world import SOURCE_TASK
 
 
 class Supervisor:
@@ -30,9 +29,10 @@ class Supervisor:
         self._dead: list[Crew] = []
         self._due: list[WorkerIndex] = []
         self._restarts = 0
-        self._beat = SourceBeat(False, False)
+        self._beats = dict.fromkeys(scene.world.sources, SourceBeat(False, False))
         self._stop_told = False
         self._to_end: set[TaskIndex] = set()
+        self._source_homes = sorted({scene.home_of[task] for task in scene.world.sources})
         self._recovery = scene.parts.recovery(WorkerIndex(at) for at in range(len(scene.schedule.workers)))
         self._ending = scene.parts.ending(scene.world.end_stages)
         self._drain = scene.parts.ending(scene.world.drain_stages)
@@ -86,7 +86,7 @@ class Supervisor:
         self._scene.trace("supervisor hears {}", word)
         if isinstance(word, control.Hello):
             self._carry_out(self._recovery.started(word.worker, word.endpoint))
-            if word.worker == self._scene.home_of[SOURCE_TASK] and self._stop_told:
+            if word.worker in self._source_homes and self._stop_told:
                 process.crew.orders.append(control.StopReading())
         elif isinstance(word, control.Switched):
             self._carry_out(self._recovery.switched(word.worker, word.version))
@@ -95,7 +95,7 @@ class Supervisor:
         elif isinstance(word, control.StopAsked):
             self.stop_asked = True
         elif isinstance(word, SourceBeat):
-            self._beat = word
+            self._beats[process.task] = word
 
     def _mourn(self, crew: Crew) -> None:
         """Hear the last words, then see to a new incarnation."""
@@ -126,7 +126,7 @@ class Supervisor:
             return
         if self.stop_asked and not self._ending.started:
             self._stop()
-        elif self._beat.finished:
+        elif all(beat.finished for beat in self._beats.values()):
             self._to_end.update(self._ending.source_finished())
         order = control.Drain if self._drain.started else control.RunEnd
         for task in sorted(self._to_end):
@@ -136,8 +136,9 @@ class Supervisor:
     def _stop(self) -> None:
         if not self._stop_told:
             self._stop_told = True
-            self.processes[SOURCE_TASK].crew.orders.append(control.StopReading())
-        if self._beat.drained:
+            for worker in self._source_homes:
+                self._tell(worker, control.StopReading())
+        if all(beat.drained for beat in self._beats.values()):
             self._to_end.update(self._drain.source_finished())
 
     # -- what it orders --------------------------------------------------------------------------

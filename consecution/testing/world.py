@@ -17,7 +17,6 @@ from consecution.protocol.values import TaskIndex
 
 VALUE_BITS = 32
 VALUE_MASK = (1 << VALUE_BITS) - 1
-SOURCE_TASK = TaskIndex(0)
 
 TICKED = 1 << 20
 """The place of the first item that a timer pushes: behind all those of any source."""
@@ -125,6 +124,8 @@ class NodeShape:
     """Where items go that are given up here; nowhere: they are kept."""
     policy: ErrorPolicy = DEFAULT_POLICY
     timer_s: float | None = None
+    reads: bool = False
+    """It is a source."""
 
     @property
     def durable(self) -> bool:
@@ -157,6 +158,7 @@ class World:
         self.edge_count = sum(1 for node in nodes for _ in node.edges())
         self.node_of = {task: node for node in nodes for task in node.tasks}
         self.tasks = tuple(self.node_of)
+        self.sources = tuple(task for node in nodes if node.reads for task in node.tasks)
         self.durable_tasks = frozenset(task for task, node in self.node_of.items() if node.durable)
         self._rng = rng
         self._retries = retries
@@ -267,7 +269,8 @@ def make_world(rng: Random, *, fickle: bool, retries: int) -> World:
         edges = tuple(Edge(edge + place, child) for place, child in enumerate(children[index]))
         edge += len(edges)
         troubled, wants_end = bool(index) and rng.random() < 0.4, bool(index) and rng.random() < 0.2
-        nodes.append(NodeShape(index, kind, grouping, tasks, troubled, wants_end, _draw_ways(rng, edges, fickle)))
+        ways = _draw_ways(rng, edges, fickle)
+        nodes.append(NodeShape(index, kind, grouping, tasks, troubled, wants_end, ways, reads=not index))
     return World(tuple(nodes), rng, fickle=fickle, retries=retries)
 
 
@@ -289,6 +292,37 @@ def _make_durable(rng: Random, node: NodeShape) -> NodeShape:
     return replace(node, grouping=grouping, wants_end=wants_end, keeping=keeping)
 
 
+def with_sources(world: World, rng: Random) -> World:
+    """Now and then there are two or three sources; the others are joined to the graph at random."""
+    more = rng.choice((0, 0, 0, 1, 1, 2))
+    if not more:
+        return world
+    edge = world.edge_count
+    nodes = [_moved(world.nodes[0], more)]
+    for index in range(1, 1 + more):
+        targets = rng.sample(range(1, len(world.nodes)), min(len(world.nodes) - 1, rng.choice((1, 1, 2))))
+        edges = tuple(Edge(edge + place, target + more) for place, target in enumerate(sorted(targets)))
+        edge += len(edges)
+        ways, tasks = _draw_ways(rng, edges, world.fickle), (TaskIndex(index),)
+        nodes.append(NodeShape(index, Kind.MAP, Grouping.SINGLE, tasks, False, False, ways, reads=True))
+    nodes += [_moved(node, more) for node in world.nodes[1:]]
+    return World(tuple(nodes), world._rng, fickle=world.fickle, retries=world._retries)
+
+
+def _moved(node: NodeShape, by: int) -> NodeShape:
+    """The same node after so many more sources."""
+    ways = tuple(_moved_way(way, by) for way in node.ways)
+    if node.reads:
+        return replace(node, ways=ways)
+    return replace(node, index=node.index + by, tasks=tuple(TaskIndex(task + by) for task in node.tasks), ways=ways)
+
+
+def _moved_way(way: Way, by: int) -> Way:
+    if isinstance(way, Route):
+        return replace(way, edges=tuple(Edge(edge.index, edge.target + by) for edge in way.edges))
+    return Edge(way.index, way.target + by)
+
+
 def with_failed_edges(world: World, rng: Random) -> World:
     """Now and then some nodes have failed edges, which lead to nodes further down."""
     if rng.random() < 0.5:
@@ -296,7 +330,7 @@ def with_failed_edges(world: World, rng: Random) -> World:
     edge = world.edge_count
     nodes: list[NodeShape] = []
     for node in world.nodes:
-        below = [other.index for other in world.nodes if other.index > node.index]
+        below = [other.index for other in world.nodes if other.index > node.index and not other.reads]
         targets = rng.sample(below, min(len(below), rng.choice((1, 1, 2)))) if rng.random() < 0.8 else []
         edges = tuple(Edge(edge + place, target) for place, target in enumerate(sorted(targets)))
         edge += len(edges)

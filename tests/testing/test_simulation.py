@@ -62,7 +62,8 @@ def test_schedules_are_of_every_kind() -> None:
     assert any(s.scene.disks[0].given_up for s in simulations)
     given_up = [(s.scene.world, entry.failed.task) for s in simulations for entry in s.scene.disks[0].given_up]
     assert any(world.node_of[task].stops for world, task in given_up), "no item stopped its run"
-    assert any(s.scene.disks[0].head.next_seq > len(s.scene.items) for s in simulations), "no retries"
+    assert any(s.scene.disks[0].head.next_seq > len(s.scene.items[0]) for s in simulations), "no retries"
+    assert {len(s.scene.world.sources) for s in simulations} == {1, 2, 3}
     assert summary.deaths > 300
     assert summary.executions > summary.batches > 300
 

@@ -20,6 +20,7 @@ from consecution.testing.world import (
     make_durable_world,
     make_world,
     number_of,
+    with_sources,
 )
 
 
@@ -53,13 +54,32 @@ def test_a_durable_world_has_durable_nodes_that_a_plan_could_have(seed: int) -> 
 
 @pytest.mark.parametrize("seed", range(50))
 def test_what_is_expected_descends_from_the_source(seed: int) -> None:
-    world = make_world(Random(seed), fickle=False, retries=1)
-    items = [number << VALUE_BITS | 7 for number in range(5)]
+    world = with_sources(make_world(Random(seed), fickle=False, retries=1), Random(seed))
+    items = {task: [10 * task + number << VALUE_BITS | 7 for number in range(5)] for task in world.sources}
 
     expected = Expected(world, items, unencodable=True)
 
     found = [*(item for _, item in expected.written), *(item for _, _, item in expected.given_up)]
-    assert {number_of(item) for item in found} <= set(range(5))
+    assert {number_of(item) for item in found} <= {10 * task + number for task in world.sources for number in range(5)}
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_further_sources_come_first_and_the_graph_keeps_its_shape(seed: int) -> None:
+    alone = make_durable_world(Random(seed), fickle=False, retries=1)
+
+    world = with_sources(alone, Random(seed))
+
+    more = len(world.sources) - 1
+    assert world.sources == tuple(range(1 + more))
+    assert [node.index for node in world.nodes] == list(range(len(world.nodes)))
+    assert world.tasks == tuple(range(len(world.tasks)))
+    edges = [edge for node in world.nodes for edge in node.edges()]
+    assert sorted(edge.index for edge in edges) == list(range(world.edge_count))
+    assert all(edge.target > node.index for node in world.nodes for edge in node.edges())
+    assert not any(world.nodes[edge.target].reads for edge in edges)
+    for before, after in zip(alone.nodes[1:], world.nodes[1 + more :], strict=True):
+        assert (before.kind, before.keeping, before.wants_end) == (after.kind, after.keeping, after.wants_end)
+        assert [edge.target + more for edge in before.edges()] == [edge.target for edge in after.edges()]
 
 
 def acks(number: int) -> Acks:
