@@ -42,12 +42,13 @@ class Running(ABC):
     """
 
     @abstractmethod
-    def push(self, item: Any, timeout_s: float | None = None) -> Receipt:
+    def push(self, item: Any, timeout_s: float | None = None, *, source: str | None = None) -> Receipt:
         """Hand an item to a ``Producer("manual")``; blocks while the pipeline is full.
 
-        Raises BackPressureError after ``timeout_s`` (None: wait as long as it takes), NotRunningError
-        once the run has ended, UsageError where the source is not a manual one. The receipt is done
-        when the item is completely processed; it is granted per batch.
+        ``source`` is the producer's name, needed where there are several. Raises BackPressureError after
+        ``timeout_s`` (None: wait as long as it takes), NotRunningError once the run has ended, UsageError where
+        no source is a manual one. The receipt is done when the item is completely processed; it is granted per
+        batch.
         """
 
     @abstractmethod
@@ -179,10 +180,10 @@ def _join_telling(running: Running, signals: _Signals, on_status: OnStatus | Non
 
 def plan_source_is_manual(pipeline: Pipeline, iterable: Any) -> None:
     """Refuse ``run`` where nobody could ever push: a manual producer needs ``start``."""
-    top = pipeline.top_node
-    if iterable is None and getattr(top, "kind", None) == "manual":
+    manual = next((source for source in pipeline.sources if source.kind == "manual"), None)
+    if iterable is None and manual is not None:
         raise UsageError(
-            f"{top}: run() has nobody who could push items into a manual producer; use "
+            f"{manual}: run() has nobody who could push items into a manual producer; use "
             "`with pipeline.start(...) as running: running.push(item)`, or give run() an iterable"
         )
 

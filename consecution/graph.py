@@ -15,7 +15,7 @@ import functools
 import inspect
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -283,6 +283,7 @@ def connect(lefts: Member, rights: Member) -> None:
     """
     ends = exposed(as_left(lefts), "right")
     beginnings = _beginnings(as_member(rights))
+    name_apart(*ends)
     for end in ends:
         for beginning in beginnings:
             _attach(end, beginning)
@@ -439,16 +440,12 @@ def _copy_member(member: Node | Group, twins: dict[Node, Node], prefix: str) -> 
 # -- names ---------------------------------------------------------------------------------------
 
 
-def name_apart(left: Node, right: Node) -> None:
-    """Before the graphs of two nodes become one: new names for nodes that did not get theirs from the user.
+def name_apart(*members: Node) -> None:
+    """Before the graphs of some nodes become one: new names for nodes that did not get theirs from the user.
 
     A name the user gave stays; of equal names made from functions the left one stays: f, f_2, f_3.
     """
-    lefts = walk(left, "both", "depth_first")
-    rights = walk(right, "both", "depth_first")
-    if right in set(lefts):
-        return
-    nodes = lefts + rights
+    nodes = list(dict.fromkeys(node for member in members for node in walk(member, "both", "depth_first")))
     taken = {node.name for node in nodes if node._stem is None}
     for node in nodes:
         if node._stem is None:
@@ -511,6 +508,22 @@ def walk(node: Node, direction: str, how: str, *, sideways: bool = True) -> list
     return list(met)
 
 
+def tops_of(node: Node) -> list[Node]:
+    """All nodes of the graph that nothing flows into: first those above this one, from left to right as drawn."""
+    found: dict[Node, None] = {}
+    met: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if current not in met:
+            met.add(current)
+            waiting.extend(reversed(current._upstream_nodes))
+            if not current._upstream_nodes:
+                found.setdefault(current)
+    found.update(dict.fromkeys(other for other in walk(node, "both", "breadth_first") if not other._upstream_nodes))
+    return list(found)
+
+
 def check_cycles(node: Node) -> None:
     """GraphError where a node would come after itself."""
     above = set(walk(node, "up", "depth_first"))
@@ -519,21 +532,21 @@ def check_cycles(node: Node) -> None:
         raise GraphError("\n\nYour graph is not acyclic.  It has loops.")
 
 
-def sort_topologically(top_node: Node) -> list[Node]:
-    """``top_node`` and all nodes below it, parents before children, otherwise breadth first as drawn."""
-    return _sort(top_node, depth_first=False)
+def sort_topologically(tops: Sequence[Node]) -> list[Node]:
+    """These nodes and all below them, parents before children, otherwise breadth first as drawn."""
+    return _sort(tops, depth_first=False)
 
 
-def sort_top_down(top_node: Node) -> list[Node]:
+def sort_top_down(tops: Sequence[Node]) -> list[Node]:
     """The same nodes, parents before children, otherwise each branch as deep as it goes before the next."""
-    return _sort(top_node, depth_first=True)
+    return _sort(tops, depth_first=True)
 
 
-def _sort(top_node: Node, *, depth_first: bool) -> list[Node]:
+def _sort(tops: Sequence[Node], *, depth_first: bool) -> list[Node]:
     """A node's turn has come when it has been arrived at from all its parents."""
-    below = walk(top_node, "down", "breadth_first")
-    waits_for = Counter([top_node, *(child for node in below for child in children_of(node))])
-    arrivals = deque([top_node])
+    below = dict.fromkeys(node for top in tops for node in walk(top, "down", "breadth_first"))
+    waits_for = Counter([*tops, *(child for node in below for child in children_of(node))])
+    arrivals = deque(reversed(tops) if depth_first else tops)
     ordered: list[Node] = []
     while arrivals:
         node = arrivals.pop() if depth_first else arrivals.popleft()

@@ -329,7 +329,7 @@ class Node:
     @property
     def root_nodes(self) -> list[Node]:
         """All nodes of the graph that nothing flows into."""
-        return [node for node in graph.walk(self, "both", "breadth_first") if not node._upstream_nodes]
+        return graph.tops_of(self)
 
     @property
     def terminal_node_set(self) -> set[Node]:
@@ -361,7 +361,7 @@ class Node:
 
     def top_down_call(self, method_name: str) -> None:
         """Call the named method on this node and all below it, parents before children."""
-        for node in graph.sort_top_down(self):
+        for node in graph.sort_top_down([self]):
             getattr(node, method_name)()
 
     def top_down_make_repr(self) -> None:
@@ -370,7 +370,8 @@ class Node:
             raise ValueError("top_down_make_repr can only be called for nodes in a pipeline")
         self.pipeline._longest_node_name_len_ = max(len(node.name) for node in self.all_nodes)
         self.pipeline._node_repr = ""
-        self.top_node.top_down_call("_add_repr")
+        for node in graph.sort_top_down(self.root_nodes):
+            node._add_repr()
 
     def _add_repr(self) -> None:
         below = sorted(node.name for node in self._downstream_nodes)

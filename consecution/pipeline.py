@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from consecution import graph
 from consecution.errors import GraphError, UsageError
 from consecution.nodes import Node
 from consecution.options import Options
-from consecution.producer import Producer
+from consecution.producer import Producer, check_beginnings
 
 if TYPE_CHECKING:
     import os
@@ -80,6 +82,7 @@ class GlobalState:
 class Pipeline:
     """The graph that ``node`` is part of, ready to run.
 
+    It has one top node, or begins with several producers, which are ``sources``; ``top_node`` is the first of them.
     Inherit from it to do something before and after a stream: ``begin`` runs before the nodes' own,
     ``end`` after them, and what ``end`` returns is what `consume` returns.
     """
@@ -94,9 +97,23 @@ class Pipeline:
             raise GraphError(
                 f"Pipeline({node!r}): expected a node, the top of a graph; begin the chain with one node or Producer"
             )
-        self.top_node = node.top_node
+        self._find_tops(node)
         self.global_state = GlobalState() if global_state is None else global_state
         self.initialize()
+
+    def _find_tops(self, node: Node) -> None:
+        tops = node.root_nodes
+        check_beginnings(tops)
+        self.top_node, self._tops = tops[0], tops
+
+    @property
+    def sources(self) -> list[Producer]:
+        """The producers that the pipeline begins with, as drawn; none where an iterable is to be given."""
+        return [top for top in self._tops if isinstance(top, Producer)]
+
+    def _call_top_down(self, method_name: str) -> None:
+        for node in graph.sort_top_down(self._tops):
+            getattr(node, method_name)()
 
     def initialize(self, with_push: bool = False) -> None:
         """Make every node part of this pipeline; ``with_push`` also lets them push item by item."""
@@ -143,8 +160,7 @@ class Pipeline:
         graph.replace(replaced, replacement)
         graph.check_names(replacement)
         graph.check_cycles(replacement)
-        if self.top_node is replaced:
-            self.top_node = replacement.top_node
+        self._find_tops(replacement)
         self.initialize_node(replacement)
 
     def __str__(self) -> str:
@@ -195,6 +211,7 @@ class Pipeline:
 
     def push(self, item: Any) -> None:
         """Process one item now; begins the pipeline if it is not running."""
+        self._require_one_top("push(item)")
         if not self._is_running:
             self.begin()
         self.top_node._process(item)
@@ -202,16 +219,20 @@ class Pipeline:
     def consume(self, iterable: Iterable[Any] | None = None) -> Any:
         """Process each item in this thread, one after another; returns what ``end`` returns.
 
-        Without an iterable the pipeline's Producer is read. An exception of a node ends it and comes out
+        Without an iterable the pipeline's Producer is read; of several one item each, in turn, until all have ended.
+        An exception of a node ends it and comes out
         here; what nodes had gathered is forgotten, their ``end`` is not called, and the pipeline can be used again.
         """
-        items = self._own_items() if iterable is None else iterable
+        streams = self._own_streams() if iterable is None else self._only_stream(iterable)
         try:
             self.begin()
-            top = self.top_node
-            process = top.push if isinstance(top, Producer) else top._process
-            for item in items:
-                process(item)
+            if len(streams) > 1:
+                _consume_in_turn(streams)
+            else:
+                ((top, items),) = streams
+                process = _way_into(top)
+                for item in items:
+                    process(item)
             return self.end()
         except BaseException:
             self._break_off()
@@ -222,10 +243,21 @@ class Pipeline:
         for node in self.top_node.all_nodes:
             node._break_off()
 
-    def _own_items(self) -> Iterator[Any]:
-        if not isinstance(self.top_node, Producer):
+    def _own_streams(self) -> list[_Stream]:
+        if not self.sources:
             raise UsageError(f"consume() without an iterable needs a Producer at the top; found {self.top_node}")
-        return iter(self.top_node)
+        return [(source, iter(source)) for source in self.sources]
+
+    def _only_stream(self, iterable: Iterable[Any]) -> list[_Stream]:
+        self._require_one_top("consume(iterable)")
+        return [(self.top_node, iterable)]
+
+    def _require_one_top(self, what: str) -> None:
+        if len(self._tops) > 1:
+            raise UsageError(
+                f"{what} goes to the one source; this pipeline has {', '.join(map(str, self._tops))}: make it one more "
+                "of them, Producer(...), or use a pipeline with one source"
+            )
 
     # -- in an engine ----------------------------------------------------------------------------
 
@@ -260,12 +292,31 @@ class Pipeline:
         return engine.start(self, iterable, Options.of(**options))
 
 
+_Stream = tuple[Node, Iterable[Any]]
+"""What flows into a top node."""
+
+
+def _way_into(top: Node) -> Callable[[Any], Any]:
+    """Past a producer, into the node itself where it is another one."""
+    return top.push if isinstance(top, Producer) else top._process
+
+
+def _consume_in_turn(streams: list[_Stream]) -> None:
+    """An item of each stream, again and again, as long as it has one."""
+    waiting = deque((iter(items), _way_into(top)) for top, items in streams)
+    while waiting:
+        items, process = waiting.popleft()
+        for item in itertools.islice(items, 1):
+            process(item)
+            waiting.append((items, process))
+
+
 def _wrap_begin(pipeline: Pipeline, user_begin: Callable[[], Any]) -> Callable[[], None]:
     def begin() -> None:
         user_begin()
         for node in pipeline.top_node.all_nodes:
             vars(node).pop("push", None)  # left over from an earlier stream; nobody pushes in begin()
-        pipeline.top_node.top_down_call("_begin")
+        pipeline._call_top_down("_begin")
         pipeline.initialize(with_push=True)
         pipeline._is_running = True
 
@@ -274,8 +325,8 @@ def _wrap_begin(pipeline: Pipeline, user_begin: Callable[[], Any]) -> Callable[[
 
 def _wrap_end(pipeline: Pipeline, user_end: Callable[[], Any]) -> Callable[[], Any]:
     def end() -> Any:
-        pipeline.top_node.top_down_call("end")
-        pipeline.top_node.top_down_call("_close_loop")
+        pipeline._call_top_down("end")
+        pipeline._call_top_down("_close_loop")
         pipeline._is_running = False
         return user_end()
 
@@ -284,7 +335,7 @@ def _wrap_end(pipeline: Pipeline, user_end: Callable[[], Any]) -> Callable[[], A
 
 def _wrap_reset(pipeline: Pipeline, user_reset: Callable[[], Any]) -> Callable[[], Any]:
     def reset() -> Any:
-        pipeline.top_node.top_down_call("reset")
+        pipeline._call_top_down("reset")
         return user_reset()
 
     return reset

@@ -19,7 +19,7 @@ from consecution.errors import GraphError, UsageError
 from consecution.graph import check_names, is_async, sort_topologically
 from consecution.nodes import Node, OutputEdge, RouterNode, SideEdge
 from consecution.options import Options
-from consecution.producer import Producer
+from consecution.producer import Producer, check_beginnings
 from consecution.reduction import Parts, Reduce
 from consecution.sink import Sink
 from consecution.stateful import StatefulNode
@@ -114,17 +114,29 @@ class NodePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Nodes in topological order, the source first; tasks and edges are named by their index."""
+    """Nodes in topological order, the sources first; tasks and edges are named by their index."""
 
     nodes: tuple[NodePlan, ...]
     edges: tuple[EdgePlan, ...]
     tasks: tuple[TaskPlan, ...]
     workers: tuple[WorkerPlan, ...]
     options: Options
-    source_name: str
+    sources: tuple[str, ...]
+    """The origins' names of the tasks that read; these tasks come first, in this order."""
     signature: str
     placement: str
     """Why there are so many workers, for people."""
+
+    @property
+    def source_tasks(self) -> range:
+        """The tasks that read."""
+        return range(len(self.sources))
+
+    def origin_name(self, task: int) -> str | None:
+        """The name of the origin that a task is; None for one that keeps nothing."""
+        if task < len(self.sources):
+            return self.sources[task]
+        return self.task(task).name if self.node(self.task(task).node).durable else None
 
     def node(self, name: str) -> NodePlan:
         return next(node for node in self.nodes if node.name == name)
@@ -142,22 +154,18 @@ class Plan:
         return self.edges[index]
 
 
-def make_plan(top_node: Node, options: Options, has_iterable: bool = False, *, cores: int | None = None) -> Plan:
-    """The plan of the graph below ``top_node``. GraphError or UsageError says what cannot work, and why.
+def make_plan(node: Node, options: Options, has_iterable: bool = False, *, cores: int | None = None) -> Plan:
+    """The plan of the graph that ``node`` is part of. GraphError or UsageError says what cannot work, and why.
 
     ``cores`` is what ``workers="auto"`` goes by; None: those that this process may use.
     """
-    check_names(top_node)
-    ordered = sort_topologically(top_node)
-    _check_reachable(top_node, ordered)
-    for node in ordered:
-        _check_node(node, options)
-    source = top_node if isinstance(top_node, Producer) else None
-    if source is None and not has_iterable:
-        raise UsageError(
-            f"{top_node}: the pipeline has no source; begin it with Producer(...), or give run() an iterable"
-        )
-    return _Planner(ordered, source, options, cores or available_cores()).plan()
+    check_names(node)
+    tops = node.root_nodes
+    ordered = sort_topologically(tops)
+    for found in ordered:
+        _check_node(found, options)
+    _check_tops(tops, has_iterable)
+    return _Planner(ordered, tops, options, cores or available_cores()).plan()
 
 
 def available_cores() -> int:
@@ -167,12 +175,17 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _check_reachable(top_node: Node, ordered: list[Node]) -> None:
-    lost = sorted(node.name for node in top_node.all_nodes - set(ordered))
-    if lost:
-        raise GraphError(
-            f"nothing flows from {top_node} into {', '.join(lost)}: a pipeline has one top node; connect them "
-            "below it, or take them out"
+def _check_tops(tops: list[Node], has_iterable: bool) -> None:
+    """Something must flow into each, and it must be clear what."""
+    check_beginnings(tops)
+    if has_iterable and len(tops) > 1:
+        raise UsageError(
+            f"an iterable takes the place of the one source; this pipeline has {', '.join(map(str, tops))}: make it "
+            "one more of them, Producer(iterable), and give run() none"
+        )
+    if not has_iterable and not isinstance(tops[0], Producer):
+        raise UsageError(
+            f"{tops[0]}: the pipeline has no source; begin it with Producer(...), or give run() an iterable"
         )
 
 
@@ -251,40 +264,51 @@ def _check_sink(node: Sink) -> None:
 
 
 class _Planner:
-    def __init__(self, ordered: list[Node], source: Producer | None, options: Options, cores: int) -> None:
-        parts = (RouterNode, SideEdge)
-        self._ordered = [node for node in ordered if not isinstance(node, parts) and node is not source]
-        self._top = ordered[0]
-        self._source = source
+    def __init__(self, ordered: list[Node], tops: list[Node], options: Options, cores: int) -> None:
+        parts = (RouterNode, SideEdge, Producer)
+        self._ordered = [node for node in ordered if not isinstance(node, parts)]
+        self._tops = tops
         self._options = options
         self._edges: list[EdgePlan] = []
         self._parents: dict[str, list[str]] = {node.name: [] for node in self._ordered}
         self._tasks: list[TaskPlan] = []
-        self._count, self._placement = choose_workers(self._ordered, options, cores)
+        self._count, self._placement = choose_workers(self._ordered, len(tops), options, cores)
         self._parts: dict[Node, Parts] = {}
         self._add_parts()
 
     def plan(self) -> Plan:
-        name = self._source.name if self._source is not None else self._free("source")
-        if self._source is not None:
-            outlets = self._outlets(self._source, name)
-        else:
-            outlets = (self._outlet(self._top, None, name),)
-        failed = self._failed_outlets(self._source)
-        nodes = [self._node_plan(name, self._source, outlets, failed, is_source=True)]
+        nodes = [self._source_plan(top) for top in self._tops]
         drawn = [(node, self._outlets(node, node.name), self._failed_outlets(node)) for node in self._ordered]
         nodes += [self._node_plan(node.name, node, below, failed, is_source=False) for node, below, failed in drawn]
         edges = tuple(self._edges)
+        sources = tuple(
+            self._tasks[task].name if n.replicas > 1 else n.name for n in nodes if n.is_source for task in n.tasks
+        )
+        self._check_origins(sources, nodes)
         return Plan(
             tuple(nodes),
             edges,
             tuple(self._tasks),
             place(nodes, self._tasks, self._count),
             self._options,
-            name,
+            sources,
             _sign(nodes, edges),
             self._placement,
         )
+
+    def _source_plan(self, top: Node) -> NodePlan:
+        """Of a producer; of what is given to a run, which comes before the top node."""
+        if isinstance(top, Producer):
+            failed = self._failed_outlets(top)
+            return self._node_plan(top.name, top, self._outlets(top, top.name), failed, is_source=True)
+        name = self._free("source")
+        return self._node_plan(name, None, (self._outlet(top, None, name),), (), is_source=True)
+
+    def _check_origins(self, sources: tuple[str, ...], nodes: list[NodePlan]) -> None:
+        durable = {self._tasks[task].name: node.name for node in nodes if node.durable for task in node.tasks}
+        for source in sources:
+            if source in durable:
+                raise GraphError(f"the source {source!r} has the name of a replica of N({durable[source]}): rename it")
 
     def _add_parts(self) -> None:
         """In front of each node whose values can be folded in parts, and whose keys several workers share."""
@@ -314,7 +338,7 @@ class _Planner:
 
     def _free(self, wanted: str) -> str:
         """A name that no node has: this one, or this one with a number."""
-        taken = {node.name for node in self._ordered}
+        taken = {node.name for node in (*self._ordered, *self._tops)}
         name, number = wanted, 2
         while name in taken:
             name, number = f"{wanted}_{number}", number + 1
@@ -417,7 +441,7 @@ def _shape_of(outlet: Outlet) -> Any:
 # -- placement -----------------------------------------------------------------------------------
 
 
-def choose_workers(nodes: list[Node], options: Options, cores: int) -> tuple[int | None, str]:
+def choose_workers(nodes: list[Node], sources: int, options: Options, cores: int) -> tuple[int | None, str]:
     """How many workers share all tasks, and why; None: every task has one of its own."""
     asked = options.workers
     if options.mode != "process" or asked == "per-task":
@@ -429,12 +453,12 @@ def choose_workers(nodes: list[Node], options: Options, cores: int) -> tuple[int
     spread = [node.name for node in nodes if not node.replicas_given and node._may_be_spread()]
     if spread:
         return cores, f"auto: one for each of {cores} cores, with replicas of {', '.join(spread)} in each"
-    tasks = 1 + sum(node.replicas for node in nodes)
+    tasks = sources + sum(node.replicas for node in nodes)
     return min(cores, tasks), f"auto: {cores} cores, {tasks} tasks, and no node that may be spread over all workers"
 
 
 def place(nodes: list[NodePlan], tasks: list[TaskPlan], count: int | None) -> tuple[WorkerPlan, ...]:
-    """Which worker hosts which tasks: the source the first; what has one replica the emptiest, from the end.
+    """Which worker hosts which tasks: sources one after another; what has one replica the emptiest, from the end.
 
     So the replicas of neighbours lie side by side, and what everything flows into is not where everything is read.
     """
@@ -442,9 +466,12 @@ def place(nodes: list[NodePlan], tasks: list[TaskPlan], count: int | None) -> tu
         return tuple(WorkerPlan(task.index, task.name, (task.index,)) for task in tasks)
     hosted: list[list[int]] = [[] for _ in range(count)]
     alone = [0] * count
+    reading = 0
     for node in nodes:
         for replica, task in enumerate(node.tasks):
-            if node.replicas > 1 or node.is_source:
+            if node.is_source:
+                at, reading = reading % count, reading + 1
+            elif node.replicas > 1:
                 at = replica % count
             else:
                 at = min(reversed(range(count)), key=alone.__getitem__)
@@ -454,9 +481,8 @@ def place(nodes: list[NodePlan], tasks: list[TaskPlan], count: int | None) -> tu
     return tuple(WorkerPlan(index, f"worker.{index}", crew) for index, crew in enumerate(crews))
 
 
-def set_source_apart(plan: Plan) -> Plan:
-    """The same plan, the source in a worker of its own: it can only be read in the process that started the run."""
-    source = plan.node(plan.source_name).tasks[0]
+def set_apart(plan: Plan, source: int) -> Plan:
+    """The same plan, a source in a worker of its own: it can only be read in the process that started the run."""
     home = plan.worker_of(source)
     if home.tasks == (source,):
         return plan

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from consecution.errors import UsageError
+from consecution.errors import GraphError, UsageError
 from consecution.nodes import Node
 from consecution.source import Rejected, Source
 
@@ -36,7 +36,7 @@ KINDS: dict[str, Callable[[], type[Source]]] = {"pipe": _pipe, "manual": _manual
 
 
 class Producer(Node):
-    """Begins a pipeline: ``Producer("pipe") | parse | ...``.
+    """Begins a pipeline: ``Producer("pipe") | parse | ...``. Several may: ``[Producer(a), Producer(b) | f] | g``.
 
     ``what`` is a kind (one of `KINDS`, whose arguments and options follow: ``Producer("pipe", format="csv")``), any
     iterable, a function without arguments that returns an iterable (a generator function: it is called
@@ -51,6 +51,7 @@ class Producer(Node):
                 f"Producer({what!r}): {given} can go with a kind only; leave that out (name=... is the name)"
             )
         super().__init__(name or "producer")
+        self._stem = None if name else self.name
         self._what = what
         self._arguments = arguments
         self._options = options
@@ -88,6 +89,16 @@ class Producer(Node):
             raise UsageError(f"{self}: nobody pushes into a manual producer in consume(); use start(), or push()")
         source = self.make_source()
         return iter(source) if isinstance(source, Iterable) else _read_all(source)
+
+
+def check_beginnings(tops: list[Node]) -> None:
+    """A pipeline has one top node, or begins with several producers. GraphError for anything else."""
+    others = [top for top in tops if not isinstance(top, Producer)]
+    if others and len(tops) > 1:
+        raise GraphError(
+            f"You must remove one of the following input nodes {tops}: a pipeline has one top node, or begins with "
+            f"producers only, not with {', '.join(map(str, others))}; connect it below them, or take it out"
+        )
 
 
 def _kind_of(what: Any) -> str:

@@ -42,11 +42,23 @@ class NodeCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceCounts:
+    """The books of one source: ``emitted == completed + pending``. ``failed`` are items that it keeps as failed."""
+
+    source: str
+    emitted: int
+    completed: int
+    failed: int
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
-    """A run at one moment. ``emitted == completed + pending``, always; these count items of the source.
+    """A run at one moment. ``emitted == completed + pending``, always; these count items of the sources, together.
 
     ``pending_below`` counts what durable nodes have pushed, or have to try again, and is not yet processed;
-    ``handled`` what was given up at nodes with a failed edge, and is not among the ``failed``.
+    ``handled`` what was given up at nodes with a failed edge, and is not among the ``failed``. ``sources`` has the
+    books of each source.
     """
 
     state: str
@@ -60,6 +72,7 @@ class Status:
     nodes: tuple[NodeCounts, ...]
     pending_below: int = 0
     handled: int = 0
+    sources: tuple[SourceCounts, ...] = ()
 
     @property
     def open(self) -> int:
@@ -122,6 +135,7 @@ class Report:
     result: Any = None
     pending_below: int = 0
     handled: int = 0
+    sources: tuple[SourceCounts, ...] = ()
 
     @property
     def open(self) -> int:
@@ -150,6 +164,7 @@ class Report:
         values = {**listed, **changes}
         values["failures"] = tuple(Failure(**failure) for failure in listed["failures"])
         values["nodes"] = tuple(NodeCounts(**counts) for counts in listed["nodes"])
+        values["sources"] = tuple(SourceCounts(**counts) for counts in listed.get("sources", ()))
         return cls(**values)
 
     def __str__(self) -> str:
@@ -176,7 +191,17 @@ class Report:
             f"  emitted {self.emitted:,} {balance} completed {self.completed:,} + pending {self.pending:,}{below}",
             f"  failed {self.failed:,}{handled}   replayed batches {self.replayed:,}   restarts {self.restarts:,}   "
             f"confirmed: {confirmed}",
+            *(self._source_table() if len(self.sources) > 1 else ()),
         ]
+
+    def _source_table(self) -> list[str]:
+        width = max(len("source"), *(len(s.source) for s in self.sources))
+        head = f"  {'source': <{width}}     emitted  completed    pending     failed"
+        rows = [
+            f"  {s.source: <{width}}  {s.emitted:10,d} {s.completed:10,d} {s.pending:10,d} {s.failed:10,d}"
+            for s in self.sources
+        ]
+        return ["", head, "  " + "-" * (len(head) - 2), *rows]
 
     def _node_table(self) -> list[str]:
         width = max([len("node"), *(len(n.node) for n in self.nodes)])

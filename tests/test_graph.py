@@ -164,7 +164,7 @@ def test_a_route_of_chains_is_entered_at_their_beginnings() -> None:
 def test_a_function_is_a_map_and_a_generator_function_a_flat_map() -> None:
     a = Node("a")
     _ = a | upper | letters | str
-    first, second, third = sort_topologically(a)[1:]
+    first, second, third = sort_topologically([a])[1:]
     assert (type(first), first.name) == (Map, "upper")
     assert (type(second), second.name) == (FlatMap, "letters")
     assert (type(third), third.name) == (Map, "str")
@@ -191,7 +191,7 @@ def test_names_made_from_functions_are_numbered() -> None:
 
 def test_a_name_the_user_gave_stays() -> None:
     chain = Map(upper) | Map(upper) | Node("upper")
-    first, second, last = sort_topologically(chain)
+    first, second, last = sort_topologically([chain])
     assert last.name == "upper"
     assert {first.name, second.name} == {"upper_2", "upper_3"}
 
@@ -223,7 +223,7 @@ def test_functions_of_all_kinds_give_names() -> None:
 
     made = [Map(f).name for f in (len, str.strip, functools.partial(upper), Doubler(), "x".join)]
     assert made == ["len", "strip", "upper", "Doubler", "join"]
-    assert [type(n).__name__ for n in sort_topologically(Node("a") | Repeater() | functools.partial(letters))] == [
+    assert [type(n).__name__ for n in sort_topologically([Node("a") | Repeater() | functools.partial(letters)])] == [
         *("Node", "FlatMap", "FlatMap"),
     ]
 
@@ -238,7 +238,7 @@ def test_handlers_stand_behind_the_failed_edge_and_not_behind_the_node() -> None
     _ = a.failed | d
     assert edges(a) == {"a>b", "a.failed>c", "c>d"}
     assert a.failed._upstream_nodes == [a]
-    assert [node.name for node in sort_topologically(a)] == ["a", "b", "a.failed", "c", "d"]
+    assert [node.name for node in sort_topologically([a])] == ["a", "b", "a.failed", "c", "d"]
 
 
 def test_a_failed_edge_that_leads_nowhere_is_no_part_of_the_graph() -> None:
@@ -370,8 +370,8 @@ def graphs(draw: st.DrawFn) -> list[Node]:
 
 
 @given(graphs(), st.sampled_from([sort_topologically, sort_top_down]))
-def test_parents_are_sorted_before_their_children(made: list[Node], sort: Callable[[Node], list[Node]]) -> None:
-    ordered = sort(made[0])
+def test_parents_are_sorted_before_their_children(made: list[Node], sort: Callable[[list[Node]], list[Node]]) -> None:
+    ordered = sort(made[:1])
     assert set(ordered) == set(made)
     assert len(ordered) == len(made)
     place = {node: index for index, node in enumerate(ordered)}
@@ -406,8 +406,8 @@ def test_walks_go_in_the_order_of_0_2_0(direction: str, how: str, met: str) -> N
 def test_top_down_order_takes_one_branch_after_the_other_and_joins_last() -> None:
     a, b, c, d, e = nodes("abcde")
     _ = a | [b | d, c] | e
-    assert [n.name for n in sort_top_down(a)] == ["a", "b", "d", "c", "e"]
-    assert [n.name for n in sort_topologically(a)] == ["a", "b", "c", "d", "e"]
+    assert [n.name for n in sort_top_down([a])] == ["a", "b", "d", "c", "e"]
+    assert [n.name for n in sort_topologically([a])] == ["a", "b", "c", "d", "e"]
 
 
 @pytest.mark.parametrize("wrong", [{"direction": "left"}, {"how": "sideways"}])

@@ -28,7 +28,7 @@ from consecution.plan import (
     available_cores,
     describe,
     make_plan,
-    set_source_apart,
+    set_apart,
     to_dot,
     to_mermaid,
 )
@@ -61,7 +61,7 @@ def arrows(plan: Plan) -> list[tuple[str, str, Grouping]]:
 def test_an_iterable_is_a_source_before_the_top_node() -> None:
     plan = plan_of(Pass("a") | Pass("b"))
 
-    assert plan.source_name == "source"
+    assert plan.sources == ("source",)
     assert arrows(plan) == [("source", "a", Grouping.SINGLE), ("a", "b", Grouping.SINGLE)]
     assert [(node.name, node.is_source, node.parents) for node in plan.nodes] == [
         ("source", True, ()),
@@ -71,14 +71,14 @@ def test_an_iterable_is_a_source_before_the_top_node() -> None:
 
 
 def test_the_source_avoids_names_that_are_taken() -> None:
-    assert plan_of(Pass("source") | Pass("source_2")).source_name == "source_3"
+    assert plan_of(Pass("source") | Pass("source_2")).sources == ("source_3",)
 
 
 @pytest.mark.parametrize("has_iterable", [False, True])
 def test_a_producer_keeps_its_place_and_name_whoever_gives_the_items(has_iterable: bool) -> None:
     plan = plan_of(Producer(range(3), name="numbers") | Pass("a"), has_iterable=has_iterable)
 
-    assert plan.source_name == "numbers"
+    assert plan.sources == ("numbers",)
     assert arrows(plan) == [("numbers", "a", Grouping.SINGLE)]
 
 
@@ -196,13 +196,47 @@ def test_a_producer_with_replicas_or_a_key_is_refused(change: Callable[[Node], N
         plan_of(change(Producer(range(3))) | Pass("a"))
 
 
-def test_a_second_top_node_is_refused() -> None:
-    first, second, below = Pass("first"), Pass("second"), Pass("below")
-    first.add_downstream(below)
-    second.add_downstream(below)
+def test_a_second_top_node_is_refused_unless_all_are_producers() -> None:
+    with pytest.raises(GraphError, match=r"not with N\(first\), N\(second\)"):
+        plan_of([Pass("first"), Pass("second")] | Pass("below"))
+    with pytest.raises(GraphError, match=r"not with N\(one\)"):
+        plan_of([Producer([1], name="numbers"), Pass("one")] | Pass("end"))
 
-    with pytest.raises(GraphError, match="nothing flows from"):
-        plan_of(first)
+
+def test_several_sources_come_first_each_with_its_tasks_and_parents() -> None:
+    last = Pass("last")
+    _ = [Producer([1], name="a") | Pass("x"), Producer([2], name="b")] | last
+
+    plan = make_plan(last, Options.of())
+
+    assert plan.sources == ("a", "b")
+    assert [task.name for task in plan.tasks] == ["a.0", "b.0", "x.0", "last.0"]
+    assert [(node.name, node.is_source, node.parents) for node in plan.nodes] == [
+        ("a", True, ()),
+        ("b", True, ()),
+        ("x", False, ("a",)),
+        ("last", False, ("b", "x")),
+    ]
+
+
+def test_an_iterable_takes_the_place_of_one_source_only() -> None:
+    top: Any = [Producer([1]), Producer([2])] | Pass("last")
+
+    with pytest.raises(UsageError, match=r"has N\(producer\), N\(producer_2\): make it one more of them, Producer"):
+        make_plan(top, Options.of(), has_iterable=True)
+
+
+def test_a_source_may_not_be_called_like_a_durable_replica() -> None:
+    with pytest.raises(GraphError, match=r"the source 'sum\.0' has the name of a replica of N\(sum\): rename it"):
+        make_plan(Producer([1], name="sum.0") | CountsUp("sum"), Options.of())
+
+
+def test_sources_are_dealt_out_to_the_workers() -> None:
+    sources: Any = [Producer([1], name=name) for name in "abc"]
+
+    plan = make_plan(sources | Pass("last"), Options.of(mode="process", workers=2))
+
+    assert [plan.worker_of(task).index for task in plan.source_tasks] == [0, 1, 0]
 
 
 def test_two_nodes_of_one_name_are_refused() -> None:
@@ -508,18 +542,18 @@ def test_the_source_is_in_the_first_worker_and_single_tasks_are_dealt_from_the_l
 def test_a_source_that_is_read_by_the_caller_gets_a_worker_of_its_own(workers: Any, moves: bool) -> None:
     plan = placed(Pass("a") | Watches("b"), workers)
 
-    apart = set_source_apart(plan)
+    apart = set_apart(plan, 0)
 
     assert apart.worker_of(0).tasks == (0,)
     assert (apart is not plan) == moves
     assert [worker.index for worker in apart.workers] == list(range(len(apart.workers)))
     assert sorted(t for worker in apart.workers for t in worker.tasks) == list(range(len(plan.tasks)))
     assert (apart.tasks, apart.edges, apart.signature) == (plan.tasks, plan.edges, plan.signature)
-    assert set_source_apart(apart) is apart
+    assert set_apart(apart, 0) is apart
 
 
 def test_no_worker_is_left_without_a_task() -> None:
-    apart = set_source_apart(placed(Watches("a"), 7))
+    apart = set_apart(placed(Watches("a"), 7), 0)
 
     assert all(worker.tasks for worker in apart.workers)
 

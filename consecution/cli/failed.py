@@ -95,6 +95,12 @@ def _add_retry(parser: argparse.ArgumentParser) -> None:
         "one",
     )
     parser.add_argument(
+        "--source",
+        metavar="NAME",
+        help="where the pipeline has several sources: the one to which what durable nodes keep goes with --at-source "
+        "(what a source keeps goes back to that one)",
+    )
+    parser.add_argument(
         "--from",
         dest="edited",
         metavar="FILE",
@@ -232,13 +238,21 @@ def _new_file(path: Path) -> TextIO:
 
 def retry_items(arguments: argparse.Namespace) -> int:
     """Put items back. A file may be given again: what of it is gone was put back before."""
+    if arguments.source is not None and not arguments.at_source:
+        raise UsageError("--source says where --at-source puts items: add --at-source, or leave it out")
     _look_here_too()
     selection, edited = _selection(arguments), None
     if arguments.edited is not None:
         edited = _read_edited(arguments.edited)
         selection = _only(selection, edited)
     with FailureStore(arguments.state_dir) as store:
-        ids = store.retry(selection, edited=edited, at_source=arguments.at_source, dry_run=arguments.dry_run)
+        ids = store.retry(
+            selection,
+            edited=edited,
+            at_source=arguments.at_source,
+            source=arguments.source,
+            dry_run=arguments.dry_run,
+        )
     _tell_of_gone(arguments, edited, ids)
     where = "at the source" if arguments.at_source else "at the nodes they failed at"
     _tell(arguments, ids, f"put back {where}; the next run with this state_dir tries them again", "would be put back")

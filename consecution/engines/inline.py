@@ -18,9 +18,9 @@ from consecution.plan import Plan
 from consecution.protocol.ending import Ending
 from consecution.protocol.values import USER_ERRORS, Message, TaskIndex
 from consecution.report import Report, Status
-from consecution.runtime.assembly import SOURCE_TASK, end_stages
-from consecution.runtime.local_run import LocalRun, end_error, finished_before, push_into
-from consecution.sources.manual import ManualSource, Receipt
+from consecution.runtime.assembly import end_stages
+from consecution.runtime.local_run import LocalRun, end_error, finished_before, manual_sources, push_into
+from consecution.sources.manual import Receipt
 
 IDLE_WAIT_S = 0.05
 ASK_EVERY_S = 0.005
@@ -63,8 +63,8 @@ class InlineRunning(Running):
         self._aborted = False
         self._run = LocalRun(plan, pipeline, iterable, lambda task: self._queue, may_block=True, stop=self.request_stop)
         self._ending = Ending(end_stages(plan))
-        if isinstance(self._run.source, ManualSource):
-            self._run.source.advance = self._advance_until
+        for manual in manual_sources(self._run.sources):
+            manual.advance = self._advance_until
         if self._run.state is not None and (report := finished_before(self._run.state)) is not None:
             self._run.leave(report)
             return
@@ -77,10 +77,10 @@ class InlineRunning(Running):
 
     # -- the contract ----------------------------------------------------------------------------
 
-    def push(self, item: Any, timeout_s: float | None = None) -> Receipt:
+    def push(self, item: Any, timeout_s: float | None = None, *, source: str | None = None) -> Receipt:
         """Push and process the item at once: the receipt is done, unless the item waits for a retry."""
         self._run.require_open(stopping=self._stopping or self._aborted)
-        receipt = push_into(self._run.source, item, timeout_s)
+        receipt = push_into(self._run.plan, self._run.sources, item, timeout_s, source)
         self._advance()
         return receipt
 
@@ -89,7 +89,7 @@ class InlineRunning(Running):
 
     def request_stop(self) -> None:
         self._stopping = True
-        self._run.source_host.stop_reading()
+        self._run.stop_reading()
 
     def abort(self) -> None:
         self._aborted = True
@@ -101,14 +101,13 @@ class InlineRunning(Running):
             raise _BrokenOff
 
     def pause(self) -> None:
-        self._run.source_host.pause(paused=True)
+        self._run.pause(paused=True)
 
     def resume(self) -> None:
-        self._run.source_host.pause(paused=False)
+        self._run.pause(paused=False)
 
     def finish_input(self) -> None:
-        if isinstance(self._run.source, ManualSource):
-            self._run.source.finish()
+        self._run.finish_input()
 
     def join(self, timeout_s: float | None) -> Report | None:
         """Run until the end, or until the time is over."""
@@ -180,7 +179,7 @@ class InlineRunning(Running):
         """Read a little, and carry all messages through; whether anything was done."""
         if self._aborted:
             return True
-        worked = self._run.source_host.turn()
+        worked = self._turn_sources()
         worked = self._turn_tasks() or worked
         while self._queue.waiting and not self._aborted:
             worked = True
@@ -190,16 +189,24 @@ class InlineRunning(Running):
 
     def _deliver(self) -> None:
         """Deliver every waiting message, then let each task acknowledge what it got."""
-        waiting, tasks, source = self._queue.waiting, self._run.tasks, self._run.source_host
+        waiting, tasks, sources = self._queue.waiting, self._run.tasks, self._run.source_hosts
         while waiting:
             target, message = waiting.popleft()
-            if target == SOURCE_TASK:
-                source.receive(message)
+            if target in sources:
+                sources[target].receive(message)
             else:
                 tasks[target].receive(message)
         self._turn_tasks()
         if not waiting:
-            source.host.turn()
+            for source in sources.values():
+                source.host.turn()
+
+    def _turn_sources(self) -> bool:
+        """Each source in turn reads what it may; whether any had anything to do."""
+        worked = False
+        for source in self._run.source_hosts.values():
+            worked = source.turn() or worked
+        return worked
 
     def _turn_tasks(self) -> bool:
         """Let each task apply, commit and acknowledge what it got; whether any had anything to do."""
@@ -211,7 +218,7 @@ class InlineRunning(Running):
 
     def _end_what_is_due(self) -> None:
         """Node by node, parents first; the next ends when nothing of the one before is open."""
-        if not self._ending.started and (self._stopping or not self._run.source_host.origin.finished):
+        if not self._ending.started and (self._stopping or not self._run.sources_finished):
             return
         self._end(self._ending.source_finished())
         for task in self._ending.due:
@@ -238,19 +245,19 @@ class InlineRunning(Running):
             return True
         if not self._stopping or self._ending.started or self._queue.waiting:
             return False
-        return self._run.source_host.drained and self._run.settled
+        return self._run.sources_drained and self._run.settled
 
     def _wait(self, deadline_s: float | None) -> None:
         """Nothing to do just now: a retry is not yet due, or nothing is there to read."""
-        source = self._run.source_host
         due_s = self._run.next_wake_s()
         wait_s = IDLE_WAIT_S if due_s is None else min(due_s, IDLE_WAIT_S)
         if deadline_s is not None:
             wait_s = min(wait_s, max(0.0, deadline_s - time.monotonic()))
-        fd = source.source.fileno() if source.wants_to_read else None
-        if fd is None:
-            time.sleep(min(wait_s, ASK_EVERY_S) if source.wants_to_read else wait_s)
-            return
+        fds = self._run.readable_fds
+        if None in fds:
+            wait_s = min(wait_s, ASK_EVERY_S)
         poll = select.poll()
-        poll.register(fd, select.POLLIN)
+        for fd in fds:
+            if fd is not None:
+                poll.register(fd, select.POLLIN)
         poll.poll(wait_s * 1000)

@@ -6,19 +6,19 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from consecution.engine import Running
 from consecution.errors import ConsecutionError, NotRunningError
-from consecution.plan import Plan, set_source_apart
+from consecution.plan import Plan, set_apart
 from consecution.protocol.origin import FailureEntry
 from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.report import Report, Status
 from consecution.runtime import assembly, failpoints
-from consecution.runtime.assembly import SOURCE_TASK
 from consecution.runtime.books import Books, read_books
 from consecution.runtime.launcher import ProcessWorker, ThreadWorker
-from consecution.runtime.local_run import finished_before, open_run_state, push_into, status_of
+from consecution.runtime.local_run import finished_before, manual_sources, open_run_state, push_into, status_of
 from consecution.runtime.logs import LogPump, say
 from consecution.runtime.memory import can_limit_memory
 from consecution.runtime.shipping import Parcel, Shipment, can_ship, ship
@@ -26,7 +26,8 @@ from consecution.runtime.slots import SlotFile
 from consecution.runtime.steering import Steering
 from consecution.runtime.supervisor import Supervisor
 from consecution.runtime.worker import WorkerSpec
-from consecution.sources.manual import ManualSource, Receipt
+from consecution.source import Source
+from consecution.sources.manual import Receipt
 from consecution.transport.socket_folder import SocketFolder, base_folder, sweep
 
 
@@ -49,12 +50,13 @@ class ProcessRunning(Running):
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._steering: Steering | None = None
-        self._source = assembly.make_source(plan, iterable)
+        self._sources = assembly.make_sources(plan, iterable)
         self._parcels: dict[WorkerIndex, Parcel] = {}
         self._slots: dict[WorkerIndex, SlotFile] = {}
-        in_parent = self._source.in_parent or not can_ship(self._source)
-        self._parent_source = self._source if in_parent else None
-        self._plan = plan = set_source_apart(plan) if in_parent else plan
+        self._read_here = {task for task, source in self._sources.items() if source.in_parent or not can_ship(source)}
+        for task in sorted(self._read_here):
+            plan = set_apart(plan, task)
+        self._plan = plan
         self._supervisor = Supervisor(plan, self._launch, self._say)
         failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
         self._state = open_run_state(plan)
@@ -94,7 +96,7 @@ class ProcessRunning(Running):
         self._thread.start()
 
     def _ship(self) -> None:
-        """One parcel for each worker; one for all those that have replicas of the same nodes."""
+        """One parcel for each worker; one for all those that have replicas of the same nodes, and read nothing."""
         plan, state = self._plan, self._pipeline.global_state
         parcels: dict[tuple[str, ...], Parcel] = {}
         for worker in plan.workers:
@@ -102,11 +104,15 @@ class ProcessRunning(Running):
             tasks = [TaskIndex(task) for task in worker.tasks]
             if plan.options.robust:
                 self._slots[index] = SlotFile()
-            names = tuple(plan.task(task).node for task in tasks)
+            sources = self._sources_of(tasks)
+            names = tuple(plan.task(task).name if task in sources else plan.task(task).node for task in tasks)
             if names not in parcels:
-                source = self._source if SOURCE_TASK in tasks and self._parent_source is None else None
-                parcels[names] = Parcel(ship(plan, tasks, state, source))
+                shipped = {task: source for task, source in sources.items() if task not in self._read_here}
+                parcels[names] = Parcel(ship(plan, tasks, state, shipped))
             self._parcels[index] = parcels[names]
+
+    def _sources_of(self, tasks: Sequence[TaskIndex]) -> dict[TaskIndex, Source]:
+        return {task: self._sources[task] for task in tasks if task in self._sources}
 
     def _close_parcels(self) -> None:
         for parcel in self._parcels.values():
@@ -118,14 +124,8 @@ class ProcessRunning(Running):
         """Where the stores lie of those tasks that answer for batches."""
         if self._state is None:
             return {}
-        names = {task: self._origin_name(task) for task in tasks}
+        names = {task: self._plan.origin_name(task) for task in tasks}
         return {task: str(self._state.origin_path(name)) for task, name in names.items() if name is not None}
-
-    def _origin_name(self, task: TaskIndex) -> str | None:
-        planned = self._plan.node(self._plan.task(task).node)
-        if planned.is_source:
-            return self._plan.source_name
-        return self._plan.task(task).name if planned.durable else None
 
     def _launch(self, worker: WorkerIndex, incarnation: int) -> ProcessWorker | ThreadWorker:
         plan, planned = self._plan, self._plan.workers[worker]
@@ -142,8 +142,8 @@ class ProcessRunning(Running):
             verdicts={name: self._supervisor.verdicts(name) for name in {plan.task(task).node for task in tasks}},
             memory_limit_bytes=plan.options.memory_limit_bytes,
         )
-        if SOURCE_TASK in tasks and self._parent_source is not None:
-            return ThreadWorker(spec, planned.name, Shipment(plan, {}, self._parent_source, None))
+        if not self._read_here.isdisjoint(tasks):
+            return ThreadWorker(spec, planned.name, Shipment(plan, {}, self._sources_of(tasks), None))
         return ProcessWorker(spec, self._parcels[worker], planned.name, self._logs, self._slots.get(worker))
 
     def _say(self, mark: str, text: str) -> None:
@@ -180,7 +180,8 @@ class ProcessRunning(Running):
 
     def _close(self) -> None:
         """Close everything, whatever a user's source does when it is closed."""
-        for close in (self._source.close, self._close_parcels, self._folder.close, self._logs.close):
+        sources = [source.close for source in self._sources.values()]
+        for close in (*sources, self._close_parcels, self._folder.close, self._logs.close):
             try:
                 close()
             except BaseException as error:
@@ -233,12 +234,12 @@ class ProcessRunning(Running):
 
     # -- the contract ----------------------------------------------------------------------------
 
-    def push(self, item: Any, timeout_s: float | None = None) -> Receipt:
+    def push(self, item: Any, timeout_s: float | None = None, *, source: str | None = None) -> Receipt:
         if self._over.is_set():
             raise NotRunningError("this run has ended; start another one")
         if self._stopping or self._supervisor.stop_cause is not None:
             raise NotRunningError("this run was stopped and takes no more items; start another one")
-        return push_into(self._source, item, timeout_s)
+        return push_into(self._plan, self._sources, item, timeout_s, source)
 
     def status(self) -> Status:
         if self._last_status is not None:
@@ -264,8 +265,8 @@ class ProcessRunning(Running):
         self._supervisor.pause(paused=False)
 
     def finish_input(self) -> None:
-        if isinstance(self._source, ManualSource):
-            self._source.finish()
+        for manual in manual_sources(self._sources):
+            manual.finish()
 
     def join(self, timeout_s: float | None) -> Report | None:
         if not self._over.wait(timeout_s):

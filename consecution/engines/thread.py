@@ -1,6 +1,6 @@
 """A thread for each task, live objects between them.
 
-The source's thread is also the director: it tells the others when to end and when to quit. Node code
+The sources' thread is also the director: it tells the others when to end and when to quit. Node code
 runs only in its task's thread, ``begin`` and ``close`` included.
 """
 
@@ -12,20 +12,19 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from consecution.engine import Running
 from consecution.plan import Plan
 from consecution.protocol.ending import Ending
 from consecution.protocol.values import USER_ERRORS, Message, TaskIndex
 from consecution.report import Report, Status
-from consecution.runtime.assembly import SOURCE_TASK, Host, drain_stages, end_stages
+from consecution.runtime.assembly import Host, drain_stages, end_stages
 from consecution.runtime.local_run import LocalRun, end_error, finished_before, push_into, task_error
-from consecution.runtime.origin_host import SourceHost
-from consecution.sources.manual import ManualSource, Receipt
+from consecution.sources.manual import Receipt
 
 MESSAGES_PER_TURN = 8
 LONGEST_WAIT_S = 0.5
@@ -66,20 +65,27 @@ class _Told:
     error: BaseException | None
 
 
+class _Letter(NamedTuple):
+    """A message to a source's task."""
+
+    target: TaskIndex
+    message: Message
+
+
 class _Inbox:
-    """The director's messages, with a descriptor to wait on together with the source's.
+    """The director's messages, with a descriptor to wait on together with those of the sources.
 
     ``put`` and ``wake`` may be called by any thread, also by a signal handler (so the lock is one that its
     holder may take again), and also after ``close``, when nobody listens any more.
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[Message | _Told] = deque()
+        self._waiting: deque[_Letter | _Told] = deque()
         self._lock = threading.RLock()
         self._readable, self._wake = os.pipe()
         self._sleeping = False
 
-    def put(self, message: Message | _Told) -> None:
+    def put(self, message: _Letter | _Told) -> None:
         self._waiting.append(message)
         if self._sleeping:
             self.wake()
@@ -90,15 +96,15 @@ class _Inbox:
             if self._wake >= 0:
                 os.write(self._wake, b".")
 
-    def take(self) -> Message | _Told | None:
+    def take(self) -> _Letter | _Told | None:
         return self._waiting.popleft() if self._waiting else None
 
-    def wait(self, also: int | None, timeout_s: float) -> None:
-        """Wait until a message comes, ``also`` is readable, or the time is over."""
+    def wait(self, also: Iterable[int | None], timeout_s: float) -> None:
+        """Wait until a message comes, one of ``also`` is readable, or the time is over."""
         self._sleeping = True
         if not self._waiting:
             poll = select.poll()
-            for fd in (self._readable, also):
+            for fd in (self._readable, *also):
                 if fd is not None:
                     poll.register(fd, select.POLLIN)
             if any(fd == self._readable for fd, _ in poll.poll(timeout_s * 1000)):
@@ -121,10 +127,11 @@ class _Outbox:
         self._queues = queues
 
     def send(self, target: TaskIndex, message: Message) -> None:
-        if target == SOURCE_TASK:
-            self._inbox.put(message)
+        queue = self._queues.get(target)
+        if queue is None:
+            self._inbox.put(_Letter(target, message))
         else:
-            self._queues[target].put(message)
+            queue.put(message)
 
 
 def _take_some(queue: SimpleQueue[Any], timeout_s: float | None) -> Iterator[Any]:
@@ -145,7 +152,7 @@ class ThreadRunning(Running):
 
     def __init__(self, plan: Plan, pipeline: Any, iterable: Any) -> None:
         self._queues: dict[TaskIndex, SimpleQueue[Any]] = {
-            TaskIndex(task.index): SimpleQueue() for task in plan.tasks if task.index != SOURCE_TASK
+            TaskIndex(task.index): SimpleQueue() for task in plan.tasks if task.index not in plan.source_tasks
         }
         self._stopping = False
         self._aborted = False
@@ -211,7 +218,7 @@ class ThreadRunning(Running):
         while waiting:
             told = self._inbox.take()
             if not isinstance(told, _Told):
-                self._inbox.wait(None, LONGEST_WAIT_S)
+                self._inbox.wait((), LONGEST_WAIT_S)
                 continue
             waiting.discard(told.task)
             problem = problem or told.error
@@ -219,7 +226,7 @@ class ThreadRunning(Running):
             raise problem
 
     def _start_director(self) -> None:
-        """The source is opened by the thread that reads it; what that raises is raised here."""
+        """The sources are opened by the thread that reads them; what that raises is raised here."""
         self._director = threading.Thread(target=self._direct, name="consecution-source", daemon=True)
         self._director.start()
         try:
@@ -292,7 +299,7 @@ class ThreadRunning(Running):
 
     def _direct(self) -> None:
         try:
-            self._open_source()
+            self._open_sources()
             while not self._is_over():
                 self._turn()
             self._quit_tasks(wait_s=None)
@@ -306,9 +313,9 @@ class ThreadRunning(Running):
             self._inbox.close()
             self._over.set()
 
-    def _open_source(self) -> None:
+    def _open_sources(self) -> None:
         try:
-            self._run.open_source()
+            self._run.open_sources()
         except BaseException as error:
             self._open_error = error
             raise
@@ -322,28 +329,28 @@ class ThreadRunning(Running):
         self._inbox.close()
 
     def _turn(self) -> None:
-        source = self._run.source_host
-        worked = False
+        run, worked = self._run, False
         while (message := self._inbox.take()) is not None:
             worked = True
             if isinstance(message, _Told):
                 self._hear(message)
             else:
-                source.receive(message)
-        worked = source.turn() or worked
-        if source.origin.finished and not self._stopping:
+                run.source_hosts[message.target].receive(message.message)
+        for source in run.source_hosts.values():
+            worked = source.turn() or worked
+        if not self._stopping and run.sources_finished:
             self._order_end(self._ending.source_finished())
-        elif self._stopping and not self._ending.started and source.drained:
+        elif self._stopping and not self._ending.started and run.sources_drained:
             self._order_end(self._drain.source_finished())
         if not worked and not self._is_over():
-            self._wait(source)
+            self._wait()
 
-    def _wait(self, source: SourceHost) -> None:
-        """Wait for a message, the source, or the next thing that is due."""
-        fd = self._run.source.fileno() if source.wants_to_read else None
-        wait_s = ASK_EVERY_S if source.wants_to_read and fd is None else LONGEST_WAIT_S
-        wake_s = source.next_wake_s()
-        self._inbox.wait(fd, wait_s if wake_s is None else min(wake_s, wait_s))
+    def _wait(self) -> None:
+        """Wait for a message, a source, or the next thing that is due."""
+        fds = self._run.readable_fds
+        wait_s = ASK_EVERY_S if None in fds else LONGEST_WAIT_S
+        wake_s = self._run.next_source_wake_s()
+        self._inbox.wait(fds, wait_s if wake_s is None else min(wake_s, wait_s))
 
     def _hear(self, told: _Told) -> None:
         if told.what == "closed":
@@ -376,20 +383,20 @@ class ThreadRunning(Running):
                 self._alive.discard(told.task)
                 self._closed_problem = self._closed_problem or told.error
             elif told is None:
-                self._inbox.wait(None, 0.1)
+                self._inbox.wait((), 0.1)
 
     # -- the contract ----------------------------------------------------------------------------
 
-    def push(self, item: Any, timeout_s: float | None = None) -> Receipt:
+    def push(self, item: Any, timeout_s: float | None = None, *, source: str | None = None) -> Receipt:
         self._run.require_open(stopping=self._stopping or self._aborted)
-        return push_into(self._run.source, item, timeout_s)
+        return push_into(self._run.plan, self._run.sources, item, timeout_s, source)
 
     def status(self) -> Status:
         return self._run.status("stopping" if self._stopping else self._run.reading)
 
     def request_stop(self) -> None:
         self._stopping = True
-        self._run.source_host.stop_reading()
+        self._run.stop_reading()
         self._inbox.wake()
 
     def abort(self) -> None:
@@ -397,16 +404,15 @@ class ThreadRunning(Running):
         self._inbox.wake()
 
     def pause(self) -> None:
-        self._run.source_host.pause(paused=True)
+        self._run.pause(paused=True)
         self._inbox.wake()
 
     def resume(self) -> None:
-        self._run.source_host.pause(paused=False)
+        self._run.pause(paused=False)
         self._inbox.wake()
 
     def finish_input(self) -> None:
-        if isinstance(self._run.source, ManualSource):
-            self._run.source.finish()
+        self._run.finish_input()
 
     def join(self, timeout_s: float | None) -> Report | None:
         if not self._over.wait(timeout_s):

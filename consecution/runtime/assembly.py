@@ -18,8 +18,8 @@ from consecution.protocol.origin import FailureEntry, Origin, Restored
 from consecution.protocol.poison import Guard
 from consecution.protocol.step import Codec, Counts
 from consecution.protocol.values import TaskIndex, unlabelled
-from consecution.report import Failure, NodeCounts, Report, Status
-from consecution.runtime.books import Books
+from consecution.report import Failure, NodeCounts, Report, SourceCounts, Status
+from consecution.runtime.books import Books, add_counts
 from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.failed_edges import PlannedFailedEdges
 from consecution.runtime.journal import Journal
@@ -37,15 +37,22 @@ from consecution.runtime.task_host import TaskHost
 from consecution.runtime.wiring import make_dispatch
 from consecution.source import Source
 
-SOURCE_TASK = TaskIndex(0)
-"""The source's one task comes first in every plan."""
+
+def source_tasks(plan: Plan) -> list[TaskIndex]:
+    """The tasks that read; they come first in every plan."""
+    return [TaskIndex(task) for task in plan.source_tasks]
 
 
-def make_source(plan: Plan, iterable: Any) -> Source:
-    """The source of a run: the iterable that was given, or the producer at the top of the graph."""
+def make_sources(plan: Plan, iterable: Any) -> dict[TaskIndex, Source]:
+    """The sources of a run: the iterable that was given, or the producers at the top of the graph."""
     if iterable is not None:
-        return Producer(iterable).make_source()
-    node = plan.node(plan.source_name).node
+        (task,) = source_tasks(plan)
+        return {task: Producer(iterable).make_source()}
+    return {task: _make_source(plan, task) for task in source_tasks(plan)}
+
+
+def _make_source(plan: Plan, task: TaskIndex) -> Source:
+    node = plan.node(plan.task(task).node).node
     assert isinstance(node, Producer)
     return node.make_source()
 
@@ -65,6 +72,7 @@ def make_store(options: Options, journal_path: Path | None, *, origin: str, epoc
 
 def make_source_host(
     plan: Plan,
+    task: TaskIndex,
     source: Source,
     codecs: tuple[Codec, Codec | None],
     outbox: Outbox,
@@ -75,21 +83,21 @@ def make_source_host(
     on_stop: OnStop | None = None,
     guard: Guard | None = None,
 ) -> SourceHost:
-    """The source's task, its journal restored and its source not yet open."""
+    """A source's task, its journal restored and its source not yet open."""
     codec, stored = codecs
-    store, restored = make_store(plan.options, journal_path, origin=plan.source_name, epoch=epoch)
-    handlers = PlannedFailedEdges(plan, SOURCE_TASK, codec, stored)
+    store, restored = make_store(plan.options, journal_path, origin=plan.sources[task], epoch=epoch)
+    handlers = PlannedFailedEdges(plan, task, codec, stored)
     host = OriginHost(
-        SOURCE_TASK,
+        task,
         Origin(origin_limits(plan.options), restored, now(), handlers),
         store,
-        make_dispatch(plan, SOURCE_TASK, codec),
+        make_dispatch(plan, task, codec),
         codec,
         outbox,
         stored=stored,
         now=now,
         on_stop=on_stop,
-        judge=plan.node(plan.source_name).error_policy.judge,
+        judge=plan.node(plan.task(task).node).error_policy.judge,
         guard=guard,
         handlers=handlers,
     )
@@ -105,7 +113,7 @@ def make_source_host(
 
 
 Host = TaskHost | DurableHost
-"""A task that is not the source, at work; both kinds have the same surface."""
+"""A task that is no source, at work; both kinds have the same surface."""
 
 
 def make_host(
@@ -172,7 +180,7 @@ def end_stages(plan: Plan) -> list[list[TaskIndex]]:
 
 
 def drain_stages(plan: Plan) -> list[list[TaskIndex]]:
-    """The tasks that may still have something open when the source has nothing: the durable ones."""
+    """The tasks that may still have something open when the sources have nothing: the durable ones."""
     return [[TaskIndex(t) for t in node.tasks] for node in plan.nodes if node.durable]
 
 
@@ -202,7 +210,7 @@ def stop_error(plan: Plan, origin: TaskIndex, entry: FailureEntry, report: Repor
     node = plan.task(failed.task).node
     after = "mend the node or the item, and run again"
     if report.state_dir is not None:
-        name = plan.source_name if origin == SOURCE_TASK else plan.task(origin).name
+        name = plan.origin_name(origin)
         show = f"consecution failed show {shlex.quote(report.state_dir)} --id {shlex.quote(f'{name}:{entry.key}')}"
         after = f"the item is kept as failed (`{show}`); another run with this state_dir goes on without it"
     return StoppedByItemError(
@@ -213,12 +221,13 @@ def stop_error(plan: Plan, origin: TaskIndex, entry: FailureEntry, report: Repor
     )
 
 
-def node_counts(plan: Plan, counts: dict[TaskIndex, Counts], emitted: int) -> tuple[NodeCounts, ...]:
-    """Counts per node, summed over its tasks; the source's are the origin's."""
+def node_counts(plan: Plan, counts: dict[TaskIndex, Counts], books: Books) -> tuple[NodeCounts, ...]:
+    """Counts per node, summed over its tasks; a source's are its origins'."""
     listed = []
     for node in plan.nodes:
         if node.is_source:
-            listed.append(NodeCounts(node.name, 1, emitted, emitted, 0, 0.0))
+            emitted = sum(books.sources[TaskIndex(task)].emitted for task in node.tasks)
+            listed.append(NodeCounts(node.name, node.replicas, emitted, emitted, 0, 0.0))
             continue
         tasks = [counts[TaskIndex(index)] for index in node.tasks if TaskIndex(index) in counts]
         listed.append(
@@ -234,6 +243,16 @@ def node_counts(plan: Plan, counts: dict[TaskIndex, Counts], emitted: int) -> tu
     return tuple(listed)
 
 
+def source_counts(plan: Plan, books: Books) -> tuple[SourceCounts, ...]:
+    """The books of each source, summed over the tasks that read it."""
+    listed = []
+    for node in plan.nodes:
+        if node.is_source:
+            counts = add_counts(books.sources[TaskIndex(task)] for task in node.tasks)
+            listed.append(SourceCounts(node.name, counts.emitted, counts.completed, counts.failed, counts.pending))
+    return tuple(listed)
+
+
 def make_status(
     plan: Plan,
     state: str,
@@ -244,7 +263,7 @@ def make_status(
     restarts: int = 0,
 ) -> Status:
     """A status from what the hosts counted."""
-    origin = books.source
+    origin = books.total
     return Status(
         state=state,
         emitted=origin.emitted,
@@ -255,8 +274,9 @@ def make_status(
         replayed=origin.replayed,
         restarts=restarts,
         seconds=seconds,
-        nodes=node_counts(plan, counts, origin.emitted),
+        nodes=node_counts(plan, counts, books),
         handled=origin.handled + books.handled_below,
+        sources=source_counts(plan, books),
     )
 
 
@@ -291,4 +311,5 @@ def make_report(
         already_finished=False,
         result=result,
         handled=status.handled,
+        sources=status.sources,
     )

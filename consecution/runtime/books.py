@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 
 from consecution.plan import Plan
 from consecution.protocol.origin import FailureEntry, Origin, OriginCounts
+from consecution.protocol.values import TaskIndex
 from consecution.runtime.origin_host import origin_limits
 from consecution.runtime.relocation import origins_of
 from consecution.runtime.state import StateDir
@@ -14,31 +15,48 @@ from consecution.runtime.state import StateDir
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """``source`` counts items of the stream; what ends in ``below`` is what durable nodes answer for."""
+    """``sources`` count items of the streams; what ends in ``below`` is what durable nodes answer for."""
 
-    source: OriginCounts
+    sources: Mapping[TaskIndex, OriginCounts]
     failed_below: int = 0
     pending_below: int = 0
     handled_below: int = 0
 
     @classmethod
-    def of(cls, source: OriginCounts, below: Iterable[OriginCounts]) -> Books:
+    def of(cls, sources: Mapping[TaskIndex, OriginCounts], below: Iterable[OriginCounts]) -> Books:
         listed = list(below)
         pending = sum(c.pending + c.own_retries for c in listed)
-        return cls(source, sum(c.failed for c in listed), pending, sum(c.handled for c in listed))
+        return cls(sources, sum(c.failed for c in listed), pending, sum(c.handled for c in listed))
+
+    @property
+    def total(self) -> OriginCounts:
+        """All sources together."""
+        return add_counts(self.sources.values())
 
     @property
     def pending(self) -> int:
         """Everything that is open anywhere."""
-        return self.source.pending + self.pending_below
+        return self.total.pending + self.pending_below
 
 
-def read_books(state: StateDir, plan: Plan, told: OriginCounts) -> tuple[Books, list[FailureEntry]]:
+def add_counts(listed: Iterable[OriginCounts]) -> OriginCounts:
+    """The counts of several origins as those of one."""
+    rows = [[getattr(counts, field.name) for field in fields(OriginCounts)] for counts in listed]
+    return OriginCounts(*(sum(column) for column in zip(*rows, strict=True))) if rows else NO_COUNTS
+
+
+NO_COUNTS = OriginCounts(0, 0, 0, 0, 0, 0)
+
+
+def read_books(state: StateDir, plan: Plan, told: Mapping[TaskIndex, OriginCounts]) -> tuple[Books, list[FailureEntry]]:
     """What the journals say, and their failed items: right even after an abort. ``told`` says what ran again."""
     counts: list[OriginCounts] = []
     failures: list[FailureEntry] = []
     for journal in state.journals(origins_of(plan)):
         counts.append(Origin(origin_limits(plan.options), journal.restore()).counts())
         failures += journal.failures(plan.options.keep_failed)
-    source = replace(counts[0], replayed=told.replayed, abandoned=told.abandoned)
-    return Books.of(source, counts[1:]), failures
+    sources = {
+        task: replace(read, replayed=told[task].replayed, abandoned=told[task].abandoned)
+        for task, read in zip(map(TaskIndex, plan.source_tasks), counts, strict=False)
+    }
+    return Books.of(sources, counts[len(sources) :]), failures

@@ -42,7 +42,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class StopReading:
-    """A source takes nothing more, and finishes what is open."""
+    """The sources of this worker take nothing more, and finish what is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Beat:
     resting: bool = False
     """A source that is paused, and has let go of all that it has read."""
     below: OriginCounts | None = None
-    """The books of what this task, which is not the source, is the origin of."""
+    """The books of what this task, which is no source, is the origin of."""
 
 
 @dataclass(frozen=True, slots=True)

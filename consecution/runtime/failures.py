@@ -174,13 +174,13 @@ def _is_in(pattern: str, error: str) -> bool:
 def look(path: Path) -> Iterator[Failed]:
     """The failed items of a state directory, origin by origin, oldest first. A run may go on meanwhile."""
     state = look_at_state_dir(path)
-    moved: FailuresMoved | None = None
+    void: dict[str, set[int]] = {}
     for name in state.origins:
         with Glimpse(state.origin_path(name)).opened() as journal:
-            if name == state.source:
-                moved = journal.moved
-            void = moved.keys if moved is not None and moved.origin == name else ()
-            yield from (failed for failed in _named(state, name, journal) if failed.entry.key not in void)
+            if name in state.sources and (moved := journal.moved) is not None:
+                void.setdefault(moved.origin, set()).update(moved.keys)
+            gone = void.get(name, ())
+            yield from (failed for failed in _named(state, name, journal) if failed.entry.key not in gone)
 
 
 def _named(state: StateDir, origin: str, journal: Journal) -> Iterator[Failed]:
@@ -267,17 +267,22 @@ class FailureStore:
         *,
         edited: dict[str, Edited] | None = None,
         at_source: bool = False,
+        source: str | None = None,
         dry_run: bool = False,
         now: Callable[[], float] = time.time,
     ) -> list[str]:
         """Put entries back, with all their tries; returns their ids. The run is not finished any more.
 
         ``at_source``: as new items of the source; of what failed on a failed edge that is the item, not the `Failure`
-        around it. UsageError, before anything is changed, for an entry that cannot be put back.
+        around it. What a source keeps goes back to that one; what durable nodes keep goes to the node ``source``, which
+        must be named where there are several. UsageError, before anything is changed, for an entry that cannot be put
+        back.
         """
         chosen = [_as_given(failed, (edited or {}).get(failed.id), at_source) for failed in self._select(selection)]
         for failed in chosen:
             self._check_can_retry(failed, at_source)
+        kept_below = [failed for failed in chosen if failed.origin not in self._state.sources]
+        to = self._source_for(source) if at_source and (kept_below or source) else ""
 
         def renew(head: Head, failed: Failed) -> tuple[Head, list[Change]]:
             return _without(head, failed), [FailureKept(_renewed(failed.entry, now()))]
@@ -286,8 +291,8 @@ class FailureStore:
             self._state.unfinish()
             failpoints.passed("failed.reopened")
             if at_source:
-                self._take_over([failed for failed in chosen if failed.origin != self._state.source])
-                self._change([failed for failed in chosen if failed.origin == self._state.source], _bear_again)
+                self._take_over(to, kept_below)
+                self._change([failed for failed in chosen if failed.origin in self._state.sources], _bear_again)
             else:
                 self._change(chosen, renew)
         return [failed.id for failed in chosen]
@@ -312,6 +317,20 @@ class FailureStore:
                 "than the state directory: let the next run try it, or leave it out with a filter"
             )
 
+    def _source_for(self, wanted: str | None) -> str:
+        """The origin that new items are born at: the first of those that read for a node."""
+        nodes: dict[str, str] = {}
+        for origin, task in zip(self._state.sources, self._state.tasks, strict=False):
+            nodes.setdefault(task.rpartition(".")[0], origin)
+        if wanted is None and len(nodes) == 1:
+            return self._state.sources[0]
+        if wanted not in nodes:
+            raise UsageError(
+                f"the pipeline has {'no source of that name' if wanted else 'several sources'}: say to which one what "
+                f"durable nodes keep is to go, one of {', '.join(sorted(nodes))} (--source NAME)"
+            )
+        return nodes[wanted]
+
     def _change(self, chosen: list[Failed], changes: Changes) -> None:
         """Origin by origin, so many entries in one commit: a crash leaves the rest as it was."""
         for name, listed in _by_origin(chosen).items():
@@ -321,9 +340,11 @@ class FailureStore:
                     head, made = _fold(head, part, changes)
                     journal.apply([*made, HeadMoved(head)])
 
-    def _take_over(self, chosen: list[Failed]) -> None:
-        """What durable tasks keep becomes new items of the source; likewise, so many at a time."""
-        with closing(self._state.journal(self._state.source)) as source:
+    def _take_over(self, to: str, chosen: list[Failed]) -> None:
+        """What durable tasks keep becomes new items of a source; likewise, so many at a time."""
+        if not chosen:
+            return
+        with closing(self._state.journal(to)) as source:
             head = source.restore().head
             for name, listed in _by_origin(chosen).items():
                 with closing(self._state.journal(name)) as store:

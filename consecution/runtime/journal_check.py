@@ -84,7 +84,7 @@ def check_state_dir(path: Path) -> CheckResult:
     problems += _check_across(path, manifest, tables)
     _check_origins(manifest, manifest_path, found, problems)
     if finished:
-        problems.extend(_unfinished(found.values(), manifest.get("source")))
+        problems.extend(_unfinished(found.values(), _sources_of(manifest)))
     return CheckResult(epoch, finished, tuple(found.values()), tuple(problems))
 
 
@@ -135,12 +135,18 @@ def _disagreements(manifest: dict[str, Any], tables: dict[str, Tables]) -> Itera
     tasks = manifest.get("tasks")
     if not isinstance(tasks, list) or not tasks:
         return
-    names = {0: manifest.get("source"), **{index: name for index, name in enumerate(tasks) if index}}
+    sources = _sources_of(manifest)
+    names = dict(enumerate([*sources, *tasks[len(sources) :]]))
     for index, name in names.items():
         if name in tables:
             yield from _unstaged(index, name, names, tables)
             yield from _ahead(name, names, tables)
-            yield from _moved_from(name, name == manifest.get("source"), tables)
+            yield from _moved_from(name, name in sources, tables)
+
+
+def _sources_of(manifest: dict[str, Any]) -> list[Any]:
+    sources = manifest.get("sources")
+    return sources if isinstance(sources, list) else []
 
 
 def _unstaged(index: int, name: str, names: dict[int, Any], tables: dict[str, Tables]) -> Iterator[str]:
@@ -176,7 +182,7 @@ def _ahead(name: str, names: dict[int, Any], tables: dict[str, Tables]) -> Itera
 
 
 def _moved_from(name: str, is_source: bool, tables: dict[str, Tables]) -> Iterator[str]:
-    """Only the source takes failed items over, from stores that had them."""
+    """Only a source takes failed items over, from stores that had them."""
     origin, keys = tables[name]["meta"].get("moved", (None, ()))
     if origin is None:
         return
@@ -194,7 +200,7 @@ _MANIFEST_FIELDS: dict[str, Callable[[Any], bool]] = {
     "format": lambda value: value == FORMAT,
     "epoch": lambda value: isinstance(value, str),
     "signature": lambda value: isinstance(value, str),
-    "source": lambda value: isinstance(value, str),
+    "sources": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
     "origins": lambda value: isinstance(value, dict),
     "tasks": lambda value: isinstance(value, list),
     "nodes": lambda value: isinstance(value, dict),
@@ -245,11 +251,11 @@ def _check_origins(manifest: dict[str, Any], path: Path, found: dict[Path, Origi
             problems.append(f"{folder}: the journal of {summary.name!r}, which the manifest does not list")
 
 
-def _unfinished(origins: Any, source: Any) -> Iterator[str]:
+def _unfinished(origins: Any, sources: list[Any]) -> Iterator[str]:
     for origin in origins:
         if origin.open_batches or origin.waiting or origin.decided or origin.staged or origin.moved:
             yield f"{origin.name}: the run is recorded as finished, but has work open"
-        if origin.name == source and not origin.exhausted:
+        if origin.name in sources and not origin.exhausted:
             yield f"{origin.name}: the run is recorded as finished, but its source has not ended"
 
 

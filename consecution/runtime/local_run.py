@@ -8,7 +8,7 @@ import sys
 import time
 import weakref
 from bdb import BdbQuit
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from consecution.protocol.values import USER_ERRORS, TaskIndex
 from consecution.report import Report, Status
 from consecution.runtime import assembly
 from consecution.runtime.books import Books, read_books
-from consecution.runtime.origin_host import Outbox, SourceHost, live_codec
+from consecution.runtime.origin_host import OriginHost, Outbox, SourceHost, live_codec
 from consecution.runtime.replicas import make_replicas
 from consecution.runtime.state import StateDir, open_state_dir
 from consecution.runtime.steering import Steered, Steering
@@ -54,14 +54,31 @@ def status_of(report: Report) -> Status:
         report.seconds,
         report.nodes,
         report.pending_below,
+        report.handled,
+        report.sources,
     )
 
 
-def push_into(source: Source, item: Any, timeout_s: float | None) -> Receipt:
-    """Push into a manual source; UsageError where the source is another one."""
-    if not isinstance(source, ManualSource):
-        raise UsageError(f"push() goes with Producer('manual'); this run reads {source!r}")
-    return source.push(item, timeout_s)
+def push_into(
+    plan: Plan, sources: Mapping[TaskIndex, Source], item: Any, timeout_s: float | None, wanted: str | None
+) -> Receipt:
+    """Push into the manual source, or the one of this name; UsageError where there is none, or nobody knows which."""
+    manual = {plan.task(task).node: source for task, source in sources.items() if isinstance(source, ManualSource)}
+    if not manual:
+        read = ", ".join(map(repr, sources.values()))
+        raise UsageError(f"push() goes with Producer('manual'); this run reads {read}")
+    if wanted is None and len(manual) == 1:
+        return next(iter(manual.values())).push(item, timeout_s)
+    if wanted not in manual:
+        what = "several manual producers" if wanted is None else f"no manual producer {wanted!r}"
+        names = " or ".join(f"source={name!r}" for name in manual)
+        raise UsageError(f"push(): the pipeline has {what}; say {names}")
+    return manual[wanted].push(item, timeout_s)
+
+
+def manual_sources(sources: Mapping[TaskIndex, Source]) -> list[ManualSource]:
+    """Those that are pushed into."""
+    return [source for source in sources.values() if isinstance(source, ManualSource)]
 
 
 class LocalRun:
@@ -98,8 +115,9 @@ class LocalRun:
         self._started_s = time.monotonic()
         self._last_status: Status | None = None
         try:
-            self.source = assembly.make_source(plan, iterable)
-            self.source.may_block = may_block
+            self.sources = assembly.make_sources(plan, iterable)
+            for source in self.sources.values():
+                source.may_block = may_block and len(self.sources) == 1
             self._make_hosts(outbox_of)
         except BaseException:
             if self.state is not None:
@@ -124,16 +142,20 @@ class LocalRun:
                 on_stop=self._stop_for,
                 wake=self._wake_of(task),
             )
-        self.source_host: SourceHost = assembly.make_source_host(
-            plan,
-            self.source,
-            codecs,
-            outbox_of(assembly.SOURCE_TASK),
-            journal_path=None if self.state is None else self.state.origin_path(plan.source_name),
-            epoch=epoch,
-            now=time.time,
-            on_stop=self._stop_for,
-        )
+        self.source_hosts: dict[TaskIndex, SourceHost] = {
+            task: assembly.make_source_host(
+                plan,
+                task,
+                source,
+                codecs,
+                outbox_of(task),
+                journal_path=None if self.state is None else self.state.origin_path(plan.sources[task]),
+                epoch=epoch,
+                now=time.time,
+                on_stop=self._stop_for,
+            )
+            for task, source in self.sources.items()
+        }
 
     def _stop_for(self, origin: TaskIndex, entry: FailureEntry) -> None:
         """An item is to stop the run; the first one is the reason. Any task's thread may call it."""
@@ -156,14 +178,14 @@ class LocalRun:
             self.steering = Steering(run, self.state.path, self.plan.options, _say)
 
     def begin(self) -> None:
-        """Run all ``begin``s, parents first, then open the source and let it go."""
+        """Run all ``begin``s, parents first, then open the sources and let them go."""
         self.pipeline._call_user_begin()
         for task in self.tasks:
             self.begin_task(task)
             self._opened.append(task)
         for host in self.tasks.values():
             host.replay()
-        self.open_source()
+        self.open_sources()
 
     def begin_task(self, task: TaskIndex) -> None:
         """Run one ``begin``; WorkerError says which task's it was that raised."""
@@ -184,13 +206,15 @@ class LocalRun:
         except USER_ERRORS as error:
             raise _user_error(host.name, "close", error, "what it wrote may be incomplete") from error
 
-    def open_source(self) -> None:
-        """Open the source where the journal stands, and let the origin go."""
-        self.source_host.open()
-        self.source_host.origin.replay(time.time())
+    def open_sources(self) -> None:
+        """Open all sources where their journals stand, then let the origins go."""
+        for source in self.source_hosts.values():
+            source.open()
+        for source in self.source_hosts.values():
+            source.origin.replay(time.time())
 
     def _close(self, seen_as: str) -> None:
-        """Close source, journal and sinks, all of them; the first error is raised at the end.
+        """Close sources, journals and sinks, all of them; the first error is raised at the end.
 
         From now on the run's status is the one of this moment.
         """
@@ -199,7 +223,7 @@ class LocalRun:
         self._last_status = self.status(seen_as)
         self.closed = True
         problem: BaseException | None = None
-        closers: list[Callable[[], None]] = [self.source_host.close]
+        closers: list[Callable[[], None]] = [source.close for source in self.source_hosts.values()]
         closers += [functools.partial(self.close_task, task) for task in self._opened]
         for close in closers:
             try:
@@ -235,15 +259,16 @@ class LocalRun:
     def finish(self, *, stopped: bool) -> Report:
         """Close everything and sum it up. ``stopped``: before the stream had ended.
 
-        Raises what the source ended with, what a sink's ``close`` raises, and what the pipeline's ``end`` does.
+        Raises what a source ended with, what a sink's ``close`` raises, and what the pipeline's ``end`` does.
         """
         plan, state = self.plan, self.state
-        self.source_host.raise_problem()
+        for source in self.source_hosts.values():
+            source.raise_problem()
         failures = self._failures_in_memory() if state is None else []
         seen_as = "stopped" if stopped else "finished"
         self._close(seen_as)
         if state is not None:
-            books, failures = read_books(state, plan, self._books().source)
+            books, failures = read_books(state, plan, self._books().sources)
             self._last_status = self._status(seen_as, books)
         status = self.status(seen_as)
         result = None if stopped else self.pipeline._call_user_end()
@@ -268,12 +293,14 @@ class LocalRun:
 
     def _failures_in_memory(self) -> list[FailureEntry]:
         keep = self.plan.options.keep_failed
-        hosts = [host.origin_host for host in self.tasks.values() if host.origin_host is not None]
-        return [entry for host in (self.source_host.host, *hosts) for entry in host.store.failures(keep)]
+        return [entry for host in self._origin_hosts() for entry in host.store.failures(keep)]
 
     def _confirmed(self) -> bool:
-        hosts = [host.origin_host for host in self.tasks.values() if host.origin_host is not None]
-        return self.source_host.host.confirmed and all(host.confirmed for host in hosts)
+        return all(host.confirmed for host in self._origin_hosts())
+
+    def _origin_hosts(self) -> list[OriginHost]:
+        below = [host.origin_host for host in self.tasks.values() if host.origin_host is not None]
+        return [*(source.host for source in self.source_hosts.values()), *below]
 
     def status(self, state: str) -> Status:
         """What has been done so far; once the run is closed, how it was then."""
@@ -283,7 +310,7 @@ class LocalRun:
 
     def _books(self) -> Books:
         below = [host.origin_host.origin.counts() for host in self.tasks.values() if host.origin_host is not None]
-        return Books.of(self.source_host.origin.counts(), below)
+        return Books.of({task: source.origin.counts() for task, source in self.source_hosts.items()}, below)
 
     def _status(self, state: str, books: Books) -> Status:
         return assembly.make_status(
@@ -294,19 +321,60 @@ class LocalRun:
             seconds=time.monotonic() - self._started_s,
         )
 
+    def pause(self, *, paused: bool) -> None:
+        """Read nothing from the next turn on, or read again. Any thread may call it."""
+        for source in self.source_hosts.values():
+            source.pause(paused=paused)
+
     @property
     def reading(self) -> str:
-        """Whether the source is read: running, pausing, or paused."""
-        return self.source_host.reading
+        """Whether the sources are read: running, pausing, or paused."""
+        found = {source.reading for source in self.source_hosts.values()}
+        return found.pop() if len(found) == 1 else "pausing"
 
     @property
     def settled(self) -> bool:
         """No origin has anything open. The hosts of one thread only: between threads messages may be on their way."""
-        return self.source_host.origin.settled and all(host.settled for host in self.tasks.values())
+        return self.sources_settled and all(host.settled for host in self.tasks.values())
+
+    @property
+    def sources_settled(self) -> bool:
+        """No source has anything open."""
+        return all(source.origin.settled for source in self.source_hosts.values())
+
+    @property
+    def sources_finished(self) -> bool:
+        """All sources are exhausted, and everything they gave is completely processed."""
+        return all(source.origin.finished for source in self.source_hosts.values())
+
+    @property
+    def sources_drained(self) -> bool:
+        """All sources were stopped, and everything they gave is completely processed."""
+        return all(source.drained for source in self.source_hosts.values())
+
+    def stop_reading(self) -> None:
+        """Take nothing more; what is open is finished. Any thread may call it."""
+        for source in self.source_hosts.values():
+            source.stop_reading()
+
+    def finish_input(self) -> None:
+        """No more items will be pushed."""
+        for manual in manual_sources(self.sources):
+            manual.finish()
+
+    @property
+    def readable_fds(self) -> list[int | None]:
+        """What to wait for at the sources that may be read; None: that one cannot be waited for, only asked."""
+        return [source.source.fileno() for source in self.source_hosts.values() if source.wants_to_read]
 
     def next_wake_s(self) -> float | None:
-        """Seconds until something is due at the source or a task; None: not before a message."""
-        waits = [self.source_host.next_wake_s(), *(host.next_wake_s() for host in self.tasks.values())]
+        """Seconds until something is due at a source or a task; None: not before a message."""
+        waits = [self.next_source_wake_s(), *(host.next_wake_s() for host in self.tasks.values())]
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def next_source_wake_s(self) -> float | None:
+        """Seconds until something is due at a source."""
+        waits = [source.next_wake_s() for source in self.source_hosts.values()]
         return min((wait for wait in waits if wait is not None), default=None)
 
     def require_open(self, *, stopping: bool) -> None:

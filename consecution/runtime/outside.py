@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from consecution.errors import NotRunningError, WorldError
-from consecution.protocol.origin import Origin, OriginLimits
+from consecution.protocol.origin import Origin, OriginCounts, OriginLimits
+from consecution.protocol.values import TaskIndex
 from consecution.runtime.books import Books
 from consecution.runtime.control_socket import ask
 from consecution.runtime.glimpse import Glimpse
@@ -139,23 +140,28 @@ class Outside:
 def look_at_books(path: Path) -> Books:
     """What the journals say is done and open."""
     state = look_at_state_dir(path)
-    counts = []
+    sources: dict[TaskIndex, OriginCounts] = {}
+    below: list[OriginCounts] = []
     for name in state.origins:
         with Glimpse(state.origin_path(name)).opened() as journal:
-            counts.append(Origin(OriginLimits(), journal.restore()).counts())
-    return Books.of(counts[0], counts[1:]) if counts else _NO_BOOKS
+            counts = Origin(OriginLimits(), journal.restore()).counts()
+        if name in state.sources:
+            sources[TaskIndex(len(sources))] = counts
+        else:
+            below.append(counts)
+    return Books.of(sources, below)
 
 
-_NO_BOOKS = Books(Origin(OriginLimits()).counts())
+_NO_BOOKS = Books({})
 
 
 def _counts_of(books: Books) -> dict[str, int]:
-    source = books.source
+    total = books.total
     return {
-        "emitted": source.emitted,
-        "completed": source.completed,
-        "failed": source.failed + books.failed_below,
-        "pending": source.pending,
+        "emitted": total.emitted,
+        "completed": total.completed,
+        "failed": total.failed + books.failed_below,
+        "pending": total.pending,
         "pending_below": books.pending_below,
-        "handled": source.handled + books.handled_below,
+        "handled": total.handled + books.handled_below,
     }

@@ -41,9 +41,9 @@ OpenStore = Callable[[str], Journal]
 
 
 def origins_of(plan: Plan) -> list[str]:
-    """The names of all that answer for batches: the source, and every durable task."""
+    """The names of all that answer for batches: the sources, and every durable task."""
     durable = [plan.task(task).name for node in plan.nodes if node.durable for task in node.tasks]
-    return [plan.source_name, *durable]
+    return [*plan.sources, *durable]
 
 
 def kinds_of(plan: Plan) -> dict[str, str]:
@@ -87,7 +87,8 @@ class Move:
 def plan_move(manifest: dict[str, Any], plan: Plan) -> Move:
     """Who takes what from whom. Looks only at the manifest."""
     move = Move()
-    move.shares[plan.source_name] = [Share(manifest["source"])]
+    for source in plan.sources:
+        move.shares[source] = [Share(source)] if source in manifest["sources"] else []
     kinds = kinds_of(plan)
     for node in plan.nodes:
         if not node.durable:
@@ -164,6 +165,8 @@ class Relocation:
     def _lost_of(self, name: str, store: Journal, taken: bool) -> list[str]:
         """What nobody takes from a store, in words."""
         lost = []
+        if not taken and not isinstance(store, DurableStore) and (taken_items := store.restore().head.emitted):
+            lost.append(f"how far the source {name!r} was read ({taken_items:,} items)")
         if not taken and isinstance(store, DurableStore) and (count := _count_states(store)):
             lost.append(f"the state of {name!r} ({count:,} {'entries' if count > 1 else 'entry'})")
         entries = store.failures(store.restore().head.failed)

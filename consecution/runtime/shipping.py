@@ -28,11 +28,11 @@ from consecution.source import Source
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """What one worker gets: its part of the plan, its nodes by name, the source if it reads it, the global state."""
+    """What one worker gets: its part of the plan, its nodes by name, the sources it reads, the global state."""
 
     plan: Plan
     nodes: dict[str, Node]
-    source: Source | None
+    sources: dict[TaskIndex, Source]
     global_state: Any
     main_classes: dict[str, type] = dataclasses.field(default_factory=dict)
 
@@ -117,7 +117,7 @@ class WorkerPipeline:
         )
 
 
-def ship(plan: Plan, tasks: Sequence[TaskIndex], global_state: Any, source: Source | None) -> bytes:
+def ship(plan: Plan, tasks: Sequence[TaskIndex], global_state: Any, sources: dict[TaskIndex, Source]) -> bytes:
     """The shipment of the worker that hosts these tasks, as bytes.
 
     ShippingError names the node and the attribute that cannot be sent.
@@ -125,7 +125,7 @@ def ship(plan: Plan, tasks: Sequence[TaskIndex], global_state: Any, source: Sour
     names = {plan.task(task).node for task in tasks}
     planned = [node for node in plan.nodes if node.name in names]
     nodes = {n.name: n.node._detached_copy() for n in planned if not n.is_source and n.node is not None}
-    shipment = Shipment(_plan_for(plan, planned), nodes, source, global_state, _main_classes())
+    shipment = Shipment(_plan_for(plan, planned), nodes, sources, global_state, _main_classes())
     try:
         return _dumps_with_classes(shipment)
     except Exception as error:

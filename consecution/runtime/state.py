@@ -2,7 +2,7 @@
 
 ::
 
-    manifest.json      {format, epoch, signature, source, tasks: [name], nodes: {durable node: kind},
+    manifest.json      {format, epoch, signature, sources: [name], tasks: [name], nodes: {durable node: kind},
                         folder, origins: {name: uuid}, finished: null or the report,
                         checksum: CRC-32 of all that, as hex}
     supervisor.lock    an flock held while a supervisor runs
@@ -43,7 +43,7 @@ from consecution.runtime.run_record import private
 
 FORMAT = 2
 FOLDER = "origins"
-FIELDS = ("epoch", "signature", "source", "tasks", "nodes", "folder", "origins", "finished")
+FIELDS = ("epoch", "signature", "sources", "tasks", "nodes", "folder", "origins", "finished")
 MANIFEST = "manifest.json"
 NEW_MANIFEST = MANIFEST + ".new"
 LOOKERS_S = 0.2
@@ -65,13 +65,13 @@ class StateDir:
         return str(self._manifest["epoch"])
 
     @property
-    def source(self) -> str:
-        """The name of the source's origin."""
-        return str(self._manifest["source"])
+    def sources(self) -> list[str]:
+        """The names of the sources' origins, by the numbers of their tasks."""
+        return list(self._manifest["sources"])
 
     @property
     def origins(self) -> list[str]:
-        """The names of all origins, the source's first."""
+        """The names of all origins, those of the sources first."""
         return list(self._manifest["origins"])
 
     @property
@@ -239,7 +239,7 @@ def _make_origins(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
 
 
 def _open_origin(path: Path, manifest: dict[str, Any], name: str, *, create: bool) -> Journal:
-    store = Journal if name == manifest["source"] else DurableStore
+    store = Journal if name in manifest["sources"] else DurableStore
     return store(_origin_path(path, manifest, name), origin=name, epoch=manifest["epoch"], create=create)
 
 
@@ -252,8 +252,8 @@ def _make_origin(path: Path, manifest: dict[str, Any], name: str) -> str:
 
 def _finish_takeover(path: Path, manifest: dict[str, Any]) -> None:
     """What a command that was killed has left half done (see `takeover`)."""
-    if manifest["origins"]:
-        with closing(_open_origin(path, manifest, manifest["source"], create=False)) as source:
+    for name in manifest["sources"] if manifest["origins"] else ():
+        with closing(_open_origin(path, manifest, name, create=False)) as source:
             takeover.finish(source, lambda name: _open_origin(path, manifest, name, create=False))
 
 
@@ -331,7 +331,7 @@ def _make_manifest(plan: Plan) -> dict[str, Any]:
         "format": FORMAT,
         "epoch": uuid.uuid4().hex,
         "signature": plan.signature,
-        "source": plan.source_name,
+        "sources": list(plan.sources),
         "tasks": [task.name for task in plan.tasks],
         "nodes": kinds_of(plan),
         "folder": FOLDER,
@@ -383,11 +383,6 @@ def _checksum(manifest: dict[str, Any]) -> str:
 
 def _move_to(path: Path, manifest: dict[str, Any], plan: Plan, in_flight: int) -> None:
     """Let a changed graph go on over an old directory, if nothing is in flight in it."""
-    if manifest["source"] != plan.source_name:
-        raise StateDirError(
-            f"the state directory {path} belongs to a pipeline whose source is {manifest['source']!r}; this "
-            f"one's is {plan.source_name!r}: use another state_dir, or fresh=True to forget the old one"
-        )
     if manifest["finished"] is not None:
         return
     if in_flight:
@@ -397,7 +392,7 @@ def _move_to(path: Path, manifest: dict[str, Any], plan: Plan, in_flight: int) -
             "fresh=True to forget them"
         )
     moved = _shaped_like(manifest, plan)
-    if (moved["tasks"], moved["nodes"]) != (manifest["tasks"], manifest["nodes"]):
+    if any(moved[part] != manifest[part] for part in ("sources", "tasks", "nodes")):
         _relocate(path, manifest, moved, plan)
     manifest.update(moved)
     _write_manifest(path, manifest)
@@ -406,7 +401,8 @@ def _move_to(path: Path, manifest: dict[str, Any], plan: Plan, in_flight: int) -
 
 def _shaped_like(manifest: dict[str, Any], plan: Plan) -> dict[str, Any]:
     tasks = [task.name for task in plan.tasks]
-    return {**manifest, "signature": plan.signature, "tasks": tasks, "nodes": kinds_of(plan)}
+    shape = {"signature": plan.signature, "sources": list(plan.sources), "tasks": tasks, "nodes": kinds_of(plan)}
+    return {**manifest, **shape}
 
 
 def _relocate(path: Path, manifest: dict[str, Any], moved: dict[str, Any], plan: Plan) -> None:

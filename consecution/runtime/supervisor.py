@@ -27,8 +27,8 @@ from consecution.protocol.recovery import Order, OrderReplay, Recovery, StartWor
 from consecution.protocol.step import Counts
 from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.runtime import control, failpoints
-from consecution.runtime.assembly import SOURCE_TASK, drain_stages, end_stages
-from consecution.runtime.books import Books
+from consecution.runtime.assembly import drain_stages, end_stages, source_tasks
+from consecution.runtime.books import NO_COUNTS, Books, add_counts
 from consecution.runtime.launcher import WorkerProcess
 
 LOOK_EVERY_S = 0.1
@@ -105,6 +105,7 @@ class Supervisor:
         self._wait = wait
         self._tasks = {TaskIndex(task.index): _Seen() for task in plan.tasks}
         self._workers = {WorkerIndex(worker.index): _Watched(worker) for worker in plan.workers}
+        self._sources = source_tasks(plan)
         self._homes = {task: worker for worker, watched in self._workers.items() for task in watched.tasks}
         self._recovery = Recovery(self._workers)
         self._suspicion = Suspicion()
@@ -120,7 +121,7 @@ class Supervisor:
         self._pause_asked = False
         self._pause_told = False
         self._to_end: set[TaskIndex] = set()
-        self._replayed_before = 0
+        self._replayed_before = dict.fromkeys(self._sources, 0)
         self._turned_s = 0.0
         self._waking = threading.RLock()
         self._wake_read, self._wake_write = -1, -1
@@ -166,13 +167,17 @@ class Supervisor:
         """What each task has done, all its incarnations together, as of their last beats."""
         return {task: _sum_counts(seen) for task, seen in self._tasks.items()}
 
-    def origin_counts(self) -> OriginCounts:
-        """The source's books, as of its last beat; what was replayed counts over all its incarnations."""
-        beat = self._tasks[SOURCE_TASK].beat
-        found = beat.origin if beat is not None else None
-        if found is None:
-            return OriginCounts(0, 0, 0, 0, self._replayed_before, 0)
-        return replace(found, replayed=self._replayed_before + found.replayed)
+    def origin_counts(self) -> dict[TaskIndex, OriginCounts]:
+        """The sources' books, as of their last beats; what was replayed counts over all their incarnations."""
+        return {task: self._counts_of(task) for task in self._sources}
+
+    def _counts_of(self, source: TaskIndex) -> OriginCounts:
+        beat = self._tasks[source].beat
+        found = beat.origin if beat is not None and beat.origin is not None else NO_COUNTS
+        return replace(found, replayed=self._replayed_before[source] + found.replayed)
+
+    def _completed(self) -> int:
+        return add_counts(self.origin_counts().values()).completed
 
     def books(self) -> Books:
         """The books of all origins, as of their last beats."""
@@ -199,8 +204,7 @@ class Supervisor:
             return "ending"
         if not self._pause_asked:
             return "running"
-        source = self._tasks[SOURCE_TASK].beat
-        return "paused" if source is not None and source.resting else "pausing"
+        return "paused" if self._all_sources(lambda beat: beat.resting) else "pausing"
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -243,16 +247,24 @@ class Supervisor:
             return self._ending.finished
         if not self._stop_told and self._recovery.settled:
             self._stop_told = True
-            self._tell_task(SOURCE_TASK, control.StopReading())
-        source = self._tasks[SOURCE_TASK].beat
-        if source is not None and source.drained:
+            for worker in self._source_homes():
+                self._tell(worker, control.StopReading())
+        if self._all_sources(lambda beat: beat.drained):
             self._end(self._drain.source_finished())
         return self._drain.finished
 
     def _tell_pause(self) -> None:
         if self._pause_told != self._pause_asked:
             self._pause_told = self._pause_asked
-            self._tell_task(SOURCE_TASK, control.Pause(self._pause_told))
+            for worker in self._source_homes():
+                self._tell(worker, control.Pause(self._pause_told))
+
+    def _source_homes(self) -> list[WorkerIndex]:
+        return list(dict.fromkeys(self._homes[task] for task in self._sources))
+
+    def _all_sources(self, have: Callable[[control.Beat], bool]) -> bool:
+        beats = [self._tasks[task].beat for task in self._sources]
+        return all(beat is not None and have(beat) for beat in beats)
 
     def _wait_s(self) -> float:
         due = [w.start_due_s for w in self._workers.values() if w.start_due_s is not None]
@@ -320,7 +332,11 @@ class Supervisor:
         for beat in beats:
             self._tasks[beat.task].beat = beat
             if beat.finished and not self._stop_asked and self._recovery.settled:
-                self._end(self._ending.source_finished())
+                self._end_if_finished()
+
+    def _end_if_finished(self) -> None:
+        if self._all_sources(lambda beat: beat.finished):
+            self._end(self._ending.source_finished())
 
     def _gets_on(self, beat: control.Beat) -> bool:
         last = self._tasks[beat.task].beat
@@ -328,7 +344,7 @@ class Supervisor:
 
     def _tell_again(self, worker: WorkerIndex) -> None:
         """What the last incarnation was told about reading, the new one must be told too: before it may read."""
-        if worker == self._homes[SOURCE_TASK]:
+        if worker in self._source_homes():
             if self._stop_told:
                 self._tell(worker, control.StopReading())
             if self._pause_asked:
@@ -362,7 +378,7 @@ class Supervisor:
             error.add_note(f"in {self._name(task)}, {failed.doing}:\n{failed.traceback}")
             raise error
         never_began = self.restarts == 0 and not watched.began
-        if never_began or failed.doing in ("end", "close") or task == SOURCE_TASK:
+        if never_began or failed.doing in ("end", "close") or task in self._sources:
             what = failed.message if failed.doing == "start" else f"{failed.doing}() raised {failed.message}"
             raise _worker_error(self._name(task), watched, what)
 
@@ -431,7 +447,7 @@ class Supervisor:
             self._tell(worker, control.Judged(node, (verdict,)))
 
     def _count_guilty(self, task: TaskIndex, node: str, how: str) -> None:
-        completed = self.origin_counts().completed
+        completed = self._completed()
         before, count = self._guilty.get(node, (completed, 0))
         count = count + 1 if before == completed else 1
         self._guilty[node] = (completed, count)
@@ -446,7 +462,7 @@ class Supervisor:
     # -- restarts --------------------------------------------------------------------------------
 
     def _count_death(self, watched: _Watched, how: str) -> None:
-        completed = self.origin_counts().completed
+        completed = self._completed()
         watched.deaths = watched.deaths + 1 if completed == watched.completed_at_death else 1
         watched.completed_at_death = completed
         most = self.plan.options.max_restarts
@@ -470,9 +486,10 @@ class Supervisor:
         if self._closing:
             self._say("supervisor", f"{watched.plan.name} died while it closed: {how}")
             return True
-        if SOURCE_TASK in watched.tasks:
+        read_here = [task for task in watched.tasks if task in self._sources]
+        if read_here:
             what = f"the source died ({how}); only robustness='robust' can go on after that"
-            raise _worker_error(self._name(SOURCE_TASK), watched, what)
+            raise _worker_error(self._name(read_here[0]), watched, what)
         for task in set(watched.tasks).intersection(self._ending.due):  # not those whose turn comes by that
             self._to_end.discard(task)
             self._to_end.update(self._ending.task_ended(task))  # told once all are back
@@ -542,11 +559,11 @@ class Supervisor:
         failpoints.passed("supervisor.started_worker")
 
     def _beat_at_start(self, task: TaskIndex) -> control.Beat | None:
-        """Nothing is known of a new worker; the source's books, which it will read from its journal, are."""
+        """Nothing is known of a new worker; the books of a source, which it will read from its journal, are."""
         beat = self._tasks[task].beat
-        if task != SOURCE_TASK or beat is None or beat.origin is None:
+        if task not in self._sources or beat is None or beat.origin is None:
             return None
-        self._replayed_before += beat.origin.replayed
+        self._replayed_before[task] += beat.origin.replayed
         return replace(beat, items_in=0, items_out=0, origin=replace(beat.origin, replayed=0))
 
     def _tell_task(self, task: TaskIndex, order: Any) -> None:
@@ -562,7 +579,7 @@ class Supervisor:
     # -- the end ---------------------------------------------------------------------------------
 
     def _quit_all(self) -> None:
-        """Everybody closes; the source first, so that nobody is sent anything any more."""
+        """Everybody closes; the sources first, so that nobody is sent anything any more."""
         self._closing = True
         for worker in self._workers:
             self._tell(worker, control.Quit())

@@ -207,6 +207,7 @@ class Worker:
         self._wake_read, self._wake_write = os.pipe()
         self._quit = False
         self._stop_beating = threading.Event()
+        self._warned_of_s: set[float] = set()
         self._ending: set[TaskIndex] = set()
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
         self._inbox = Inbox(self._context, spec.socket_folder, f"{spec.worker}.{spec.incarnation}")
@@ -216,16 +217,18 @@ class Worker:
         self._poller = zmq.Poller()
         self._poller.register(self._inbox.socket, zmq.POLLIN)
         self._poller.register(self._wake_read, zmq.POLLIN)
-        self._watched_fd: int | None = None
+        self._watched_fds: set[int] = set()
         self._slot = slot
         self._guards: dict[TaskIndex, Guard] = {}
-        self._source: SourceHost | None = None
+        self._over: dict[TaskIndex, _Over] = {}
+        self._told_over: dict[TaskIndex, _Over] = {}
+        self._sources: dict[TaskIndex, SourceHost] = {}
         self._hosts: dict[TaskIndex, assembly.Host] = {}
         nodes = share_nodes(shipment.nodes, self._plan, spec.tasks)
         for task in spec.tasks:
-            self._make_host(task, nodes.get(task), shipment.source)
+            self._make_host(task, nodes.get(task), shipment.sources.get(task))
         self._most_messages = MESSAGES_PER_TURN * len(self._hosts)
-        self._most_messages += SOURCE_MESSAGES_PER_TURN if self._source is not None else 0
+        self._most_messages += SOURCE_MESSAGES_PER_TURN * len(self._sources)
 
     def _make_host(self, task: TaskIndex, node: Node | None, source: Source | None) -> None:
         plan, spec = self._plan, self._spec
@@ -238,8 +241,9 @@ class Worker:
         guard.beside = None if self._slot is None else SlotNote(self._slot, task, beside=True)
         if plan.node(name).is_source:
             assert source is not None
-            self._source = assembly.make_source_host(
+            self._sources[task] = assembly.make_source_host(
                 plan,
+                task,
                 source,
                 codecs,
                 self._outbox,
@@ -280,21 +284,21 @@ class Worker:
         self._close()
 
     def _begin(self) -> None:
-        """Parents last: a source must not read before all that it reads for have begun."""
+        """Sources last: they must not read before all that they read for have begun."""
         for task, host in self._hosts.items():
             self.at, self.doing = task, "open" if isinstance(host.node, Sink) else "begin"
             host.begin()
-        if self._source is not None:
-            self.at, self.doing = self._source.host.task, "begin"
-            self._source.open()
+        for task, source in self._sources.items():
+            self.at, self.doing = task, "begin"
+            source.open()
 
     def _turn(self) -> None:
         while self._orders:
             self._obey(self._orders.popleft())
         worked = self._take_in()
         worked = self._deliver() or worked
-        if self._source is not None:
-            worked = self._turn_source(self._source) or worked
+        for task, source in self._sources.items():
+            worked = self._turn_source(task, source) or worked
         for task, host in self._hosts.items():
             worked = self._turn_task(task, host) or worked
         if not worked and not self._orders and not self._quit and not self._outbox.waiting:
@@ -323,22 +327,19 @@ class Worker:
         host = self._hosts.get(target)
         if host is not None:
             host.receive(message)
-        elif self._source is not None:
-            self._source.receive(message)
+        elif (source := self._sources.get(target)) is not None:
+            source.receive(message)
 
-    def _turn_source(self, source: SourceHost) -> bool:
-        self.at = source.host.task
+    def _turn_source(self, task: TaskIndex, source: SourceHost) -> bool:
+        self.at = task
         if source.turn():
             return True
         # Only now: a decision that is just being committed looks done to the thread that beats.
-        self._over = _Over(source.origin.finished, source.drained)
-        if source.origin.settled and self._over != self._told_over:
-            self._told_over = self._over
+        over = self._over[task] = _Over(source.origin.finished, source.drained)
+        if source.origin.settled and over != self._told_over.get(task):
+            self._told_over[task] = over
             self._tell_beats()
         return False
-
-    _over = _Over(False, False)
-    _told_over: _Over | None = None
 
     def _turn_task(self, task: TaskIndex, host: assembly.Host) -> bool:
         self.at = task
@@ -351,33 +352,31 @@ class Worker:
         return worked
 
     def _wait(self) -> None:
-        """Wait for a message, an order, the source, or the next thing that is due."""
+        """Wait for a message, an order, a source, or the next thing that is due."""
         waits = [host.next_wake_s() for host in self._hosts.values()]
-        if self._source is not None:
-            waits.append(self._source.next_wake_s())
-            if not self._watch_source(self._source):
-                waits.append(ASK_EVERY_S)
+        waits += [source.next_wake_s() for source in self._sources.values()]
+        if self._sources and not self._watch_sources():
+            waits.append(ASK_EVERY_S)
         wait_s = min((wait for wait in waits if wait is not None), default=None)
         ready = self._poller.poll(None if wait_s is None else math.ceil(wait_s * 1000))
         if any(found == self._wake_read for found, _ in ready):
             os.read(self._wake_read, 4096)
 
-    def _watch_source(self, source: SourceHost) -> bool:
-        """Wait for the source too, if it may be read. False: it cannot be waited for, only asked."""
-        wanted = source.wants_to_read
-        fd = source.source.fileno() if wanted else None
-        if fd != self._watched_fd:
-            if self._watched_fd is not None:
-                self._poller.unregister(self._watched_fd)
-            if fd is not None:
-                self._poller.register(fd, zmq.POLLIN)
-            self._watched_fd = fd
-        return not wanted or fd is not None
+    def _watch_sources(self) -> bool:
+        """Wait for the sources too that may be read. False: one cannot be waited for, only asked."""
+        found = [source.source.fileno() for source in self._sources.values() if source.wants_to_read]
+        fds = {fd for fd in found if fd is not None}
+        for fd in self._watched_fds - fds:
+            self._poller.unregister(fd)
+        for fd in fds - self._watched_fds:
+            self._poller.register(fd, zmq.POLLIN)
+        self._watched_fds = fds
+        return None not in found
 
     # -- orders ----------------------------------------------------------------------------------
 
     def _obey(self, order: Any) -> None:
-        self._told_over = None
+        self._told_over.clear()
         if isinstance(order, control.Wire):
             self._rewire(order)
         elif isinstance(order, control.Replay):
@@ -388,11 +387,11 @@ class Worker:
             self._ending.add(order.task)
             self._hosts[order.task].drain()
         elif isinstance(order, control.StopReading):
-            assert self._source is not None
-            self._source.stop_reading()
+            for source in self._sources.values():
+                source.stop_reading()
         elif isinstance(order, control.Pause):
-            assert self._source is not None
-            self._source.pause(paused=order.paused)
+            for source in self._sources.values():
+                source.pause(paused=order.paused)
         elif isinstance(order, control.Judged):
             for task, guard in self._guards.items():
                 if self._plan.task(task).node == order.node:
@@ -411,8 +410,8 @@ class Worker:
         """A new incarnation of a task owes nothing."""
         for host in self._hosts.values():
             host.replica_restarted(task)
-        if self._source is not None:
-            self._source.host.replica_restarted(task)
+        for source in self._sources.values():
+            source.host.replica_restarted(task)
 
     def _replay(self, order: control.Replay) -> None:
         lost = order.after_death and not self._plan.options.robust
@@ -421,11 +420,11 @@ class Worker:
                 host.abandon()
             else:
                 host.replay()
-        if self._source is not None:
+        for source in self._sources.values():
             if lost:
-                self._source.origin.abandon()
+                source.origin.abandon()
             else:
-                self._source.origin.replay(time.time())
+                source.origin.replay(time.time())
 
     def _end(self, task: TaskIndex) -> None:
         self._ending.add(task)
@@ -460,15 +459,15 @@ class Worker:
         while not self._stop_beating.wait(BEAT_EVERY_S):
             with contextlib.suppress(OSError):
                 self._tell_beats()
-            if self._source is not None:
-                self._warn_of_blocking(self._source)
+            for source in self._sources.values():
+                self._warn_of_blocking(source)
 
     def _warn_of_blocking(self, source: SourceHost) -> None:
         """Once for each call of a source that waits where it must not; a slow one would not survive a kill."""
         since_s, limit_s = source.reading_since_s, self._plan.options.timeout_s
-        if since_s is None or since_s == self._warned_of_s or time.monotonic() - since_s <= limit_s:
+        if since_s is None or since_s in self._warned_of_s or time.monotonic() - since_s <= limit_s:
             return
-        self._warned_of_s = since_s
+        self._warned_of_s.add(since_s)
         print(
             f"the source {source.source!r} has not come back from read() for {limit_s:g} s; meanwhile nothing that it "
             "has given is decided, and no stop is heard. read() must not wait: let it return [] while there is "
@@ -476,22 +475,20 @@ class Worker:
             file=sys.stderr,
         )
 
-    _warned_of_s: float | None = None
-
     def _tell_beats(self) -> None:
         self._tell(control.Beats(self.beats()))
 
     def beats(self) -> tuple[control.Beat, ...]:
         """How far each task is."""
         told = [_beat_of(task, host) for task, host in self._hosts.items()]
-        if self._source is not None:
-            told.append(self._beat_of_source(self._source))
+        told += [self._beat_of_source(task, source) for task, source in self._sources.items()]
         return tuple(told)
 
-    def _beat_of_source(self, source: SourceHost) -> control.Beat:
+    def _beat_of_source(self, task: TaskIndex, source: SourceHost) -> control.Beat:
         counts = source.origin.counts()
+        over = self._over.get(task, _Over(False, False))
         return control.Beat(
-            source.host.task,
+            task,
             (counts.emitted, counts.completed),
             "",
             counts.emitted,
@@ -499,8 +496,8 @@ class Worker:
             0,
             0.0,
             origin=counts,
-            finished=self._over.finished,
-            drained=self._over.drained,
+            finished=over.finished,
+            drained=over.drained,
             resting=source.resting,
         )
 
@@ -519,14 +516,13 @@ class Worker:
         self._stop_beating.set()
         last = self.beats()
         origins = [host.origin_host for host in self._hosts.values() if host.origin_host is not None]
-        if self._source is not None:
-            origins.append(self._source.host)
+        origins += [source.host for source in self._sources.values()]
         keep = self._plan.options.keep_failed
         failures = tuple(entry for origin in origins for entry in origin.store.failures(keep))
         confirmed = all(origin.confirmed for origin in origins)
-        if self._source is not None:
-            self.at = self._source.host.task
-            self._source.close()
+        for task, source in self._sources.items():
+            self.at = task
+            source.close()
         for task, host in self._hosts.items():
             self.at = task
             host.close()
@@ -535,9 +531,9 @@ class Worker:
 
     def close_after_error(self) -> None:
         """In a thread nobody else closes what is open: the journal and its lock, the source, the sockets."""
-        with contextlib.suppress(Exception):
-            if self._source is not None:
-                self._source.close()
+        for source in self._sources.values():
+            with contextlib.suppress(Exception):
+                source.close()
         self.close_sockets()
 
     def close_sockets(self) -> None:

@@ -62,7 +62,7 @@ def entry(key: int, root: int = 0, due_s: float | None = None, text: str = "Valu
 
 def plan(*, name: str = "text", source: str | None = None) -> Plan:
     made = make_plan(Map(str, name=name), Options.of(robustness="robust"), has_iterable=True)
-    assert source in (None, made.source_name)
+    assert source in (None, *made.sources)
     return made
 
 

@@ -17,8 +17,8 @@ from consecution.protocol.values import FailedItem, Stage, TaskIndex
 from consecution.report import Status
 from consecution.runtime.assembly import (
     make_report,
-    make_source,
     make_source_host,
+    make_sources,
     make_status,
     make_store,
     node_counts,
@@ -57,8 +57,9 @@ def entry(payload: Any, shown: str = "shown", task: int = 1) -> FailureEntry:
 def test_the_iterable_of_a_run_comes_before_the_producer() -> None:
     plan = plan_of(Producer("manual", name="manual"))
 
-    assert isinstance(make_source(plan, [1]), IterableSource)
-    assert isinstance(make_source(plan, None), ManualSource)
+    (given,), (own,) = make_sources(plan, [1]).values(), make_sources(plan, None).values()
+    assert isinstance(given, IterableSource)
+    assert isinstance(own, ManualSource)
 
 
 @pytest.mark.parametrize(("robustness", "kept"), [("none", 0), ("confirm", 0), ("track", 2)])
@@ -104,6 +105,7 @@ def test_a_source_host_stands_where_the_journal_stood(tmp_path: Path) -> None:
 
     host = make_source_host(
         plan_of(),
+        TaskIndex(0),
         ScriptedSource(diary, []),
         process_codec(robust=True),
         WritingOutbox(diary),
@@ -154,23 +156,29 @@ def counted(items_in: int, items_out: int, failed: int, busy_s: float) -> Counts
 def test_counts_are_summed_over_replicas_and_a_dead_one_is_left_out() -> None:
     counts = {TaskIndex(1): counted(3, 6, 1, 0.5), TaskIndex(2): counted(4, 8, 0, 0.25)}
 
-    source, node = node_counts(plan_of(), counts, emitted=7)
-    _, alone = node_counts(plan_of(), {TaskIndex(2): counts[TaskIndex(2)]}, emitted=7)
+    books = books_of(OriginCounts(7, 7, 0, 0, 0, 0))
+
+    source, node = node_counts(plan_of(), counts, books)
+    _, alone = node_counts(plan_of(), {TaskIndex(2): counts[TaskIndex(2)]}, books)
 
     assert (source.items_in, source.items_out, source.replicas) == (7, 7, 1)
     assert (node.items_in, node.items_out, node.failed, node.busy_s, node.replicas) == (7, 14, 1, 0.75, 2)
     assert alone.items_in == 4
 
 
+def books_of(source: OriginCounts, below: Sequence[OriginCounts] = ()) -> Books:
+    return Books.of({TaskIndex(0): source}, below)
+
+
 def status(*, failed: int = 0, pending: int = 0) -> Status:
     origin = OriginCounts(10, 10 - pending, failed, pending, 2, 0)
-    return make_status(plan_of(), "finished", Books(origin), {}, seconds=1.5, restarts=1)
+    return make_status(plan_of(), "finished", books_of(origin), {}, seconds=1.5, restarts=1)
 
 
 def test_a_status_adds_what_durable_nodes_answer_for() -> None:
     below = [OriginCounts(7, 4, 3, 3, 0, 0), OriginCounts(0, 0, 1, 0, 0, 0, own_retries=2)]
 
-    made = make_status(plan_of(), "running", Books.of(OriginCounts(5, 3, 1, 2, 0, 0), below), {}, seconds=1.0)
+    made = make_status(plan_of(), "running", books_of(OriginCounts(5, 3, 1, 2, 0, 0), below), {}, seconds=1.0)
 
     assert (made.failed, made.emitted, made.completed, made.pending) == (5, 5, 3, 2)
     assert (made.pending_below, made.open) == (5, 7)

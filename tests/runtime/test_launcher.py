@@ -38,7 +38,7 @@ class Launchpad:
 
     def process(self, node: Node | None = None) -> ProcessWorker:
         pipeline = Pipeline(Producer(range(3)) | (node or Misbehaving("node", "kill", None)))
-        parcel = Parcel(ship(pipeline.plan(mode="process"), [TaskIndex(1)], pipeline.global_state, None))
+        parcel = Parcel(ship(pipeline.plan(mode="process"), [TaskIndex(1)], pipeline.global_state, {}))
         self._parcels.append(parcel)
         worker = ProcessWorker(self.spec(1), parcel, "node.0", self.logs)
         self._started.append(worker)
@@ -48,7 +48,7 @@ class Launchpad:
         pipeline = Pipeline(Producer("manual") | Misbehaving("node", "kill", None))
         plan = pipeline.plan(mode="process", robustness="confirm")
         node: Any = pipeline.top_node
-        worker = ThreadWorker(self.spec(0), "producer.0", Shipment(plan, {}, node.make_source(), None))
+        worker = ThreadWorker(self.spec(0), "producer.0", Shipment(plan, {}, {TaskIndex(0): node.make_source()}, None))
         self._started.append(worker)
         return worker
 

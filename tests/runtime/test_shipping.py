@@ -110,7 +110,7 @@ def plan_of(node: Any, **options: Any) -> tuple[Pipeline, Plan]:
 
 def sent(node: Any, global_state: Any = None) -> bytes:
     pipeline, plan = plan_of(node)
-    return ship(plan, [TaskIndex(1)], pipeline.global_state if global_state is None else global_state, None)
+    return ship(plan, [TaskIndex(1)], pipeline.global_state if global_state is None else global_state, {})
 
 
 # -- scripts -------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_a_router_that_cannot_be_sent_is_spoken_of() -> None:
     plan = pipeline.plan(mode="process")
 
     with pytest.raises(ShippingError, match=r"N\(top\): it, or a function on its way out \(router, key\)"):
-        ship(plan, [TaskIndex(1)], pipeline.global_state, None)
+        ship(plan, [TaskIndex(1)], pipeline.global_state, {})
 
 
 # -- what a worker gets --------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def test_a_worker_gets_only_its_own_node_and_functions() -> None:
     pipeline = Pipeline(Producer(range(3)) | Node("a") | Holder("b", lock))
     plan = pipeline.plan(mode="process")
 
-    shipment = unship(ship(plan, [TaskIndex(1)], pipeline.global_state, None))
+    shipment = unship(ship(plan, [TaskIndex(1)], pipeline.global_state, {}))
 
     assert [(name, node.name) for name, node in shipment.nodes.items()] == [("a", "a")]
     assert [planned.node for planned in shipment.plan.nodes] == [None] * 3

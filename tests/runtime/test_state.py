@@ -268,9 +268,14 @@ def test_another_format_is_refused(path: Path) -> None:
         open_again(path)
 
 
-def test_another_source_is_refused(path: Path) -> None:
-    with pytest.raises(StateDirError, match="whose source is 'source'; this one's is 'pages': use another state_dir"):
+def test_a_source_that_was_read_and_is_gone_is_named(path: Path) -> None:
+    state = open_again(path)
+    put(state, head=Head(position=1500, emitted=1500))
+    state.close()
+
+    with pytest.raises(StateDirError, match=r"how far the source 'source' was read \(1,500 items\).*drop_state=True"):
         open_again(path, plan(source="pages"))
+    open_again(path).close()
 
 
 def test_every_flipped_byte_of_the_manifest_is_noticed(path: Path) -> None:

@@ -474,7 +474,7 @@ def test_the_last_words_of_the_dead_count() -> None:
 
     supervisor = world.run()
 
-    assert supervisor.origin_counts().completed == 10
+    assert supervisor.books().total.completed == 10
     assert not supervisor.stopped
 
 
@@ -501,7 +501,7 @@ def test_replayed_batches_add_up_over_the_lives_of_the_source() -> None:
     )
     world = World(script={(SOURCE, "Replay"): replay_three, (SOURCE, "Quit"): closing})
 
-    assert world.run().origin_counts().replayed == 6
+    assert world.run().books().total.replayed == 6
 
 
 # -- deaths without a journal --------------------------------------------------------------------

@@ -67,8 +67,8 @@ class Bench:
         plan = pipeline.plan(mode="process", robustness=robustness, batch_size=10, timeout_s=timeout_s)
         producer: Any = pipeline.top_node
         task = TaskIndex(0) if node is None else ME
-        source = producer.make_source() if node is None else None
-        shipment = Shipment(plan, {} if node is None else {node.name: node}, source, None)
+        sources = {task: producer.make_source()} if node is None else {}
+        shipment = Shipment(plan, {} if node is None else {node.name: node}, sources, None)
         self.home = WorkerIndex(task)
         spec = WorkerSpec(self.home, (task,), 1, "memory", {}, self.folder.path, "", {})
         self.pipe, theirs = multiprocess.Pipe()
@@ -335,7 +335,7 @@ def test_a_source_tells_at_once_that_it_has_finished(bench: Make) -> None:
 def test_a_source_has_not_finished_while_the_last_decision_is_being_committed(bench: Make) -> None:
     """Killed in between, it would run the batch again, in a run that everybody takes for finished."""
     one = bench(source=range(5))
-    store = one.worker._source.host.store
+    store = one.worker._sources[TaskIndex(0)].host.store
     apply, committing, commit = store.apply, threading.Event(), threading.Event()
 
     def wait_and_apply(changes: list[Change]) -> None:
