@@ -69,6 +69,12 @@ a, b, c, d = (Pass(name) for name in "abcd")
 DIFFERENCES = (
     Difference("a text is no list of nodes", "a | 'b'", "RecursionError", "GraphError"),
     Difference("an empty list has nothing to connect", "a | []; result = names(a.all_nodes)", ["a"], "GraphError"),
+    Difference(
+        "a chain is not led into from a second place by itself",
+        "a | c; b | c; result = names(a._upstream_nodes)",
+        ["b"],
+        "GraphError",
+    ),
     Difference("what is no node is refused", "a | [7, b]; result = names(a.all_nodes)", ["a", "b"], "GraphError"),
     Difference(
         "after an exception in begin, the last node begins last",
