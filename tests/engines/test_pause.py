@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from consecution import Pipeline, Producer, Running
+from consecution import Map, Pipeline, Producer, Running
 from tests.engines.misbehaving import wait_for
 
 MODES = ("inline", "thread", "process")
@@ -80,3 +80,21 @@ def test_a_run_may_be_paused_before_it_has_begun_to_read() -> None:
     running.resume()
 
     assert running.wait().completed == 10
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_sources_rest_and_all_go_on(mode: Any) -> None:
+    first, second = (Producer(range(10**9), name=name) for name in ("first", "second"))
+    running = Pipeline([first, second] | Map(identity)).start(mode=mode, sync="process", batch_size=10)
+    driver = driven(running)
+    wait_for(lambda: running.status().completed > 0)
+
+    running.pause()
+    wait_for(lambda: running.status().state == "paused" and running.status().open == 0)
+    before = {node.node: node.items_in for node in running.status().nodes}
+    assert {node.node: node.items_in for node in running.status().nodes} == before
+    running.resume()
+    wait_for(lambda: all(node.items_in > before[node.node] for node in running.status().nodes))
+
+    running.stop()
+    driver.join()
