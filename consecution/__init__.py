@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from consecution.sinks.text import TextLines as TextLines
     from consecution.source import Rejected as Rejected
     from consecution.source import Source as Source
+    from consecution.sources.files import FilesSource as FilesSource
     from consecution.sources.iterable import IterableSource as IterableSource
     from consecution.sources.manual import ManualSource as ManualSource
     from consecution.sources.manual import Receipt as Receipt
@@ -64,6 +65,7 @@ _HOMES = {
     "Count": "reduction",
     "Csv": "sinks.csv",
     "Failure": "report",
+    "FilesSource": "sources.files",
     "Filter": "nodes",
     "FlatMap": "nodes",
     "GlobalState": "pipeline",

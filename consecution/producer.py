@@ -31,7 +31,18 @@ def _sql() -> type[Source]:
     return SqlSource
 
 
-KINDS: dict[str, Callable[[], type[Source]]] = {"pipe": _pipe, "manual": _manual, "sql": _sql}
+def _files() -> type[Source]:
+    from consecution.sources.files import FilesSource
+
+    return FilesSource
+
+
+KINDS: dict[str, Callable[[], type[Source]]] = {
+    "pipe": _pipe,
+    "manual": _manual,
+    "sql": _sql,
+    "files": _files,
+}
 """Kind → where to find the class of its source, whose arguments are the producer's options."""
 
 

@@ -11,14 +11,12 @@ from typing import Any
 
 from consecution.errors import SourceError
 from consecution.source import Source
-from consecution.sources.records import Place, RecordFormat, RecordStream
+from consecution.sources.records import BLOCK_BYTES, MOST_LINE_BYTES, Place, RecordFormat, RecordStream
 
-CHUNK_BYTES = 1 << 18
 LONGEST_WAIT_MS = 500
 """With ``may_block``: how long a read waits for a line before it lets the caller look at other things."""
 
 NAME = "standard input"
-MOST_LINE_BYTES = 64 << 20
 
 
 class PipeSource(Source):
@@ -28,7 +26,7 @@ class PipeSource(Source):
     `RecordFormat` has for them; what is no such record is `Rejected`, alone. A line ends at ``\\n`` only. Bytes that
     are not in the ``encoding`` come as surrogates (``errors="surrogateescape"``), so nothing is lost. The position is
     the number of bytes (and of lines, and the header): a file is gone on with at that place, a pipe with what comes
-    next. At most a chunk and one line, of ``max_line_bytes``, are in memory.
+    next. At most a block and one line, of ``max_line_bytes``, are in memory.
 
     SourceError from ``open`` if the descriptor is closed, or the file is shorter than what was taken; from
     ``read`` if it cannot be read, a line is too long, or the header cannot be used.
@@ -129,7 +127,7 @@ class PipeSource(Source):
         """Some bytes, b"" at the end, or None if there are none just now."""
         wait_ms = LONGEST_WAIT_MS if wait and self.may_block else 0
         try:
-            return os.read(self._fd, CHUNK_BYTES) if self._poll.poll(wait_ms) else None
+            return os.read(self._fd, BLOCK_BYTES) if self._poll.poll(wait_ms) else None
         except BlockingIOError:
             return None
         except OSError as error:

@@ -22,6 +22,9 @@ from consecution.protocol.step import shorten_repr
 from consecution.source import Rejected
 
 FORMATS = ("lines", "ndjson", "csv")
+MOST_LINE_BYTES = 64 << 20
+BLOCK_BYTES = 1 << 15
+"""How much is read at once: what is made of a larger block does not fit into the cache, and takes twice as long."""
 BOM = codecs.BOM_UTF8
 PLAIN = '\n\r ,;\t"{}[]:0aZ'
 """What must be the same bytes in an encoding as in ASCII: blocks are cut at newlines before they are decoded."""
@@ -370,7 +373,7 @@ class _Rows:
         rows.pop()
         if len(rows) != len(self._lines) or set(map(len, rows)) != {len(names)}:
             return False
-        self.items = [dict(zip(names, row, strict=True)) for row in rows]
+        self.items = list(map(dict, map(zip, itertools.repeat(names), rows)))
         self.ends = None
         return True
 

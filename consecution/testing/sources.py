@@ -94,12 +94,13 @@ def check_source(
     flood: Outside | None = None,
     most_bytes: int = MOST_BYTES,
     within_s: float = LIFE_WITHIN_S,
+    kills: bool = True,
 ) -> None:
     """Put a source through its contract. BrokenSourceError at the first thing that is not as it should be.
 
     ``items``, at least twenty, must be equal to what the source gives; ``folder`` is empty. With ``send``, ``resumes``
-    counts for nothing, and no processes are killed: what a sender does after that is between the two. Whatever is
-    waited for must come ``within_s`` seconds. Takes some seconds.
+    counts for nothing, and no processes are killed: what a sender does after that is between the two. ``kills=False``
+    leaves out the kills, which take some seconds. Whatever is waited for must come ``within_s`` seconds.
     """
     if len(items) < LEAST_ITEMS:
         raise ValueError(f"check_source: {len(items)} items are too few, give at least {LEAST_ITEMS}")
@@ -108,7 +109,7 @@ def check_source(
     if send is not None:
         checks += [_silence, _going_on_with_what_comes]
     elif case.resumes:
-        checks += [_resume, _resume_from_far, _reuse, _shipping, _kills]
+        checks += [_resume, _resume_from_far, _reuse, _shipping, *([_kills] if kills else [])]
     else:
         checks += [_shipping]
     for check in checks:
@@ -605,13 +606,14 @@ def _read_until_bad(case: _Case, life: _Life, found: list[Any]) -> SourceError |
 
 def _back_pressure(case: _Case, flood: Outside | None, most_bytes: int) -> None:
     was_tracing = tracemalloc.is_tracing()
+    source = case.make()
     with contextlib.ExitStack() as stack:
         tracemalloc.start()
         if not was_tracing:
             stack.callback(tracemalloc.stop)
         tracemalloc.reset_peak()
         before, _ = tracemalloc.get_traced_memory()
-        life = stack.enter_context(_Life(case, outside=flood))
+        life = stack.enter_context(_Life(case, source=source, outside=flood))
         _watch_flood(life, before + most_bytes)
         for _ in range(10):
             life.some(1)

@@ -36,7 +36,7 @@ def large_lines(folder: Path) -> Path:
 
 
 def test_a_list(tmp_path: Path) -> None:
-    check_source(lambda folder: IterableSource(ITEMS), ITEMS, folder=tmp_path)
+    check_source(lambda folder: IterableSource(ITEMS), ITEMS, folder=tmp_path, kills=False)
 
 
 def test_a_generator_function(tmp_path: Path) -> None:
@@ -87,7 +87,8 @@ def make_json(folder: Path, *bad: str) -> PipeSource:
 
 
 def test_json_of_a_file_on_standard_input(tmp_path: Path) -> None:
-    check_source(make_json, ITEMS, folder=tmp_path, make_bad=lambda folder: make_json(folder, "[1,", "", "{}}"))
+    bad = ("[1,", "", "{}}")
+    check_source(make_json, ITEMS, folder=tmp_path, kills=False, make_bad=lambda folder: make_json(folder, *bad))
 
 
 ROWS = [{"n": str(n), "text": f"line {n}\nand more"} for n in range(25)]
@@ -101,7 +102,8 @@ def make_csv(folder: Path, *bad: str) -> PipeSource:
 
 
 def test_csv_of_a_file_on_standard_input(tmp_path: Path) -> None:
-    check_source(make_csv, ROWS, folder=tmp_path, make_bad=lambda folder: make_csv(folder, "1", '"2', "3,4,5"))
+    bad = ("1", '"2', "3,4,5")
+    check_source(make_csv, ROWS, folder=tmp_path, kills=False, make_bad=lambda folder: make_csv(folder, *bad))
 
 
 class Fifo(PipeSource):

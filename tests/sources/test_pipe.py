@@ -74,7 +74,7 @@ def test_a_line_ends_at_a_newline_and_nothing_is_lost(tmp_path: Path, content: b
 
 @pytest.mark.parametrize("chunk_bytes", range(1, len(TEXT) + 2))
 def test_a_chunk_may_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
-    monkeypatch.setattr(pipe, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(pipe, "BLOCK_BYTES", chunk_bytes)
 
     found, position = read_file(TEXT, tmp_path)
 
@@ -114,7 +114,7 @@ def test_a_file_is_gone_on_with_exactly(
     position: Any = 0
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pipe, "CHUNK_BYTES", chunk_bytes)
+        patched.setattr(pipe, "BLOCK_BYTES", chunk_bytes)
         for count in counts:
             source = opened(fd, position)
             found += read_some(source, count) or []

@@ -1,0 +1,195 @@
+"""Files, one after the other."""
+
+from __future__ import annotations
+
+import glob
+import os
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+
+from consecution.errors import SourceError, UsageError
+from consecution.source import Note, Source
+from consecution.sources.content import Print, digest
+from consecution.sources.recorded import ParquetFile, RecordFile, TextFile
+from consecution.sources.records import FORMATS, MOST_LINE_BYTES, RecordFormat
+
+Path = str | os.PathLike[str]
+
+
+class FilesSource(Source):
+    """The records of files. ``paths`` are one or several, each a path or a pattern (``logs/*.gz``, ``**`` for folders).
+
+    The files are read in the order of the paths, those of a pattern in the order of their names, each once. What is
+    there at the start is read: the list is kept for later runs, and what comes later is not among them.
+    ``format`` and its options are those of `RecordFormat`, or "parquet": rows become dicts, ``columns`` chooses, and
+    pyarrow is needed. What ends with ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` is decompressed on the way.
+
+    The position is the file and a place in it (decompressed bytes; in Parquet, row group and row), with a print
+    of what was read, so that another file of that name is noticed.
+
+    SourceError from ``open`` if there is no such file; from both, if it cannot be read, has become shorter, was
+    replaced, or is cut short. What came before is given first.
+    """
+
+    def __init__(
+        self,
+        paths: Path | Sequence[Path],
+        format: str = "lines",
+        *,
+        encoding: str = "utf-8",
+        delimiter: str = ",",
+        columns: Sequence[str] | None = None,
+        header: bool = True,
+        max_line_bytes: int = MOST_LINE_BYTES,
+    ) -> None:
+        self._paths = _absolute(paths)
+        self._columns = columns
+        self._form: RecordFormat | None = None
+        if format != "parquet":
+            if format not in FORMATS:
+                known = ", ".join(map(repr, (*FORMATS, "parquet")))
+                raise UsageError(f"format={format!r}: expected one of {known}")
+            self._form = RecordFormat(format, encoding=encoding, delimiter=delimiter, columns=columns, header=header)
+            self.rejects = self._form.rejects
+        elif delimiter != "," or not header or encoding != "utf-8":
+            raise UsageError("format='parquet': encoding, delimiter and header go with text; leave them out")
+        self._max_line_bytes = max_line_bytes
+        self._recalled: list[str] | None = None
+        self._noted = False
+        self._files: list[str] = []
+        self._names = b""
+        self._at = 0
+        self._file: RecordFile | None = None
+        self._error: SourceError | None = None
+
+    def __repr__(self) -> str:
+        return f"FilesSource({', '.join(self._paths)})"
+
+    # -- which files -----------------------------------------------------------------------------
+
+    def recall(self, notes: Sequence[tuple[int, bytes]]) -> None:
+        self._recalled = msgpack.unpackb(zlib.decompress(notes[-1][1]))
+
+    def take_note(self, seq: int) -> Note | None:
+        if self._noted:
+            return None
+        self._noted = True
+        return Note(zlib.compress(msgpack.packb(self._files)))
+
+    def open(self, position: Any) -> None:
+        self.close()
+        recalled, self._recalled = self._recalled, None
+        self._error = None
+        self._noted = recalled is not None
+        self._files = recalled if recalled is not None and position is not None else self._find(position)
+        self._names = digest("\0".join(self._files).encode("utf-8", "surrogateescape"))
+        if position is None:
+            self._at, self._noted = 0, False
+            return
+        count, names, self._at, *place = position
+        if names != self._names:
+            raise SourceError(
+                f"{self!r} had {count} files at the start, and now there are {len(self._files)}, or others: give the "
+                "run the same files again, or start afresh with fresh=True"
+            )
+        if place:
+            self._go_on(self._files[self._at], *place)
+
+    def _find(self, position: Any) -> list[str]:
+        """The files as they are now; what was there at the start may be gone, if it was read."""
+        return find_files(self._paths, missing_too=position is not None)
+
+    def _go_on(self, path: str, place: Any, *known: Any) -> None:
+        if not os.path.exists(path):
+            raise SourceError(
+                f"{path} is gone, and was not read to its end before: put it back, or start afresh with fresh=True"
+            )
+        self._file = self._open_file(path, place, Print(*known))
+
+    def _open_file(self, path: str, place: Any = None, known: Print | None = None) -> RecordFile:
+        if self._form is None:
+            return ParquetFile(path, self._columns, place, known)
+        return TextFile(path, self._form, self._max_line_bytes, place, known)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def read(self, max_items: int) -> list[Any] | None:
+        records = [] if self._file is None else self._file.take(max_items)
+        while len(records) < max_items and self._fill():
+            assert self._file is not None
+            records += self._file.take(max_items - len(records))
+        if records:
+            return records
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def _fill(self) -> bool:
+        """Get more, from this file or the next ones. False: there is no more; an error waits until all was taken."""
+        try:
+            return self._error is None and self._fill_from_files()
+        except SourceError as error:
+            self._error = error
+            return self._file is not None and len(self._file) > 0
+
+    def _fill_from_files(self) -> bool:
+        while self._at < len(self._files):
+            if self._file is None:
+                self._file = self._open_file(self._files[self._at])
+            if self._file.fill():
+                return True
+            self._file.close()
+            self._file = None
+            self._at += 1
+        return False
+
+    def position(self) -> Any:
+        place = [] if self._file is None else self._file.position()
+        return [len(self._files), self._names, self._at, *place]
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+# -- which files -----------------------------------------------------------------------------------
+
+
+def _absolute(paths: Path | Sequence[Path]) -> list[str]:
+    """As they are from here: a worker may be somewhere else."""
+    given = list(paths) if isinstance(paths, Sequence) and not isinstance(paths, str) else [paths]
+    if not given or not all(isinstance(path, (str, os.PathLike)) for path in given):
+        raise UsageError(f"paths={paths!r}: expected a path or pattern, or a list of these")
+    return [os.path.abspath(os.fspath(path)) for path in given]
+
+
+def is_pattern(path: str) -> bool:
+    return any(letter in path for letter in "*?[") and not os.path.exists(path)
+
+
+def find_files(paths: Sequence[str], *, missing_too: bool = False) -> list[str]:
+    """The files in the order they are to be read, each once. SourceError where there is none, unless they may miss."""
+    found: list[str] = []
+    for path in paths:
+        if is_pattern(path):
+            matching = sorted(name for name in glob.iglob(path, recursive=True) if os.path.isfile(name))
+            if not (matching or missing_too):
+                raise SourceError(f"no file matches {path}: check the pattern")
+            found += matching
+        elif missing_too or os.path.isfile(path):
+            found.append(path)
+        else:
+            raise SourceError(_why_no_file(path))
+    return list(dict.fromkeys(found))
+
+
+def _why_no_file(path: str) -> str:
+    if os.path.isdir(path):
+        return f"{path} is a folder: give a pattern for the files in it, {os.path.join(path, '*')}"
+    if os.path.lexists(path):
+        return f"{path} is no file that can be read again: Producer('pipe') reads what comes on standard input"
+    return f"there is no file {path}: check the path"

@@ -1,0 +1,397 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from consecution import FilesSource, Pipeline, Producer, TextLines
+from consecution.errors import SourceError, UsageError
+from consecution.runtime import failpoints
+from consecution.sources import content
+from consecution.testing.sources import check_source
+from tests.sources.test_conformance import ITEMS, ROWS, large_lines
+from tests.sources.test_contract import read_all, read_exactly
+
+ROOT = Path(__file__).parents[2]
+TEXT = "".join(f"{item}\n" for item in ITEMS).encode()
+
+
+def zstd(whole: bytes) -> bytes:
+    return bytes(pytest.importorskip("zstandard").compress(whole))
+
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstd,
+}
+
+
+def opened(paths: Any, position: Any = None, **options: Any) -> FilesSource:
+    source = FilesSource(paths, **options)
+    source.open(msgpack.unpackb(msgpack.packb(position)))
+    return source
+
+
+def all_of(paths: Any, **options: Any) -> list[Any]:
+    source = opened(paths, **options)
+    try:
+        return read_all(source)
+    finally:
+        source.close()
+
+
+# -- the contract ----------------------------------------------------------------------------------
+
+
+def three_files(folder: Path) -> FilesSource:
+    """With an empty one in between, and a last line without a newline."""
+    (folder / "a.log").write_text("".join(f"{item}\n" for item in ITEMS[:10]))
+    (folder / "b.log").write_text("")
+    (folder / "c.log").write_text("\n".join(ITEMS[10:]))
+    return FilesSource(folder / "*.log")
+
+
+def test_lines_of_files_keep_the_contract(tmp_path: Path) -> None:
+    check_source(three_files, ITEMS, folder=tmp_path, make_large=lambda folder: FilesSource(large_lines(folder)))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_compressed_files_keep_the_contract(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(folder: Path) -> FilesSource:
+        (folder / f"in{suffix}").write_bytes(b"".join(map(COMPRESS[suffix], (TEXT[:70], b"", TEXT[70:]))))
+        return FilesSource(folder / f"in{suffix}")
+
+    def make_bomb(folder: Path) -> FilesSource:
+        (folder / f"in{suffix}").write_bytes(COMPRESS[suffix]((b"\n" + bytes(99)) * 700_000))
+        return FilesSource(folder / f"in{suffix}")
+
+    large: Any = {"make_large": make_bomb} if suffix in (".gz", ".zst") else {}  # The others are slow to make.
+    check_source(make, ITEMS, folder=tmp_path, kills=False, **large)
+
+
+def test_csv_files_keep_the_contract(tmp_path: Path) -> None:
+    def make(folder: Path, *bad: str) -> FilesSource:
+        rows = [f'{row["n"]},"{row["text"]}"' for row in ROWS]
+        (folder / "a.csv").write_text("\n".join(["n,text", *rows[:9], *bad]))
+        (folder / "b.csv").write_text("\n".join(["n,text", *rows[9:]]))
+        return FilesSource([folder / "a.csv", folder / "b.csv"], "csv")
+
+    bad = ('"open', "1", "2,3,4")
+    check_source(make, ROWS, folder=tmp_path, kills=False, make_bad=lambda folder: make(folder, *bad))
+
+
+def make_parquet(folder: Path, *, rows: int = 4) -> FilesSource:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for name, part in (("a", ROWS[:14]), ("b", ROWS[14:])):
+        parquet.write_table(arrow.Table.from_pylist(part), folder / f"{name}.parquet", row_group_size=rows)
+    return FilesSource(folder / "*.parquet", "parquet")
+
+
+def test_parquet_files_keep_the_contract(tmp_path: Path) -> None:
+    check_source(make_parquet, ROWS, folder=tmp_path, kills=False)
+
+
+# -- which files -----------------------------------------------------------------------------------
+
+
+def test_files_come_in_the_order_of_the_paths_and_of_their_names(tmp_path: Path) -> None:
+    for name in ("b/2", "b/1", "a", "c[1]", "b/deep/er/3"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+
+    assert all_of([tmp_path / "c[1]", tmp_path / "b" / "*", tmp_path / "a"]) == ["c[1]", "b/1", "b/2", "a"]
+    assert all_of([tmp_path / "b" / "2", tmp_path / "**" / "[0-9]"]) == ["b/2", "b/1", "b/deep/er/3"]
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("none", "there is no file .*none: check the path"),
+        ("*.log", r"no file matches .*\*\.log: check the pattern"),
+        ("folder", r"folder is a folder: give a pattern for the files in it, .*folder/\*"),
+        ("fifo", r"fifo is no file that can be read again: Producer\('pipe'\) reads"),
+    ],
+)
+def test_what_is_no_file_is_refused(path: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+
+    with pytest.raises(SourceError, match=problem):
+        opened(tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (([],), "expected a path or pattern, or a list"),
+        ((7,), "expected a path or pattern, or a list|not iterable"),
+        (("x", "xml"), "format='xml': expected one of 'lines', 'ndjson', 'csv', 'parquet'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(arguments: Any, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        FilesSource(*arguments)
+
+
+def test_a_path_is_that_from_where_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").write_text("x\n")
+    monkeypatch.chdir(tmp_path)
+    source = FilesSource("in")
+    monkeypatch.chdir("/")
+
+    source.open(None)
+
+    assert read_all(source) == ["x"]
+    source.close()
+
+
+def test_files_that_come_later_are_not_read_and_those_that_are_done_may_go(tmp_path: Path) -> None:
+    for name in "bcd":
+        (tmp_path / name).write_text(f"{name}1\n{name}2\n")
+    out = tmp_path / "out"
+
+    def stop_at_c2(line: str) -> str:
+        if line == "c2" and not (tmp_path / "go").exists():
+            raise ValueError(line)
+        return line
+
+    def make() -> Pipeline:
+        source = Producer("files", tmp_path / "[a-d]")
+        return Pipeline(source | stop_at_c2 | TextLines("out", out))
+
+    options: dict[str, Any] = {"mode": "inline", "state_dir": tmp_path / "state", "batch_size": 1, "max_pending": 1}
+    pipeline = make()
+    pipeline["stop_at_c2"].on_error("stop")
+    with pytest.raises(Exception, match="stopped the run"):
+        pipeline.run(**options)
+    (tmp_path / "b").unlink()
+    (tmp_path / "a").write_text("a1\n")
+
+    make().run(**options)
+
+    assert out.read_text().split() == ["b1", "b2", "c1", "d1", "d2"]
+
+
+# -- killed ----------------------------------------------------------------------------------------
+
+JOB = """
+from consecution import Pipeline, Producer, TextLines
+
+pipeline = Pipeline(Producer("files", "in-*.gz", "csv") | (lambda row: row["n"]) | TextLines("out", "out"))
+
+if __name__ == "__main__":
+    pipeline.run(mode="process", state_dir="state", batch_size=50, max_pending=4, sync="process")
+"""
+
+
+def test_when_everything_is_killed_it_goes_on_at_the_very_row(tmp_path: Path) -> None:
+    for name in range(3):
+        rows = "".join(f"{n},some text\n" for n in range(name * 500, name * 500 + 500))
+        (tmp_path / f"in-{name}.gz").write_bytes(gzip.compress(f"n,text\n{rows}".encode()))
+    (tmp_path / "job.py").write_text(JOB)
+    (tmp_path / "token").write_text(failpoints.GROUP)
+
+    killed = run_job(tmp_path, f"origin.committed@7:{tmp_path / 'token'}")
+    there = len((tmp_path / "out").read_text().split()) if (tmp_path / "out").exists() else 0
+    ended = run_job(tmp_path, "")
+
+    assert (killed, ended) == (-signal.SIGKILL, 0)
+    assert there < 1500
+    assert (tmp_path / "out").read_text().split() == [str(n) for n in range(1500)]
+
+
+def run_job(folder: Path, traps: str) -> int:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), failpoints.VARIABLE: traps}
+    job = subprocess.Popen([sys.executable, "job.py"], cwd=folder, env=env, start_new_session=True)
+    try:
+        return job.wait(60)
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+
+
+# -- what has changed meanwhile --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda path: path.unlink(), r"in is gone, and was not read to its end before: put it back"),
+        (lambda path: os.truncate(path, 5), r"in has 5 bytes, but 25000 of it were taken before: give the run the"),
+        (lambda path: path.write_text("x" * 30_000), r"in is another file than the one of which 25000 bytes"),
+        (lambda path: path.write_text("a\n" * 12_000 + "b\n" * 600), r"in is another file than the one of which"),
+    ],
+)
+def test_a_file_that_is_not_the_same_any_more_is_refused(
+    change: Callable[[Path], Any], problem: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "in"
+    path.write_text("a\n" * 12_500)
+    source = opened(path)
+    read_exactly(source, 3000)
+    position = source.position()
+    source.close()
+
+    change(path)
+
+    with pytest.raises(SourceError, match=problem):
+        opened(path, position)
+
+
+def test_other_files_than_at_the_start_are_refused(tmp_path: Path) -> None:
+    source = three_files(tmp_path)
+    source.open(None)
+    read_exactly(source, 3)
+    position = source.position()
+    source.close()
+    (tmp_path / "d.log").write_text("late\n")
+
+    with pytest.raises(SourceError, match="had 3 files at the start, and now there are 4, or others"):
+        source.open(position)
+
+
+def test_a_file_that_has_grown_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "in"
+    path.write_text("one\ntw")
+    source = opened(path)
+    first = read_exactly(source, 1)
+    position = source.position()
+    source.close()
+    with open(path, "a") as file:
+        file.write("o\nthree\n")
+
+    source = opened(path, position)
+
+    assert first + read_all(source) == ["one", "two", "three"]
+    source.close()
+
+
+# -- what cannot be read ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_compressed_file_that_is_cut_short_gives_what_it_has_and_then_an_error(suffix: str, tmp_path: Path) -> None:
+    numbers = [str(n * n * n) for n in range(40_000)]
+    whole = COMPRESS[suffix]("\n".join(numbers).encode())
+    path = tmp_path / f"in{suffix}"
+    path.write_bytes(whole[:-20])
+    source = opened(path)
+    found: list[Any] = []
+
+    def read_on() -> None:
+        while (some := source.read(1000)) is not None:
+            found.extend(some)
+
+    for _ in range(2):
+        with pytest.raises(SourceError, match=r"ends in the middle of what was compressed, behind byte \d+"):
+            read_on()
+    position = source.position()
+    source.close()
+    path.write_bytes(whole)
+    source = opened(path, position)
+
+    assert len(found) > 20_000 or suffix == ".bz2"
+    assert found + read_all(source) == numbers
+    source.close()
+
+
+def test_what_is_not_compressed_as_its_name_says_is_an_error(tmp_path: Path) -> None:
+    for suffix, _ in list(COMPRESS.items())[1:]:
+        (tmp_path / f"in{suffix}").write_bytes(b"plain text, no magic number\n")
+
+        with pytest.raises(SourceError, match=rf"in{suffix} cannot be read behind byte 0 of what it holds"):
+            all_of(tmp_path / f"in{suffix}")
+
+
+def test_zeros_between_members_are_no_content(tmp_path: Path) -> None:
+    (tmp_path / "in.gz").write_bytes(gzip.compress(b"a\n") + bytes(512) + gzip.compress(b"b\n") + bytes(10))
+
+    assert all_of(tmp_path / "in.gz") == ["a", "b"]
+
+
+def test_a_line_that_is_too_long_is_an_error_that_names_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content, "BLOCK_BYTES", 10)
+    (tmp_path / "in").write_text("short\n" + "x" * 50 + "\n")
+    source = opened(tmp_path / "in", max_line_bytes=20)
+
+    with pytest.raises(
+        SourceError, match=r"in has a line of more than 20 bytes, after byte 6: .*Producer\('files', max_line_bytes"
+    ):
+        read_all(source)
+    source.close()
+
+
+def test_a_file_that_is_no_parquet_is_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "in").write_text("no parquet")
+
+    with pytest.raises(SourceError, match="in cannot be read as Parquet"):
+        all_of(tmp_path / "in", format="parquet")
+
+
+def test_columns_of_parquet_may_be_chosen(tmp_path: Path) -> None:
+    make_parquet(tmp_path)
+
+    assert all_of(tmp_path / "b.parquet", format="parquet", columns=["n"]) == [{"n": row["n"]} for row in ROWS[14:]]
+    with pytest.raises(SourceError, match=r"b\.parquet has no column 'm'; its columns are n, text"):
+        all_of(tmp_path / "b.parquet", format="parquet", columns=["m"])
+
+
+def test_a_parquet_file_that_was_replaced_is_refused(tmp_path: Path) -> None:
+    source = make_parquet(tmp_path)
+    source.open(None)
+    read_exactly(source, 3)
+    position = source.position()
+    source.close()
+    make_parquet(tmp_path, rows=5)
+
+    with pytest.raises(SourceError, match=r"a\.parquet is another file than the one that was begun before"):
+        source.open(position)
+
+
+# -- blocks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("block_bytes", [1, 7, 1000])
+def test_wherever_blocks_end_it_can_be_gone_on_with(
+    suffix: str, block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(content, "PRINT_BYTES", 16)
+    path = tmp_path / f"in{suffix}"
+    path.write_bytes(COMPRESS[suffix](TEXT.replace(b"item 7", b"a longer item " * 9)))
+    expected = all_of(path)
+
+    for count in range(1, len(expected), 3):
+        source = opened(path)
+        first = read_exactly(source, count)
+        position = source.position()
+        source.close()
+        source = opened(path, position)
+        assert first + read_all(source) == expected
+        source.close()
+
+
+def test_json_lines_of_several_files(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text(json.dumps({"file": name}) + "\n")
+
+    assert all_of(tmp_path / "[ab]", format="ndjson") == [{"file": "a"}, {"file": "b"}]
