@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from consecution.nodes import Map as Map
     from consecution.nodes import Node as Node
     from consecution.options import Options as Options
+    from consecution.pacing import RateLimit as RateLimit
     from consecution.pipeline import GlobalState as GlobalState
     from consecution.pipeline import Pipeline as Pipeline
     from consecution.plan import Plan as Plan
@@ -83,6 +84,7 @@ _HOMES = {
     "Pipeline": "pipeline",
     "Plan": "plan",
     "Producer": "producer",
+    "RateLimit": "pacing",
     "Receipt": "sources.manual",
     "Reduce": "reduction",
     "Rejected": "source",

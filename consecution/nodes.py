@@ -41,10 +41,10 @@ On ubuntu:   apt-get install graphviz
 """
 
 
-def check_seconds(seconds: Any, where: str) -> None:
-    """GraphError for what is no length of time."""
+def check_seconds(seconds: Any, where: str, expected: str = "a number of seconds") -> None:
+    """GraphError for what is no length of time, or no rate."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-        raise GraphError(f"{where}: expected a number of seconds greater than 0")
+        raise GraphError(f"{where}: expected {expected} greater than 0")
 
 
 class _Failed:

@@ -24,6 +24,7 @@ WORDS = {
     "graph",
     "nodes",
     "options",
+    "pacing",
     "plan",
     "postgresql",
     "producer",

@@ -178,15 +178,18 @@ class Dispatch:
     def has_outlets(self) -> bool:
         return bool(self._outlets)
 
-    def send(self, items: list[Any], cause: Frame) -> tuple[list[Sent], list[Unsent]]:
-        """Frames for ``items``, which descend from ``cause``, and the items that cannot be sent."""
+    def send(self, items: list[Any], cause: Frame, after: int = 0) -> tuple[list[Sent], list[Unsent]]:
+        """Frames for ``items``, which descend from ``cause``, and the items that cannot be sent.
+
+        ``after`` is how many were sent before, where a frame is sent on in parts: no two of these have one path.
+        """
         if not items or not self._outlets:
             return [], []
         unsent: list[Unsent] = []
         try:
-            packed = self._pack(self._plan(items))
+            packed = self._pack(self._plan(items), after)
         except USER_ERRORS:
-            packed = self._pack(self._plan_one_by_one(items, unsent))
+            packed = self._pack(self._plan_one_by_one(items, unsent), after)
         return [self._address(piece, cause) for piece in packed], unsent
 
     def rehearse(self, items: list[Any]) -> None:
@@ -219,7 +222,7 @@ class Dispatch:
                 known.items.extend(way.items)
         return list(parts.values())
 
-    def _pack(self, parts: list[Part]) -> list[_Piece]:
+    def _pack(self, parts: list[Part], after: int = 0) -> list[_Piece]:
         """Each part, cut into what frames will carry; all or nothing.
 
         No two frames that one frame becomes have the same path. A part that is not cut is encoded as the
@@ -230,7 +233,7 @@ class Dispatch:
         try:
             for part in parts:
                 items = part.items
-                for place, start in enumerate(range(0, len(items), size)):
+                for place, start in enumerate(range(0, len(items), size), after):
                     element = part.edge + (part.way + place * part.ways) * self._edge_count
                     piece = items if len(items) <= size else items[start : start + size]
                     target = part.target if part.credits is None else part.credits.spend()

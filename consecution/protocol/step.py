@@ -104,6 +104,10 @@ class Held:
     items: list[Any]
     failed: list[FailedItem]
     out: list[Any] | None
+    open_id: int
+    """What stands for the frame, or for the rest of it, in the checksum of its tree."""
+    passed: int = 0
+    """So many items of it have been sent."""
 
 
 class Step:
@@ -183,7 +187,7 @@ class Step:
         elif frame.stage is Stage.ROUTE or not items:
             out = items
         self._guard.leave()
-        return Held(frame, items, failed, out)
+        return Held(frame, items, failed, out, frame.frame_id)
 
     def put(
         self, held: Held, out: list[Any], errors: Iterable[tuple[Any, BaseException]], busy_s: float
@@ -198,6 +202,34 @@ class Step:
             held.failed.append(self._describe(Stage.PROCESS, item, error))
         return self._close(frame, len(held.items), out, held.failed, started_s)
 
+    def put_some(self, held: Held, most: int) -> tuple[list[Sent], Ack]:
+        """`put` for so many items of ``held.out``, and no more; it is for nodes that push what they are given.
+
+        The rest stays, as a frame of its own that nobody has sent: its id is in the acknowledgement. So each one of a
+        frame's acknowledgements is another, and with the last one the frame is done. With no items, it only tells
+        the origin that the frame has not been forgotten.
+        """
+        started_s = self._clock()
+        frame, out = held.frame, held.out or []
+        items, held.out = out[:most], out[most:]
+        self._guard.take(frame.origin, frame.seq, frame.path)
+        sent, unsent = self._dispatch.send(items, frame, held.passed)
+        self._guard.leave()
+        held.passed += len(items)
+        failed = [*held.failed, *(self._describe(Stage.ROUTE, u.item, u.error) for u in unsent)]
+        held.failed = []
+        xor = held.open_id
+        if held.out:
+            held.open_id = self._dispatch.make_id()
+            xor ^= held.open_id
+        counts = self.counts
+        counts.frames += not held.out
+        counts.items_in += len(items)
+        counts.items_out += len(items)
+        counts.failed += len(failed)
+        counts.busy_s += self._clock() - started_s
+        return sent, self._ack_for(frame, xor, sent, failed)
+
     def _close(
         self, frame: Frame, count: int, out: list[Any], failed: list[FailedItem], started_s: float
     ) -> tuple[list[Sent], Ack]:
@@ -206,12 +238,14 @@ class Step:
         self._guard.leave()
         failed.extend(self._describe(Stage.ROUTE, u.item, u.error) for u in unsent)
         self._count(count, len(out), len(failed), self._clock() - started_s)
-        xor: int = frame.frame_id
+        return sent, self._ack_for(frame, frame.frame_id, sent, failed)
+
+    def _ack_for(self, frame: Frame, xor: int, sent: list[Sent], failed: list[FailedItem]) -> Ack:
         produced_bytes = 0
         for message in sent:
             xor ^= message.frame.frame_id
             produced_bytes += self._codec.size(message.frame.payload)
-        return sent, Ack(frame.seq, frame.generation, xor, produced_bytes, tuple(failed))
+        return Ack(frame.seq, frame.generation, xor, produced_bytes, tuple(failed))
 
     def _decode(self, frame: Frame, suspect: Suspect | None, failed: list[FailedItem]) -> list[Any]:
         """The items of a frame; those that cannot be decoded fail."""

@@ -12,6 +12,7 @@ from typing import Any
 from consecution.errors import StoppedByItemError
 from consecution.nodes import Node
 from consecution.options import Options
+from consecution.pacing import RateLimit
 from consecution.plan import Plan
 from consecution.producer import Producer
 from consecution.protocol.origin import FailureEntry, Origin, Restored
@@ -33,6 +34,7 @@ from consecution.runtime.origin_host import (
     failures_kept,
     origin_limits,
 )
+from consecution.runtime.paced_host import PacedTaskHost
 from consecution.runtime.task_host import TaskHost
 from consecution.runtime.wiring import make_dispatch
 from consecution.source import Source
@@ -166,6 +168,8 @@ def make_host(
 
 def _task_host_of(node: Node, wake: Callable[[], None] | None) -> Callable[..., TaskHost]:
     """The kind of host; asyncio is only loaded where it is needed."""
+    if isinstance(node, RateLimit):
+        return PacedTaskHost
     if not node._is_async:
         return TaskHost
     from consecution.runtime.async_host import AsyncTaskHost

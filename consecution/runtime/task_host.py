@@ -125,13 +125,17 @@ class TaskHost(Occupied):
         self._answer(frame, sent, ack)
 
     def _answer(self, frame: Frame, sent: list[Sent], ack: Ack | None) -> None:
+        """The frame is done with: send on what it has become, and say so."""
+        self._answer_part(frame, sent, ack)
+        if frame.credited:
+            self._credits[frame.sender] = self._credits.get(frame.sender, 0) + 1
+
+    def _answer_part(self, frame: Frame, sent: list[Sent], ack: Ack | None) -> None:
         for target, out in sent:
             self._outbox.send(target, out)
         failpoints.passed("task.sent")
         if self._watch is not None and (warning := self._watch.look()) is not None:
             print(warning, file=sys.stderr)
-        if frame.credited:
-            self._credits[frame.sender] = self._credits.get(frame.sender, 0) + 1
         if ack is not None:
             self._acks.setdefault(frame.origin, []).append(ack)
 

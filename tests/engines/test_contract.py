@@ -28,6 +28,7 @@ from consecution import (
     Node,
     Pipeline,
     Producer,
+    RateLimit,
     Report,
     Route,
     Running,
@@ -228,6 +229,17 @@ def test_a_chunk_does_not_wait_longer_than_its_time(run: Run, level: str) -> Non
 
     assert [item for chunk in run.items for item in chunk] == [1, 2, 3, 4]
     assert_all_done(running.wait(), 4)
+
+
+@every_engine_that_keeps_the_order
+def test_a_limit_lets_items_through_in_order_and_no_sooner_than_they_may(run: Run) -> None:
+    """They wait for two seconds, in a worker that may hang for less."""
+    started_s = time.monotonic()
+    report = run(Producer(list(range(41))) | RateLimit(20, burst=1) | run.sink, timeout_s=1.0)
+
+    assert run.items == list(range(41))
+    assert time.monotonic() - started_s >= 1.9
+    assert_all_done(report, 41)
 
 
 @every_engine
