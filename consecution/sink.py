@@ -170,7 +170,10 @@ class AppendSink(Sink):
     """
 
     def flush(self) -> Any:
-        """Make safe what was written, and return its end: numbers, text, bytes, None, or lists and dicts of these."""
+        """Make safe what was written, and return its end: numbers, text, bytes, None, or lists and dicts of these.
+
+        A dict may have a key ``"files"``: a list of [absolute path, length], the files that a backup is to hold.
+        """
         raise NotImplementedError(f"{type(self).__name__} {self.name!r} must define flush(self)")
 
     def cut_to(self, end: Any) -> None:

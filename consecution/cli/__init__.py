@@ -8,11 +8,13 @@ import sys
 
 import consecution
 from consecution.cli import (
+    backup,
     drain,
     failed,
     journal,
     pause,
     plan,
+    restore,
     resume,
     run,
     status,
@@ -30,6 +32,8 @@ COMMANDS = (
     resume,
     journal,
     failed,
+    backup,
+    restore,
 )
 """In the order of the help."""
 EXIT_USAGE = 2

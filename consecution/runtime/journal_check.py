@@ -387,7 +387,7 @@ def open_to_read(folder: Path, *, leaf_limit: int | None = LEAF_LIMIT) -> Iterat
     env = lmdb.open(str(folder), map_size=room_bytes, readonly=True, create=False, max_dbs=8, max_readers=16)
     with contextlib.ExitStack() as stack:
         stack.callback(env.close)
-        _check_pages(env, data, leaf_limit)
+        check_pages(env, data, leaf_limit)
         needed_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
         if data.stat().st_size < needed_bytes:
             copy = stack.enter_context(tempfile.TemporaryDirectory(prefix="consecution-check-"))
@@ -399,7 +399,7 @@ def open_to_read(folder: Path, *, leaf_limit: int | None = LEAF_LIMIT) -> Iterat
         yield env
 
 
-def _check_pages(env: Any, data: Path, leaf_limit: int | None) -> None:
+def check_pages(env: Any, data: Path, leaf_limit: int | None = LEAF_LIMIT) -> None:
     """Those of one commit, which stay as they are as long as it is being read."""
     with env.begin() as txn:
         try:

@@ -282,6 +282,7 @@ class FileSink(AppendSink):
             "size_bytes": part.size_bytes,
             "started_s": part.started_s,
             "learned": self.learned,
+            "files": [[str(self.names.working(part.number)), part.length] for part in self._parts if part.length],
         }
 
     def _restore(self, end: dict[str, Any]) -> None:
