@@ -30,6 +30,8 @@ ENGINES = {
     "process": "consecution.engines.process",
 }
 """Mode → module with a function ``start(plan, pipeline, iterable, options) -> Running``."""
+STATE = "consecution.runtime.state"
+"""The module that knows what a state directory holds."""
 PREPARED = {"process": "consecution.runtime.fork_server"}
 """Mode → module with a function ``prepare()``: it gets under way what takes time, before the engine is imported."""
 
@@ -144,10 +146,22 @@ def start(pipeline: Pipeline, iterable: Any, options: Options) -> Running:
     plan = make_plan(pipeline.top_node, options, has_iterable=iterable is not None)
     if options.mode in PREPARED:
         importlib.import_module(PREPARED[options.mode]).prepare()
+    plan = with_shares_of_before(plan, pipeline, iterable)
     module = importlib.import_module(ENGINES[options.mode])
     running: Running = module.start(plan, pipeline, iterable, options)
     running.stop_timeout_s = options.stop_timeout_s
     return running
+
+
+def with_shares_of_before(plan: Plan, pipeline: Pipeline, iterable: Any) -> Plan:
+    """The plan with each source in as many shares as the run had that is to go on here, where nobody asks otherwise."""
+    options = plan.options
+    if not options.robust or options.fresh or options.state_dir is None or not options.state_dir.is_dir():
+        return plan
+    shares = importlib.import_module(STATE).shares_before(options.state_dir)
+    if all(shares.get(node.name, node.replicas) == node.replicas for node in plan.nodes if node.is_source):
+        return plan
+    return make_plan(pipeline.top_node, options, has_iterable=iterable is not None, shares=shares)
 
 
 def run(pipeline: Pipeline, iterable: Any, options: Options, *, on_status: OnStatus | None = None) -> Report:

@@ -483,6 +483,11 @@ def children_of(node: Node) -> list[Node]:
     return [*node._downstream_nodes, *edges] if edges else node._downstream_nodes
 
 
+def flows_into(node: Node) -> list[Node]:
+    """The nodes right after this one that pushed items come to."""
+    return [*node._downstream_nodes, *(edge for _, edge in node._leading_outputs())]
+
+
 def walk(node: Node, direction: str, how: str, *, sideways: bool = True) -> list[Node]:
     """All nodes that can be reached, in the order they are met. ValueError for another word.
 

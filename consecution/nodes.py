@@ -81,6 +81,8 @@ class Node:
     max_replicas: int | None = None
     stateless: bool = False
     """Say True where attributes change from batch to batch and it does not matter, as with a cache."""
+    any_order: bool = False
+    """Say True where it does not matter in which order a source's items come: `workers` may then split the source."""
     timer_s: float | None = None
     """How often `on_timer` is called, in seconds; None: never."""
     key_function: Callable[[Any], Any] | None = None

@@ -263,9 +263,11 @@ class Pipeline:
 
     def plan(self, iterable: Any = None, **options: Unpack[RunOptions]) -> Plan:
         """The plan of a run with these options; nothing is started."""
+        from consecution.engine import with_shares_of_before
         from consecution.plan import make_plan
 
-        return make_plan(self.top_node, Options.of(**options), has_iterable=iterable is not None)
+        plan = make_plan(self.top_node, Options.of(**options), has_iterable=iterable is not None)
+        return with_shares_of_before(plan, self, iterable)
 
     def run(
         self,

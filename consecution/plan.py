@@ -10,13 +10,14 @@ import enum
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from consecution.error_policy import ErrorPolicy
 from consecution.errors import GraphError, UsageError
-from consecution.graph import check_names, is_async, sort_topologically
+from consecution.graph import check_names, flows_into, is_async, sort_topologically
 from consecution.nodes import Node, OutputEdge, RouterNode, SideEdge
 from consecution.options import Options
 from consecution.producer import Producer, check_beginnings
@@ -154,10 +155,18 @@ class Plan:
         return self.edges[index]
 
 
-def make_plan(node: Node, options: Options, has_iterable: bool = False, *, cores: int | None = None) -> Plan:
+def make_plan(
+    node: Node,
+    options: Options,
+    has_iterable: bool = False,
+    *,
+    cores: int | None = None,
+    shares: Mapping[str, int] = MappingProxyType({}),
+) -> Plan:
     """The plan of the graph that ``node`` is part of. GraphError or UsageError says what cannot work, and why.
 
-    ``cores`` is what ``workers="auto"`` goes by; None: those that this process may use.
+    ``cores`` is what ``workers="auto"`` goes by; None: those that this process may use. ``shares``: in how many a
+    source was read before, by its name; where nobody asks for another number it stays at that.
     """
     check_names(node)
     tops = node.root_nodes
@@ -165,7 +174,7 @@ def make_plan(node: Node, options: Options, has_iterable: bool = False, *, cores
     for found in ordered:
         _check_node(found, options)
     _check_tops(tops, has_iterable)
-    return _Planner(ordered, tops, options, cores or available_cores()).plan()
+    return _Planner(ordered, tops, options, cores or available_cores(), shares).plan()
 
 
 def available_cores() -> int:
@@ -192,8 +201,10 @@ def _check_tops(tops: list[Node], has_iterable: bool) -> None:
 def _check_node(node: Node, options: Options) -> None:
     if isinstance(node, Producer) and node._upstream_nodes:
         raise GraphError(f"{node}: a producer begins a pipeline; nothing may flow into it")
-    if isinstance(node, Producer) and (node.replicas > 1 or node.key_function is not None):
-        raise GraphError(f"{node}: a producer has one replica and no key; give replicas to the node after it")
+    if isinstance(node, Producer) and node.key_function is not None:
+        raise GraphError(f"{node}: nothing flows into a producer, so it has no key; group at the node after it")
+    if isinstance(node, Producer) and node.replicas > 1:
+        node.make_shares(node.replicas)
     _check_error_policy(node)
     _check_side_edges(node)
     if isinstance(node, SideEdge):
@@ -264,7 +275,9 @@ def _check_sink(node: Sink) -> None:
 
 
 class _Planner:
-    def __init__(self, ordered: list[Node], tops: list[Node], options: Options, cores: int) -> None:
+    def __init__(
+        self, ordered: list[Node], tops: list[Node], options: Options, cores: int, shares: Mapping[str, int]
+    ) -> None:
         parts = (RouterNode, SideEdge, Producer)
         self._ordered = [node for node in ordered if not isinstance(node, parts)]
         self._tops = tops
@@ -274,6 +287,7 @@ class _Planner:
         self._tasks: list[TaskPlan] = []
         self._count, self._placement = choose_workers(self._ordered, len(tops), options, cores)
         self._parts: dict[Node, Parts] = {}
+        self._shares = {top: self._choose_shares(top, shares) for top in tops if isinstance(top, Producer)}
         self._add_parts()
 
     def plan(self) -> Plan:
@@ -323,16 +337,52 @@ class _Planner:
                 self._ordered.insert(self._ordered.index(node), parts)
                 self._parents[parts.name] = []
 
+    def _choose_shares(self, source: Producer, kept: Mapping[str, int]) -> int:
+        """In how many shares a source is read: as asked, as before, or one for each worker where nobody minds."""
+        if source.replicas_given or source.name in kept:
+            return source.replicas if source.replicas_given else kept[source.name]
+        if self._count is None or self._count == 1 or not source.is_worth_splitting(self._count):
+            return 1
+        minds = self._minds_order(source)
+        if minds is not None:
+            self._placement += (
+                f"; {source.name} is read in one place, for the sake of {minds.name}, which takes items in "
+            )
+            self._placement += f"order (to split it: Producer(...) * {self._count})"
+            return 1
+        self._placement += f"; {source.name} is read in {self._count} shares: nothing behind it takes items in order"
+        return self._count
+
+    def _minds_order(self, source: Producer) -> Node | None:
+        """The first node behind a source that is promised its order; None: there is none.
+
+        Without a journal there is no order once several replicas have shared the work (promise 5).
+        """
+        waiting, met = [(node, True) for node in flows_into(source)], set[tuple[Node, bool]]()
+        while waiting:
+            node, kept = waiting.pop(0)
+            if (node, kept) in met or node.any_order:
+                continue
+            met.add((node, kept))
+            if (kept or self._options.robust) and node._is_durable():
+                return node
+            if kept and self._replicas(node) == 1 and not isinstance(node, (RouterNode, SideEdge)):
+                return node
+            waiting += [(below, kept and self._replicas(node) == 1) for below in flows_into(node)]
+        return None
+
     def _replicas(self, node: Node | None) -> int:
-        if node is None or isinstance(node, Producer):
+        if isinstance(node, Producer):
+            return self._shares[node]
+        if node is None:
             return 1
         if self._count is None or node.replicas_given or not node._may_be_spread():
             return node.replicas
         return self._count
 
     def _is_everywhere(self, node: Node | None) -> bool:
-        """Whether every worker has a replica of it. A source never counts: it may yet be set apart."""
-        if self._count is None or node is None or isinstance(node, Producer):
+        """Whether every worker has a replica of it. A source that is read in one place may yet be set apart."""
+        if self._count is None or node is None or (isinstance(node, Producer) and self._shares[node] == 1):
             return False
         return self._replicas(node) >= self._count
 

@@ -49,6 +49,9 @@ KINDS: dict[str, Callable[[], type[Source]]] = {
 class Producer(Node):
     """Begins a pipeline: ``Producer("pipe") | parse | ...``. Several may: ``[Producer(a), Producer(b) | f] | g``.
 
+    ``Producer(x) * n`` reads a source that can be split (a list, a range, files) in n shares at once. Unasked,
+    ``workers`` splits files where nothing behind them minds the order; ``* 1`` never does.
+
     ``what`` is a kind (one of `KINDS`, whose arguments and options follow: ``Producer("pipe", format="csv")``), any
     iterable, a function without arguments that returns an iterable (a generator function: it is called
     anew in every run, and what was taken before is skipped), or a `Source`. UsageError for anything else.
@@ -77,6 +80,19 @@ class Producer(Node):
         from consecution.sources.iterable import IterableSource
 
         return IterableSource(self._what)
+
+    def make_shares(self, shares: int) -> list[Source]:
+        """The source in so many shares; UsageError where it cannot be split."""
+        source = self.make_source()
+        found = [source] if shares == 1 else source.split(shares)
+        if found is None:
+            raise UsageError(f"{self} * {shares}: {source!r} is read in one place; give replicas to the node after it")
+        return found
+
+    def is_worth_splitting(self, shares: int) -> bool:
+        """Whether so many workers are to read it at once, unasked."""
+        source = self.make_source()
+        return source.worth_splitting and source.split(shares) is not None
 
     def _make_kind(self, kind: str) -> Source:
         make = KINDS[kind]()

@@ -111,6 +111,11 @@ class Reduce(KeyedNode):
         if not self._every_change:
             collections.deque(map(self.push, self.states()), maxlen=0)
 
+    @property
+    def any_order(self) -> bool:  # type: ignore[override]
+        """Values that are joined in any order may be folded in any."""
+        return self.works_in_parts
+
     # -- by the frame ----------------------------------------------------------------------------
 
     @property

@@ -50,6 +50,9 @@ class Source:
     may_block: bool = False
     """Set by the inline engine: `read` may wait for an item, and must not use threads to avoid it."""
 
+    worth_splitting: bool = False
+    """True: reading is work, so workers share it unasked (`split`) where nothing behind minds the order."""
+
     cut: bool = False
     """True after `read`: a batch ends with what was given so far, and there may be more at once."""
 
@@ -73,6 +76,15 @@ class Source:
 
     def fileno(self) -> int | None:
         """A file descriptor that is readable when `read` may have something; None: just call `read`."""
+        return None
+
+    def split(self, shares: int) -> list[Source] | None:
+        """So many sources that give each item once between them; None: it is read in one place only.
+
+        Called before ``open``, which this object then never hears of. Each share has a position of its own, and
+        the same number makes the same shares in every run, also where the stream has grown meanwhile. What one
+        share gives keeps its order; the order between shares is lost.
+        """
         return None
 
     def close(self) -> None:

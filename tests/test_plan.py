@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from consecution import (
     Broadcast,
     Chunk,
     GroupByNode,
+    IterableSource,
     KeyedNode,
     Node,
     Pipeline,
     Producer,
+    Reduce,
     Route,
     StatefulNode,
     TextLines,
@@ -190,10 +193,16 @@ def test_a_producer_below_another_node_is_refused() -> None:
         plan_of(top)
 
 
-@pytest.mark.parametrize("change", [lambda p: p * 2, lambda p: p.by(by_first)], ids=["replicas", "key"])
-def test_a_producer_with_replicas_or_a_key_is_refused(change: Callable[[Node], Node]) -> None:
-    with pytest.raises(GraphError, match="one replica and no key"):
-        plan_of(change(Producer(range(3))) | Pass("a"))
+def test_a_producer_has_no_key_and_only_one_that_can_be_split_has_replicas() -> None:
+    with pytest.raises(GraphError, match="nothing flows into a producer, so it has no key"):
+        plan_of(Producer(range(3)).by(by_first) | Pass("a"))
+    with pytest.raises(UsageError, match=r"N\(producer\) \* 2: IterableSource\(dict\) is read in one place; give repl"):
+        plan_of(Producer({1: 2}) * 2 | Pass("a"))
+
+    plan = make_plan(Producer(range(3), name="numbers") * 2 | Pass("a"), ANY_LEVEL)
+
+    assert plan.sources == ("numbers.0", "numbers.1")
+    assert [task.name for task in plan.tasks] == ["numbers.0", "numbers.1", "a.0"]
 
 
 def test_a_second_top_node_is_refused_unless_all_are_producers() -> None:
@@ -556,6 +565,60 @@ def test_no_worker_is_left_without_a_task() -> None:
     apart = set_apart(placed(Watches("a"), 7), 0)
 
     assert all(worker.tasks for worker in apart.workers)
+
+
+def summed(below: Node | None = None) -> Node:
+    folded = Reduce(by_first, 0, operator.add, "sum", combine=operator.add)
+    return folded if below is None else folded | below
+
+
+class Costly(IterableSource):
+    worth_splitting = True
+
+
+def split(below: Any, *, source: Any = None, workers: Any = 2, shares: Any = (), **options: Any) -> Plan:
+    given = source or Producer(Costly(range(9)), name="numbers")
+    return make_plan(given | below, Options.of(workers=workers, **options), shares=dict(shares))
+
+
+@pytest.mark.parametrize(
+    ("plan", "sources"),
+    [
+        (split(Pass("a") | summed(Watches("w"))), 2),
+        (split(Pass("a") | summed(), workers=1), 1),
+        (split(Pass("a") | summed(), workers="per-task"), 1),
+        (split(Pass("a") | [summed(), Sums("k")]), 1),
+        (split(Pass("a") | Sums("k")), 1),
+        (split(Pass("a") | Sums("k"), robustness="confirm"), 2),
+        (split(Sums("k"), robustness="confirm"), 1),
+        (split(Pass("a") * 1 | Pass("b"), robustness="confirm"), 1),
+        (split(Pass("a") | Pass("b", any_order=True)), 2),
+        (split(summed(), source=Producer(range(9), name="numbers")), 1),
+        (split(summed(), source=Producer(Costly(range(9)), name="numbers") * 1), 1),
+        (split(summed(), source=Producer(Costly({}), name="numbers")), 1),
+        (split(Sums("k"), source=Producer(range(9), name="numbers") * 3), 3),
+        (split(Sums("k"), shares={"numbers": 4}), 4),
+        (split(summed(), shares={"numbers": 1}), 1),
+        (split(summed(), source=Producer(range(9), name="numbers") * 3, shares={"numbers": 4}), 3),
+    ],
+)
+def test_workers_split_a_source_where_nobody_is_promised_its_order(plan: Plan, sources: int) -> None:
+    assert len(plan.sources) == sources
+    assert [task.node for task in plan.tasks[:sources]] == ["numbers"] * sources
+
+
+def test_the_plan_says_why_a_source_is_split_or_not() -> None:
+    assert split(summed()).placement.endswith("; numbers is read in 2 shares: nothing behind it takes items in order")
+    assert split(Pass("a") | Sums("k")).placement.endswith(
+        "; numbers is read in one place, for the sake of k, which takes items in order (to split it: Producer(...) * 2)"
+    )
+
+
+def test_each_worker_reads_a_share_for_its_own_replicas() -> None:
+    plan = split(Pass("a") | summed())
+
+    assert crews(plan) == [["numbers.0", "a.0", "sum.parts.0", "sum.0"], ["numbers.1", "a.1", "sum.parts.1", "sum.1"]]
+    assert plan.edge(0).grouping is Grouping.LOCAL
 
 
 @pytest.mark.parametrize(

@@ -50,13 +50,11 @@ def make_sources(plan: Plan, iterable: Any) -> dict[TaskIndex, Source]:
     if iterable is not None:
         (task,) = source_tasks(plan)
         return {task: Producer(iterable).make_source()}
-    return {task: _make_source(plan, task) for task in source_tasks(plan)}
-
-
-def _make_source(plan: Plan, task: TaskIndex) -> Source:
-    node = plan.node(plan.task(task).node).node
-    assert isinstance(node, Producer)
-    return node.make_source()
+    made: dict[TaskIndex, Source] = {}
+    for planned in plan.nodes:
+        if isinstance(planned.node, Producer):
+            made.update(zip(map(TaskIndex, planned.tasks), planned.node.make_shares(planned.replicas), strict=True))
+    return made
 
 
 def make_store(options: Options, journal_path: Path | None, *, origin: str, epoch: str) -> tuple[Store, Restored]:

@@ -87,8 +87,12 @@ class Move:
 def plan_move(manifest: dict[str, Any], plan: Plan) -> Move:
     """Who takes what from whom. Looks only at the manifest."""
     move = Move()
-    for source in plan.sources:
-        move.shares[source] = [Share(source)] if source in manifest["sources"] else []
+    read_before = origins_of_sources(manifest)
+    for node in plan.nodes:
+        origins = [plan.sources[task] for task in node.tasks if node.is_source]
+        # Other shares of a source hold other items: where one was, says nothing about them.
+        same = origins == read_before.get(node.name)
+        move.shares.update({name: [Share(name)] if same else [] for name in origins})
     kinds = kinds_of(plan)
     for node in plan.nodes:
         if not node.durable:
@@ -100,6 +104,14 @@ def plan_move(manifest: dict[str, Any], plan: Plan) -> Move:
         else:
             move.shares.update({name: [Share(name)] if name in old else [] for name in names})
     return move
+
+
+def origins_of_sources(manifest: dict[str, Any]) -> dict[str, list[str]]:
+    """The origins of each source that a manifest knows, one for each of its shares, by the source's name."""
+    found: dict[str, list[str]] = {}
+    for origin, task in zip(manifest["sources"], manifest["tasks"], strict=False):
+        found.setdefault(_node_of(task), []).append(origin)
+    return found
 
 
 def _old_tasks(manifest: dict[str, Any], node: str) -> list[str]:
@@ -151,8 +163,8 @@ class Relocation:
         if dropped and not self._plan.options.drop_state:
             raise StateDirError(
                 f"the graph has changed, and has no place any more for what the state directory {path} holds: "
-                f"{'; '.join(dropped)}. Give the nodes their old names and kinds back, or let it be dropped for "
-                "good: drop_state=True (--drop-state)"
+                f"{'; '.join(dropped)}. Give the nodes their old names and kinds back, and sources their old shares "
+                "(Producer(...) * n), or let it be dropped for good: drop_state=True (--drop-state)"
             )
 
     def _check_not_ended(self, path: str, name: str, store: Journal) -> None:
@@ -166,7 +178,7 @@ class Relocation:
         """What nobody takes from a store, in words."""
         lost = []
         if not taken and not isinstance(store, DurableStore) and (taken_items := store.restore().head.emitted):
-            lost.append(f"how far the source {name!r} was read ({taken_items:,} items)")
+            lost.append(f"how far {self._name_of_source(name)} was read ({taken_items:,} items)")
         if not taken and isinstance(store, DurableStore) and (count := _count_states(store)):
             lost.append(f"the state of {name!r} ({count:,} {'entries' if count > 1 else 'entry'})")
         entries = store.failures(store.restore().head.failed)
@@ -175,6 +187,12 @@ class Relocation:
         if homeless:
             lost.append(f"{len(homeless)} failed items of {', '.join(map(repr, sorted(nodes)))}")
         return lost
+
+    def _name_of_source(self, origin: str) -> str:
+        for source, origins in origins_of_sources(self._manifest).items():
+            if origin in origins and len(origins) > 1:
+                return f"{origin!r}, one of {len(origins)} shares of the source {source!r},"
+        return f"the source {origin!r}"
 
     def _index_of(self, entry: FailureEntry) -> TaskIndex | None:
         """The task that a failed item belongs to now: of the same name, else the first of its node."""

@@ -33,12 +33,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import DamagedStoreError, StateDirError, UsageError
+from consecution.errors import ConsecutionError, DamagedStoreError, StateDirError, UsageError
 from consecution.plan import Plan
 from consecution.runtime import takeover
 from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import Journal, sync_folder
-from consecution.runtime.relocation import Relocation, kinds_of, origins_of
+from consecution.runtime.relocation import Relocation, kinds_of, origins_of, origins_of_sources
 from consecution.runtime.run_record import private
 
 FORMAT = 2
@@ -148,6 +148,17 @@ def look_at_state_dir(path: Path) -> StateDir:
     if manifest is None:
         raise UsageError(f"{path} is not a state directory: it has no {MANIFEST}")
     return StateDir(path, -1, manifest, temporary=False)
+
+
+def shares_before(path: Path) -> dict[str, int]:
+    """In how many shares each source was read, in a run that is to go on; nothing where there is none."""
+    try:
+        manifest = _read_manifest(path)
+    except (OSError, ConsecutionError):
+        return {}  # whoever opens the directory will say what is wrong
+    if manifest is None or manifest["finished"] is not None or not manifest["origins"]:
+        return {}
+    return {source: len(origins) for source, origins in origins_of_sources(manifest).items()}
 
 
 def lock_state_dir(path: Path) -> StateDir:

@@ -100,7 +100,8 @@ def _make_outlet(plan: Plan, outlet: Outlet, mates: frozenset[TaskIndex]) -> Dis
 def _make_edge(plan: Plan, edge: EdgePlan, local: frozenset[TaskIndex]) -> SingleEdge | ShuffleEdge | KeyedEdge:
     targets = tuple(TaskIndex(index) for index in plan.tasks_of(edge.target))
     if edge.grouping is Grouping.LOCAL:
-        targets = tuple(target for target in targets if target in local)
+        # None is: a source that was to be read in every worker, and can only be read elsewhere.
+        targets = tuple(target for target in targets if target in local) or targets
     if len(targets) == 1:
         return SingleEdge(edge.index, targets[0])
     if edge.grouping in (Grouping.SHUFFLE, Grouping.LOCAL):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 import os
 import zlib
@@ -34,6 +35,8 @@ class FilesSource(Source):
     replaced, or is cut short. What came before is given first.
     """
 
+    worth_splitting = True
+
     def __init__(
         self,
         paths: Path | Sequence[Path],
@@ -57,6 +60,7 @@ class FilesSource(Source):
         elif delimiter != "," or not header or encoding != "utf-8":
             raise UsageError("format='parquet': encoding, delimiter and header go with text; leave them out")
         self._max_line_bytes = max_line_bytes
+        self._share, self._shares = 0, 1
         self._recalled: list[str] | None = None
         self._noted = False
         self._files: list[str] = []
@@ -100,7 +104,26 @@ class FilesSource(Source):
 
     def _find(self, position: Any) -> list[str]:
         """The files as they are now; what was there at the start may be gone, if it was read."""
-        return find_files(self._paths, missing_too=position is not None)
+        return [path for path in find_files(self._paths, missing_too=position is not None) if self._is_mine(path)]
+
+    def split(self, shares: int) -> list[Source] | None:
+        """File by file; a single one is read in one place."""
+        if len(self._paths) == 1 and not is_pattern(self._paths[0]):
+            return None
+        return [self._make_share(share, shares) for share in range(shares)]
+
+    def _make_share(self, share: int, shares: int) -> FilesSource:
+        made = copy.copy(self)
+        made._share, made._shares = share, shares
+        return made
+
+    def _is_mine(self, path: str) -> bool:
+        """Files that were named go by turns, those of a pattern by their names: whatever else is there by now."""
+        if self._shares == 1:
+            return True
+        named = [named for named in self._paths if not is_pattern(named)]
+        place = named.index(path) if path in named else zlib.crc32(os.fsencode(path))
+        return place % self._shares == self._share
 
     def _go_on(self, path: str, place: Any, *known: Any) -> None:
         if not os.path.exists(path):

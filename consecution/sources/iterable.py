@@ -18,6 +18,8 @@ from consecution.sources.handover import Handover
 PLAIN_SEQUENCES = (list, tuple, range, str, bytes)
 """Exactly these types are read by slices; a class of one's own that inherits from them is iterated."""
 
+SPLIT_SEQUENCES = (list, tuple, range)
+
 AHEAD_ITEMS = 4000
 """How far the feeder thread reads ahead of what was taken, at most."""
 FIRST_AHEAD_ITEMS = 16
@@ -96,6 +98,17 @@ class IterableSource(Source):
 
     def position(self) -> int:
         return self._count
+
+    def split(self, shares: int) -> list[Source] | None:
+        """Lists, tuples and ranges: each share every n-th item, from another one on. Nothing else."""
+        if type(self._items) not in SPLIT_SEQUENCES:
+            return None
+        return [self._share(self._items[first::shares]) for first in range(shares)]
+
+    def _share(self, items: Sequence[Any]) -> IterableSource:
+        share = object.__new__(type(self))
+        vars(share).update(vars(self), _items=items)
+        return share
 
     def fileno(self) -> int | None:
         return None if self._reader is None else self._reader.fileno()

@@ -69,6 +69,40 @@ def test_lines_of_files_keep_the_contract(tmp_path: Path) -> None:
     check_source(three_files, ITEMS, folder=tmp_path, make_large=lambda folder: FilesSource(large_lines(folder)))
 
 
+def test_a_share_of_files_keeps_the_contract(tmp_path: Path) -> None:
+    def make_share(folder: Path) -> FilesSource:
+        (folder / "other").write_bytes(b"of another share\n")
+        (folder / "items").write_bytes(TEXT)
+        (share, _) = FilesSource([folder / "items", folder / "other"]).split(2) or ()
+        return share  # type: ignore[return-value]
+
+    check_source(make_share, ITEMS, folder=tmp_path)
+
+
+def test_shares_have_each_file_once_whatever_else_has_come(tmp_path: Path) -> None:
+    names = [f"{number}.log" for number in range(20)]
+    for name in names:
+        (tmp_path / name).write_text(f"{name}\n")
+    paths = [tmp_path / "3.log", tmp_path / "*.log", tmp_path / "7.log", tmp_path / "?.log"]
+    first, *others = FilesSource(paths).split(3) or ()
+
+    first.open(None)
+    found = read_all(first)
+    (tmp_path / "new.log").write_text("new\n")
+    for share in others:
+        share.open(None)
+        mine = read_all(share)
+        assert len(mine) > 1
+        found += mine
+
+    assert "3.log" in found[:1]
+    assert sorted(name for name in found if name != "new") == sorted(names)
+
+
+def test_one_file_is_read_in_one_place(tmp_path: Path) -> None:
+    assert FilesSource(tmp_path / "a").split(2) is None
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
 def test_compressed_files_keep_the_contract(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(folder: Path) -> FilesSource:

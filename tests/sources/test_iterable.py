@@ -30,6 +30,28 @@ def opened(items: Any, position: Any = None, *, may_block: bool = False) -> Iter
     return source
 
 
+@pytest.mark.parametrize("items", [[], list(range(10)), tuple(range(11)), range(5, 30, 3)])
+@pytest.mark.parametrize("shares", [1, 2, 3, 12])
+def test_shares_give_each_item_once_and_know_where_they_are(items: Any, shares: int) -> None:
+    found = IterableSource(items).split(shares)
+
+    assert found is not None
+    assert len(found) == shares
+    for first, share in enumerate(found):
+        share.open(None)
+        some = share.read(1) or []
+        place = share.position()
+        share.close()
+        again = pickle.loads(pickle.dumps(share))
+        again.open(place)
+        assert some + read_all(again) == list(items[first::shares])
+
+
+@pytest.mark.parametrize("items", [{1: 2}, "text", iter([1]), lambda: [1]])
+def test_what_is_no_list_tuple_or_range_is_not_split(items: Any) -> None:
+    assert IterableSource(items).split(2) is None
+
+
 @pytest.mark.parametrize("items", [7, None, object(), 1.5])
 def test_what_cannot_be_iterated_is_refused(items: Any) -> None:
     with pytest.raises(UsageError, match="is not iterable: expected a sequence, an iterable, or a function"):
