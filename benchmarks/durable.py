@@ -39,6 +39,9 @@ QUESTION = Question(
         "robust, count * 2": lambda size: ours(size, replicas=2, mode="process"),
         "robust, workers=2": lambda size: ours(size, mode="process", workers=2),
         "robust, Count, workers=2": lambda size: ours(size, ready_made=True, mode="process", workers=2),
+        "robust, Count, workers=2, split": lambda size: ours(
+            size, ready_made=True, shares=2, mode="process", workers=2
+        ),
         "robust, inline": lambda size: ours(size, mode="inline"),
     },
     beside="track, in memory",

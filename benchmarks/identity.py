@@ -71,6 +71,7 @@ QUESTION = Question(
         "ours process track": lambda size: ours(size, mode="process", robustness="track"),
         "ours process robust": lambda size: ours(size, mode="process", robustness="robust"),
         "ours process robust, workers=2": lambda size: ours(size, mode="process", workers=2),
+        "ours process robust, workers=2, split": lambda size: ours(size, shares=2, mode="process", workers=2),
         "ours process robust, sink on the way": lambda size: ours(size, mode="process", on_the_way=True),
     },
     old=("0.2.0 consume",),

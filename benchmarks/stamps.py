@@ -5,6 +5,7 @@ Stamps are wall-clock seconds in small files, so that they may come from any pro
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contest import Outcome
-from consecution import IterableSource, Pipeline, Sink
+from consecution import IterableSource, Pipeline, Producer, Sink
 from consecution.options import Options
 from consecution.report import Report
 
@@ -28,7 +29,8 @@ class StampedSource(IterableSource):
     def read(self, max_items: int) -> list[Any] | None:
         if not self._stamped:
             self._stamped = True
-            self._stamp.write_text(repr(time.time()))
+            with contextlib.suppress(FileExistsError), open(self._stamp, "x") as file:  # of several shares the first
+                file.write(repr(time.time()))
         return super().read(max_items)
 
 
@@ -55,14 +57,18 @@ class StampedSink(Sink):
         (self._folder / self.name).write_text(f"{self._last_s!r} {self._sum}")
 
 
-def run(build: Callable[[Path], Pipeline], items: Any, **options: Any) -> tuple[Outcome, Report]:
-    """Run a pipeline whose `StampedSink`s lie in the folder given to ``build``. The answer is the sum of all sinks."""
+def run(build: Callable[[Path], Pipeline], items: Any, *, shares: int = 1, **options: Any) -> tuple[Outcome, Report]:
+    """Run a pipeline whose `StampedSink`s lie in the folder given to ``build``. The answer is the sum of all sinks.
+
+    The source is read in so many shares.
+    """
     with tempfile.TemporaryDirectory(prefix="consecution-bench-") as made:
         folder = Path(made)
         pipeline = build(folder)
         if Options.of(**options).robust:
             options["state_dir"] = folder / "state"
-        report = pipeline.run(StampedSource(items, folder), **options)
+        producer = Producer(StampedSource(items, folder)) * shares
+        report = Pipeline(producer | pipeline.top_node).run(**options)
         assert report.exit_code == 0, str(report)
         first_s = float((folder / "first").read_text())
         told = [path.read_text().split() for path in folder.glob("sink*")]

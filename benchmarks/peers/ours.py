@@ -11,7 +11,7 @@ from benchmarks.identity import identity as same
 from benchmarks.peers import kill as killing
 from benchmarks.peers.task import Dated, Latencies, Task, Total, attach, begun
 from benchmarks.wordcount import digest_pairs
-from consecution import Count, FlatMap, IterableSource, Map, Node, Pipeline, Sink, SqlSink, TextLines
+from consecution import Count, FlatMap, IterableSource, Map, Node, Pipeline, Producer, Sink, SqlSink, TextLines
 
 
 class MarkedSource(IterableSource):
@@ -63,6 +63,10 @@ class WrittenSink(Sink):
 def _run(task: Task, node: Node, items: Any) -> None:
     robust = task.options.get("robustness", "robust") == "robust"
     kept: dict[str, Any] = {"state_dir": task.folder / "state"} if robust else {}
+    if isinstance(items, MarkedSource):
+        # As Bytewax's: read by all workers. Nothing in these works depends on the order of items.
+        node = Producer(items) * task.options.get("workers", 1) | node.top_node
+        items = None
     report = Pipeline(node).run(items, **task.options, **kept)
     if report.exit_code:
         raise RuntimeError(str(report))
