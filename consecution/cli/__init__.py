@@ -9,6 +9,7 @@ import sys
 import consecution
 from consecution.cli import (
     backup,
+    doctor,
     drain,
     failed,
     journal,
@@ -17,6 +18,7 @@ from consecution.cli import (
     restore,
     resume,
     run,
+    state,
     status,
     stop,
 )
@@ -31,9 +33,11 @@ COMMANDS = (
     pause,
     resume,
     journal,
+    state,
     failed,
     backup,
     restore,
+    doctor,
 )
 """In the order of the help."""
 EXIT_USAGE = 2

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from consecution.cli.outside import look_here_too, new_file
 from consecution.errors import UsageError
 from consecution.runtime.failures import Edited, Failed, FailureStore, Selection, look, read_edited
 
@@ -144,14 +145,8 @@ def _selection(arguments: argparse.Namespace) -> Selection:
 
 
 def _found(arguments: argparse.Namespace) -> Iterator[Failed]:
-    _look_here_too()
+    look_here_too()
     return _selection(arguments).of(look(arguments.state_dir))
-
-
-def _look_here_too() -> None:
-    """Items may be of classes that lie in the folder where the pipeline is."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
 
 
 # -- looking -------------------------------------------------------------------------------------
@@ -216,7 +211,7 @@ def _shown(failed: Failed) -> str:
 def export_items(arguments: argparse.Namespace) -> int:
     """JSON lines, to a file or to standard output."""
     with contextlib.ExitStack() as stack:
-        out = sys.stdout if arguments.output is None else stack.enter_context(_new_file(arguments.output))
+        out = sys.stdout if arguments.output is None else stack.enter_context(new_file("--output", arguments.output))
         number = 0
         for failed in _found(arguments):
             number += 1
@@ -226,13 +221,6 @@ def export_items(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _new_file(path: Path) -> TextIO:
-    try:
-        return open(path, "x", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--output {path}: {error.strerror or error}; give the name of a new file") from error
-
-
 # -- changing ------------------------------------------------------------------------------------
 
 
@@ -240,7 +228,7 @@ def retry_items(arguments: argparse.Namespace) -> int:
     """Put items back. A file may be given again: what of it is gone was put back before."""
     if arguments.source is not None and not arguments.at_source:
         raise UsageError("--source says where --at-source puts items: add --at-source, or leave it out")
-    _look_here_too()
+    look_here_too()
     selection, edited = _selection(arguments), None
     if arguments.edited is not None:
         edited = _read_edited(arguments.edited)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from consecution.errors import UsageError
 from consecution.runtime.outside import Sight
 
 NOT_YET = 1
@@ -33,6 +35,20 @@ def seconds(text: str) -> float:
     if not 0 <= value < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, 0 or more")
     return value
+
+
+def look_here_too() -> None:
+    """Items and states may be of classes that lie in the folder where the pipeline is."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+
+
+def new_file(flag: str, path: Path) -> TextIO:
+    """A file to write to that was not there before."""
+    try:
+        return open(path, "x", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: {error.strerror or error}; give the name of a new file") from error
 
 
 def tell(sight: Sight, *, as_json: bool, said: str = "") -> None:

@@ -99,20 +99,20 @@ class Failed:
 def _item_fields(failed: Failed, payload: bytes) -> dict[str, Any]:
     try:
         item = failed.item()
-        if _is_plain(item):
+        if is_plain(item):
             return {"item": item}
     except (UsageError, RecursionError):
         pass
     return {"pickle": b64encode(payload).decode()}
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether JSON gives back the very same: no tuples, no keys that are no text, no NaN, no subclasses."""
     kind = type(value)
     if kind is list:
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     if kind is dict:
-        return all(type(key) is str for key in value) and all(map(_is_plain, value.values()))
+        return all(type(key) is str for key in value) and all(map(is_plain, value.values()))
     return value is None or kind in (str, int, bool) or (kind is float and math.isfinite(value))
 
 

@@ -102,7 +102,13 @@ class StoreView:
     def copy_to(self, folder: Path) -> None:
         """Write all of it into a new folder, without the free pages in between."""
         folder.mkdir(mode=0o700)
-        self._env.copy(str(folder), compact=True, txn=self._txn)
+        try:
+            self._env.copy(str(folder), compact=True, txn=self._txn)
+        except TypeError as error:  # Built with the system's LMDB, which cannot copy what a transaction sees.
+            raise WorldError(
+                f"this build of lmdb cannot copy a store as of an instant ({error}): reinstall it from its wheel (pip "
+                "install --force-reinstall lmdb)"
+            ) from error
         (folder / "data.mdb").chmod(0o600)
 
     def close(self) -> None:

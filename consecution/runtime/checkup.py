@@ -1,0 +1,257 @@
+"""Is this machine, this folder and this pipeline fit for a run? Each finding says what was found, and what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from consecution.errors import ConsecutionError, ShippingError
+from consecution.plan import Plan
+from consecution.protocol.values import TaskIndex
+from consecution.runtime.assembly import make_sources
+from consecution.runtime.journal import MAP_SIZE_BYTES, Journal
+from consecution.runtime.shipping import can_ship, ship
+from consecution.transport.socket_folder import LONGEST_BASE_BYTES, base_folder
+
+OK, NOTE, BAD = "ok", "note", "bad"
+NEEDED = ("lmdb", "pyzmq", "msgpack", "multiprocess", "dill")
+EXTRAS = {
+    "postgres": "psycopg",
+    "sql": "sqlalchemy",
+    "parquet": "pyarrow",
+    "http": "uvicorn",
+    "schedule": "cronsim",
+    "metrics": "prometheus-client",
+    "progress": "rich",
+    "completion": "shtab",
+    "plot": "graphviz",
+    "zstd": "zstandard",
+}
+"""Extra → a distribution that it brings."""
+LONGEST_SOCKET_BYTES = 107
+SYNCS = 20
+SLOW_SYNC_S = 0.02
+"""A commit waits for the disk as long: with one batch at a time, fewer than fifty a second."""
+LEAST_FREE_BYTES = 1 << 30
+FILES_OF_A_WORKER = 16
+"""Sockets, pipes and stores; each worker has a socket to each other one beside them."""
+NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs", "fuse.glusterfs"}
+"""Where LMDB's locks, or its shared memory, do not work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``level``: ok; note, where something will be slow or missing; bad, where a run would fail or a promise break."""
+
+    what: str
+    level: str
+    found: str
+    remedy: str = ""
+
+
+def check_machine(folder: Path, version: str) -> Iterator[Finding]:
+    """What any run needs; ``folder`` is where its state directory is, or would be."""
+    yield _versions(version)
+    yield from _extras()
+    yield _cores()
+    yield _open_files()
+    yield _socket_folder()
+    place = _nearest(folder)
+    yield from _folder(folder, place)
+    yield _file_system(place)
+    yield _free(place)
+    if os.access(place, os.W_OK):
+        yield _syncs(place)
+        yield _store(place)
+
+
+def _versions(version: str) -> Finding:
+    parts = [f"consecution {version}", f"Python {platform.python_version()} ({sys.executable})"]
+    missing = []
+    for name in NEEDED:
+        found = _version_of(name)
+        parts.append(f"{name} {found}")
+        missing += [name] if found is None else []
+    said = f"{', '.join(parts)}; {platform.system()} {platform.release()}"
+    if missing:
+        return Finding("versions", BAD, said, f"pip install {' '.join(missing)}")
+    return Finding("versions", OK, said)
+
+
+def _version_of(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _extras() -> Iterator[Finding]:
+    there = {extra: _version_of(name) for extra, name in EXTRAS.items()}
+    said = ", ".join(f"{extra} ({EXTRAS[extra]} {found})" for extra, found in there.items() if found) or "none"
+    missing = [extra for extra, found in there.items() if not found]
+    remedy = f"where they are wanted: pip install 'consecution[{','.join(missing)}]'" if missing else ""
+    yield Finding("extras", OK, said, remedy)
+
+
+def _cores() -> Finding:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Finding("cores", OK, f"{usable} may be used; workers='auto' takes as many")
+
+
+def _open_files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    workers = _workers_for(soft)
+    said = f"{soft} for a process, {hard} at most; enough for about {workers:,} workers"
+    if workers < FILES_OF_A_WORKER:
+        return Finding("open files", BAD, said, "ulimit -n 4096, or LimitNOFILE= of the service")
+    return Finding("open files", OK, said)
+
+
+def _workers_for(files: int) -> int:
+    return max(0, files - FILES_OF_A_WORKER)
+
+
+def _socket_folder() -> Finding:
+    given, base = tempfile.gettempdir(), base_folder()
+    said = f"sockets lie in {base} ({len(os.fsencode(base))} bytes; a path may have {LONGEST_SOCKET_BYTES})"
+    if not os.access(base, os.W_OK | os.X_OK):
+        return Finding("sockets", BAD, f"{said}, which cannot be written to", "set TMPDIR to a folder of your own")
+    if base != given:
+        remedy = (
+            f"{given} has more than {LONGEST_BASE_BYTES} bytes: set TMPDIR to a shorter path to have them elsewhere"
+        )
+        return Finding("sockets", NOTE, said, remedy)
+    return Finding("sockets", OK, said)
+
+
+# -- the folder ----------------------------------------------------------------------------------
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the one above it that is there."""
+    folder = folder.absolute()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _folder(folder: Path, place: Path) -> Iterator[Finding]:
+    what = "state directory"
+    if not os.access(place, os.W_OK | os.X_OK):
+        yield Finding(what, BAD, f"{place} cannot be written to", "give a folder that can be written to as state_dir")
+    elif place == folder.absolute() and place.stat().st_uid != os.getuid():
+        yield Finding(what, BAD, f"{folder} belongs to user {place.stat().st_uid}", "run as its owner, or use another")
+    else:
+        yield Finding(what, OK, f"{folder.absolute()}{'' if place == folder.absolute() else ', which is to be made'}")
+    socket = len(os.fsencode(folder.absolute() / "control.sock"))
+    if socket > LONGEST_SOCKET_BYTES:
+        yield Finding(
+            "control socket",
+            NOTE,
+            f"its path would have {socket} bytes; {LONGEST_SOCKET_BYTES} are allowed: it lies in {base_folder()}",
+            "a shorter state_dir has it in place",
+        )
+
+
+def _file_system(place: Path) -> Finding:
+    kind = _kind_of_file_system(place)
+    if kind in NETWORK_FILE_SYSTEMS:
+        remedy = "put the state directory on a local disk: LMDB does not work on network file systems"
+        return Finding("file system", BAD, f"{kind} at {place}", remedy)
+    if kind == "tmpfs":
+        return Finding("file system", NOTE, f"tmpfs at {place}", "what lies there does not survive the machine")
+    return Finding("file system", OK, f"{kind or 'unknown'} at {place}")
+
+
+def _kind_of_file_system(place: Path) -> str | None:
+    """As the system tells it: the mount with the longest path that the place is under."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return None
+    best: tuple[int, str | None] = (-1, None)
+    for mount in mounts:
+        _, point, kind, *_ = mount.split(" ")
+        at = point.replace("\\040", " ")
+        if len(at) >= best[0] and (place == Path(at) or place.is_relative_to(at)):
+            best = (len(at), kind)
+    return best[1]
+
+
+def _free(place: Path) -> Finding:
+    free = shutil.disk_usage(place).free
+    said = f"{free / 2**30:,.1f} GiB at {place}"
+    if free < LEAST_FREE_BYTES:
+        return Finding("free disk", NOTE, said, "make room: a full disk stops the sources until there is some")
+    return Finding("free disk", OK, said)
+
+
+def _syncs(place: Path) -> Finding:
+    """What ``sync="power"`` waits for in every commit."""
+    taken = []
+    with tempfile.NamedTemporaryFile(dir=place, prefix=".consecution-doctor-") as file:
+        for _ in range(SYNCS):
+            file.write(b"\1" * 4096)
+            file.flush()
+            started_s = time.perf_counter()
+            os.fsync(file.fileno())
+            taken.append(time.perf_counter() - started_s)
+    median_s, longest_s = sorted(taken)[SYNCS // 2], max(taken)
+    said = f"{median_s * 1000:.2f} ms (the middle of {SYNCS}; the longest {longest_s * 1000:.2f} ms)"
+    if median_s > SLOW_SYNC_S:
+        remedy = "larger batches (linger_ms), a faster disk, or sync='process' if a power cut may cost the latest work"
+        return Finding("fsync", NOTE, said, remedy)
+    return Finding("fsync", OK, said)
+
+
+def _store(place: Path) -> Finding:
+    """A store as a run makes it, with all the addresses that it reserves."""
+    folder = Path(tempfile.mkdtemp(dir=place, prefix=".consecution-doctor-"))
+    said = f"a store that reserves {MAP_SIZE_BYTES // 2**30} GiB of addresses"
+    try:
+        started_s = time.perf_counter()
+        Journal(folder / "journal", origin="doctor", epoch="doctor").close()
+        return Finding("store", OK, f"{said} was made in {(time.perf_counter() - started_s) * 1000:.0f} ms")
+    except (ConsecutionError, MemoryError) as error:
+        return Finding("store", BAD, f"{said} cannot be made: {error}", "raise the limit of addresses (ulimit -v)")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- the pipeline --------------------------------------------------------------------------------
+
+
+def check_pipeline(plan: Plan, global_state: Any) -> Iterator[Finding]:
+    """What of a pipeline can be sent to workers."""
+    bad = False
+    try:
+        sources = make_sources(plan, None)
+    except ConsecutionError as error:
+        yield Finding("source", BAD, str(error))
+        sources, bad = {}, True
+    for task, source in sources.items():
+        name = plan.task(task).node
+        if source.in_parent or not can_ship(source):
+            why = "it cannot be sent to a worker" if not source.in_parent else "it belongs to this process"
+            yield Finding(f"node {name}", NOTE, f"is read in the program itself: {why}")
+    for node in plan.nodes:
+        if node.is_source or node.node is None:
+            continue
+        try:
+            ship(plan, [TaskIndex(node.tasks[0])], global_state, {})
+        except ShippingError as error:
+            bad = True
+            yield Finding(f"node {node.name}", BAD, str(error))
+    if not bad:
+        nodes, workers = len(plan.nodes), len(plan.workers)
+        yield Finding("pipeline", OK, f"its {nodes} nodes can be sent to workers; a run would start {workers}")

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consecution.cli import main
+from consecution.runtime import checkup
+from consecution.runtime.checkup import BAD, NOTE, OK, Finding, check_machine
+from tests.conftest import WriteModule
+
+PIPELINE = """
+import threading
+from consecution import Node, Pipeline, Producer, TextLines
+
+class Locked(Node):
+    def __init__(self, name):
+        super().__init__(name)
+        self.lock = threading.Lock()
+    def process(self, item):
+        self.push(item)
+
+def numbers():
+    yield from range(3)
+
+fit = Pipeline(Producer(range(3)) | str | TextLines("out", path="out.txt"))
+here = Pipeline(Producer(numbers()) | str)
+unfit = Pipeline(Producer(range(3)) | Locked("locked") | str)
+"""
+
+
+def findings(capsys: pytest.CaptureFixture[str], code: int, *words: Any) -> dict[str, Finding]:
+    assert main(["doctor", "--json", *map(str, words)]) == code
+    told = [Finding(**json.loads(line)) for line in capsys.readouterr().out.splitlines()]
+    return {finding.what: finding for finding in told}
+
+
+def test_a_healthy_machine_is_told_what_it_has_and_nothing_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = findings(capsys, 0, "--state-dir", tmp_path / "a" / "state")
+
+    assert BAD not in {finding.level for finding in found.values()}
+    assert {
+        "versions",
+        "extras",
+        "cores",
+        "open files",
+        "sockets",
+        "file system",
+        "free disk",
+        "fsync",
+        "store",
+    } <= set(found)
+    assert "lmdb" in found["versions"].found
+    assert found["state directory"].found.endswith("state, which is to be made")
+    assert " ms (the middle of 20" in found["fsync"].found
+    assert os.listdir(tmp_path) == []
+
+
+def test_people_get_a_line_for_each_and_the_remedy_below(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ok    versions         consecution ")
+
+
+def test_a_pipeline_that_is_fit_is_told_so(write_module: WriteModule, capsys: pytest.CaptureFixture[str]) -> None:
+    write_module("etl", PIPELINE)
+
+    assert findings(capsys, 0, "etl.py:fit")["pipeline"].found.startswith("its 3 nodes can be sent to workers")
+    assert findings(capsys, 0, "etl.py:here")["node producer"].level == NOTE
+
+
+def test_what_cannot_be_sent_is_named(write_module: WriteModule, capsys: pytest.CaptureFixture[str]) -> None:
+    write_module("etl", PIPELINE)
+
+    found = findings(capsys, 1, "etl.py:unfit")
+
+    assert found["node locked"].level == BAD
+    assert "lock" in found["node locked"].found
+    assert "pipeline" not in found
+
+
+def test_a_pipeline_that_is_none_is_a_finding(write_module: WriteModule, capsys: pytest.CaptureFixture[str]) -> None:
+    write_module("etl", "pipeline = 3\n")
+
+    assert "is a int, not a Pipeline" in findings(capsys, 1, "etl.py")["pipeline"].found
+
+
+def test_what_is_wrong_with_a_machine_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("x" * 100) / "state"
+    deep.mkdir(parents=True)
+    monkeypatch.setattr(checkup, "_kind_of_file_system", lambda place: "nfs4")
+    monkeypatch.setattr(checkup, "SLOW_SYNC_S", -1.0)
+    monkeypatch.setattr(checkup, "LEAST_FREE_BYTES", 1 << 80)
+    monkeypatch.setattr(checkup, "NEEDED", ("lmdb", "no-such-distribution"))
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (20, 64))
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+
+    found = {finding.what: finding for finding in check_machine(deep, "0")}
+
+    levels = {what: finding.level for what, finding in found.items() if finding.level != OK}
+    assert levels == {
+        "versions": BAD,
+        "open files": BAD,
+        "sockets": NOTE,
+        "control socket": NOTE,
+        "file system": BAD,
+        "free disk": NOTE,
+        "fsync": NOTE,
+    }
+    assert all(found[what].remedy for what in levels)
+
+
+def test_a_folder_that_cannot_be_written_to_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+
+    found = {finding.what: finding for finding in check_machine(tmp_path, "0")}
+
+    assert found["state directory"].level == BAD
+    assert "store" not in found
+
+
+def test_the_file_system_of_a_place_is_that_of_its_mount() -> None:
+    assert checkup._kind_of_file_system(Path("/proc/self")) == "proc"

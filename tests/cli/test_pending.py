@@ -1,0 +1,182 @@
+"""`consecution journal list` and `journal replay`, over what runs that died have left."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consecution import KeyedNode, Node, Pipeline, Producer
+from consecution.cli import main
+from consecution.options import Options
+from consecution.plan import make_plan
+from consecution.protocol.durable import FrameStaged
+from consecution.protocol.origin import BatchBorn, BatchDecided, BatchRecord, Decision, Head, HeadMoved
+from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
+from consecution.runtime.journal_check import check_state_dir
+from consecution.runtime.state import open_state_dir
+
+DEADLINE_S = 60.0
+COUNT = 40
+BATCH = 10
+
+
+class Moody(Node):
+    """Makes pairs; dies, or raises, at one item."""
+
+    def __init__(self, name: str, dies_at: int, raises_at: int) -> None:
+        super().__init__(name)
+        self.dies_at = dies_at
+        self.raises_at = raises_at
+
+    def process(self, item: int) -> None:
+        if item == self.raises_at:
+            raise ValueError(item)
+        if item == self.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.push({"n": item, "pair": (item, item)} if item % 2 else item)
+
+
+class Mortal(KeyedNode):
+    """Dies when it is to apply one item."""
+
+    def __init__(self, name: str, dies_at: int) -> None:
+        super().__init__(name)
+        self.dies_at = dies_at
+
+    def key(self, item: Any) -> int:
+        return item if isinstance(item, int) else item["n"]
+
+    def process(self, item: Any) -> None:
+        if self.key(item) == self.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(state_dir: Path, dies_at: int, raises_at: int, applies_until: int) -> None:
+    pipeline = Pipeline(
+        Producer(range(COUNT)) | Moody("moody", dies_at, raises_at) | Mortal("mortal", applies_until), global_state=None
+    )
+    pipeline.run(mode="inline", state_dir=state_dir, batch_size=BATCH, max_pending=2, retry_delay_s=30, sync="process")
+
+
+def left_by(state_dir: Path, dies_at: int = -1, raises_at: int = -1, applies_until: int = -1) -> Path:
+    numbers = [str(number) for number in (dies_at, raises_at, applies_until)]
+    died = subprocess.run(
+        [sys.executable, "-m", "tests.cli.test_pending", str(state_dir), *numbers], timeout=DEADLINE_S
+    )
+    assert died.returncode == -signal.SIGKILL
+    return state_dir
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: Any) -> list[Any]:
+    assert main([str(word) for word in words]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_what_is_open_is_told_as_it_was_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state_dir = left_by(tmp_path / "state", dies_at=25)
+
+    batches = told(capsys, "journal", "list", state_dir, "--json")
+    items = [line for line in told(capsys, "journal", "replay", state_dir) if line["state"] == "open"]
+
+    opened = [batch for batch in batches if batch["state"] == "open"]
+    assert {(batch["origin"], batch["node"]) for batch in opened} == {("producer", "producer")}
+    assert sum(batch["items"] for batch in opened) == len(items)
+    first = items[0]["item"]
+    assert [line["item"] for line in items] == list(range(first, first + len(items)))
+    assert first <= 25 < first + len(items)
+
+
+def test_what_is_decided_is_told_as_it_lies_at_its_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state_dir = left_by(tmp_path / "state", applies_until=5)
+
+    lines = told(capsys, "journal", "replay", state_dir, "--node", "mortal")
+
+    assert {(line["origin"], line["state"]) for line in lines} == {("producer", "decided")}
+    values = [pickle.loads(base64.b64decode(line["pickle"]))[0] if "pickle" in line else line["item"] for line in lines]
+    assert {"n": 5, "pair": (5, 5)} in values
+    assert 4 in values
+    assert all(line["shown"].startswith("{'n': ") for line in lines if "pickle" in line)
+    assert main(["journal", "list", str(state_dir)]) == 0
+    assert "is decided, and lies at mortal" in capsys.readouterr().out
+
+
+def test_a_try_that_is_due_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state_dir = left_by(tmp_path / "state", raises_at=3, dies_at=39)
+
+    lines = [line for line in told(capsys, "journal", "replay", state_dir) if line["state"] == "retry"]
+
+    assert [(line["node"], line["item"]) for line in lines] == [("moody", 3)]
+
+
+def test_nothing_is_missing_and_nothing_is_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state_dir = left_by(tmp_path / "state", dies_at=25)
+    before = check_state_dir(state_dir)
+
+    lines = told(capsys, "journal", "replay", state_dir)
+    assert main(["journal", "replay", str(state_dir), "--to", str(tmp_path / "pending.jsonl")]) == 0
+
+    assert capsys.readouterr().out == f"{len(lines)} items written to {tmp_path / 'pending.jsonl'}\n"
+    assert [json.loads(line) for line in (tmp_path / "pending.jsonl").read_text().splitlines()] == lines
+    assert check_state_dir(state_dir) == before
+    assert main(["journal", "replay", str(state_dir), "--to", str(tmp_path / "pending.jsonl")]) == 2
+    assert "give the name of a new file" in capsys.readouterr().err
+
+
+def test_of_what_is_staged_only_the_decided_execution_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The frames of an execution that was thrown away, and of a batch that is not decided, lie beside it."""
+    plan = make_plan(Pipeline(Producer(range(3)) | Mortal("mortal", -1)).top_node, Options())
+    mortal = TaskIndex(plan.node("mortal").tasks[0])
+    state = open_state_dir(tmp_path / "state", plan, fresh=False)
+    born = [BatchBorn(BatchRecord(seq, 1, pickle.dumps([seq]))) for seq in range(2)]
+    decided = BatchDecided(0, Decision(0, 1, 1, ((mortal, 12),)))
+    with closing(state.journal("producer")) as journal:
+        journal.apply([*born, decided, HeadMoved(Head(next_seq=2, emitted=2, generation=1))])
+    with closing(state.journal("mortal.0")) as journal:
+        for seq, generation, frame_id in ((0, 0, 11), (0, 1, 12), (0, 2, 13), (1, 1, 14)):
+            payload = pickle.dumps([[seq, generation]])
+            staged = Frame(
+                TaskIndex(0), seq, generation, (), FrameId(frame_id), 0, TaskIndex(0), Stage.PROCESS, False, payload
+            )
+            journal.apply([FrameStaged(staged)])
+    state.close()
+
+    lines = told(capsys, "journal", "replay", tmp_path / "state")
+
+    assert [(line["state"], line["node"], line["item"]) for line in lines] == [
+        ("decided", "mortal", [0, 1]),
+        ("open", "producer", 1),
+    ]
+
+
+def test_only_items_can_go_into_another_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state_dir = left_by(tmp_path / "state", applies_until=5)
+
+    assert main(["journal", "replay", str(state_dir), "--items", "--node", "mortal"]) == 1
+
+    caught = capsys.readouterr()
+    assert {json.loads(line) % 2 for line in caught.out.splitlines()} == {0}
+    assert "items are left out, for JSON cannot hold them" in caught.err
+
+
+def test_where_nothing_is_pending_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Pipeline(Producer(range(3)) | Moody("moody", -1, -1)).run(mode="inline", state_dir=tmp_path / "state")
+
+    assert main(["journal", "list", str(tmp_path / "state")]) == 0
+    assert capsys.readouterr().out == "nothing is pending\n"
+    assert told(capsys, "journal", "replay", tmp_path / "state") == []
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), *map(int, sys.argv[2:]))
