@@ -53,6 +53,29 @@ class SourceCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskCounts:
+    """What one task has done; counts and seconds are sums since the run began, so that two of them give rates.
+
+    ``busy_s`` was spent in the node's code and in sending what it pushed, ``commit_s`` in commits. ``waited_s`` is how
+    long its ``frames`` had been on their way or in its queue when it took them, all together. Of a source these are the
+    batches that are completely processed, and the time since each was read. ``waiting`` frames lie in the inbox of a
+    durable task. ``pid`` is None where the task is no process's.
+    """
+
+    task: str
+    node: str
+    pid: int | None
+    items_in: int
+    items_out: int
+    failed: int
+    frames: int
+    busy_s: float
+    commit_s: float
+    waited_s: float
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """A run at one moment. ``emitted == completed + pending``, always; these count items of the sources, together.
 
@@ -73,6 +96,7 @@ class Status:
     pending_below: int = 0
     handled: int = 0
     sources: tuple[SourceCounts, ...] = ()
+    tasks: tuple[TaskCounts, ...] = ()
 
     @property
     def open(self) -> int:

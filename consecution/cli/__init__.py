@@ -21,6 +21,7 @@ from consecution.cli import (
     state,
     status,
     stop,
+    top,
 )
 from consecution.errors import ConsecutionError
 
@@ -28,6 +29,7 @@ COMMANDS = (
     run,
     plan,
     status,
+    top,
     stop,
     drain,
     pause,

@@ -230,6 +230,7 @@ class ProcessRunning(Running):
             self._supervisor.counts(),
             seconds=time.monotonic() - self._started_s,
             restarts=self._supervisor.restarts,
+            pids=self._supervisor.pids(),
         )
 
     # -- the contract ----------------------------------------------------------------------------

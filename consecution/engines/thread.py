@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from consecution.engine import Running
 from consecution.plan import Plan
 from consecution.protocol.ending import Ending
-from consecution.protocol.values import USER_ERRORS, Message, TaskIndex
+from consecution.protocol.values import USER_ERRORS, Frame, Message, TaskIndex
 from consecution.report import Report, Status
 from consecution.runtime.assembly import Host, drain_stages, end_stages
 from consecution.runtime.local_run import LocalRun, end_error, finished_before, push_into, task_error
@@ -127,6 +127,8 @@ class _Outbox:
         self._queues = queues
 
     def send(self, target: TaskIndex, message: Message) -> None:
+        if type(message) is Frame:
+            message.sent_s = time.monotonic()
         queue = self._queues.get(target)
         if queue is None:
             self._inbox.put(_Letter(target, message))

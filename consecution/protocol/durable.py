@@ -105,8 +105,8 @@ class Durable:
 
     @property
     def staged_count(self) -> int:
-        """Frames in the inbox."""
-        return sum(len(by_id) for incoming in self._origins.values() for by_id in incoming.staged.values())
+        """Frames in the inbox. Any thread may ask: of what may grow meanwhile it looks at a copy."""
+        return sum(len(by_id) for incoming in list(self._origins.values()) for by_id in list(incoming.staged.values()))
 
     def applied(self, origin: TaskIndex) -> int:
         """The last batch of this origin in the ledger; -1 if there is none."""

@@ -69,9 +69,14 @@ class FrameNode(Protocol):
 
 
 class Counts:
-    """What a task has done so far; items, and seconds in user code. Written by one thread, read by any."""
+    """What a task has done so far; items, and seconds in user code. Written by one thread, read by any.
 
-    __slots__ = ("busy_s", "failed", "frames", "items_in", "items_out")
+    ``waited_s`` is how long its frames had been on their way or in its queue, all together, when it took them;
+    ``since_s`` when it took the one that it has in hand, 0 while it has none; ``commit_s`` what its commits took;
+    ``waiting`` how many frames lie in its inbox.
+    """
+
+    __slots__ = ("busy_s", "commit_s", "failed", "frames", "items_in", "items_out", "since_s", "waited_s", "waiting")
 
     def __init__(self) -> None:
         self.frames = 0
@@ -79,6 +84,15 @@ class Counts:
         self.items_out = 0
         self.failed = 0
         self.busy_s = 0.0
+        self.waited_s = 0.0
+        self.since_s = 0.0
+        self.commit_s = 0.0
+        self.waiting = 0
+
+    def took(self, sent_s: float, now_s: float) -> None:
+        """A frame that was sent then has come; 0: it does not say when. Two processors' clocks may differ a little."""
+        if sent_s:
+            self.waited_s += max(0.0, now_s - sent_s)
 
 
 class _Known:
@@ -133,7 +147,7 @@ class Step:
         skips_decided: bool = False,
         judge: Judge = always_retry,
         guard: Guard | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.task = task
         self.counts = Counts()
@@ -163,7 +177,8 @@ class Step:
         """
         if self._is_repeat(frame):
             return [], None
-        started_s = self._clock()
+        started_s = self.counts.since_s = self._clock()
+        self.counts.took(frame.sent_s, started_s)
         failed: list[FailedItem] = []
         suspect = self._guard.take(frame.origin, frame.seq, frame.path)
         items = self._decode(frame, suspect, failed)
@@ -178,6 +193,7 @@ class Step:
         """
         if self._is_repeat(frame):
             return None
+        self.counts.took(frame.sent_s, self._clock())
         failed: list[FailedItem] = []
         suspect = self._guard.take(frame.origin, frame.seq, frame.path)
         items = self._decode(frame, suspect, failed)
@@ -346,6 +362,7 @@ class Step:
         counts.items_in += items_in
         counts.items_out += items_out
         counts.failed += failed
+        counts.since_s = 0.0
         counts.busy_s += busy_s
 
 

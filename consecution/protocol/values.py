@@ -90,7 +90,8 @@ class Frame:
     """A part of one execution of a batch on its way to one task.
 
     ``payload`` is a list of live items (threads, inline) or their encoding (processes); ``sender`` is
-    the task that sent it, ``credited`` whether the receiver owes the sender a credit for it.
+    the task that sent it, ``credited`` whether the receiver owes the sender a credit for it. ``sent_s``: when the
+    shell sent it, in monotonic seconds, which all processes of a machine share; 0: it does not say.
     Not frozen, for speed alone: nobody changes a frame after it was made.
     """
 
@@ -104,6 +105,7 @@ class Frame:
     stage: Stage
     credited: bool
     payload: Any
+    sent_s: float = 0.0
 
 
 class FailedItem(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import shlex
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from consecution.protocol.origin import FailureEntry, Origin, Restored
 from consecution.protocol.poison import Guard
 from consecution.protocol.step import Codec, Counts
 from consecution.protocol.values import TaskIndex, unlabelled
-from consecution.report import Failure, NodeCounts, Report, SourceCounts, Status
+from consecution.report import Failure, NodeCounts, Report, SourceCounts, Status, TaskCounts
 from consecution.runtime.books import Books, add_counts
 from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.failed_edges import PlannedFailedEdges
@@ -223,6 +224,47 @@ def stop_error(plan: Plan, origin: TaskIndex, entry: FailureEntry, report: Repor
     )
 
 
+def counts_now(host: Host | SourceHost) -> Counts:
+    """What a task has done up to this moment, the frame in hand included. Any thread may ask."""
+    counts, counted = host.counts, Counts()
+    since_s = counts.since_s
+    counted.frames, counted.waited_s = counts.frames, counts.waited_s
+    counted.items_in, counted.items_out, counted.failed = counts.items_in, counts.items_out, counts.failed
+    counted.busy_s = counts.busy_s + (max(0.0, time.monotonic() - since_s) if since_s else 0.0)
+    if isinstance(host, SourceHost):
+        emitted = host.origin.counts().emitted
+        counted.items_in = counted.items_out = emitted
+        counted.commit_s = host.host.committed_s
+    elif host.origin_host is not None:
+        counted.commit_s = host.origin_host.committed_s
+    if isinstance(host, DurableHost):
+        counted.waiting = host.staged_count
+    return counted
+
+
+def task_counts(plan: Plan, counts: dict[TaskIndex, Counts], pids: dict[str, int]) -> tuple[TaskCounts, ...]:
+    """What each task has done, with its names."""
+    listed = []
+    for task in plan.tasks:
+        found = counts.get(TaskIndex(task.index), Counts())
+        listed.append(
+            TaskCounts(
+                task.name,
+                task.node,
+                pids.get(task.name),
+                found.items_in,
+                found.items_out,
+                found.failed,
+                found.frames,
+                found.busy_s,
+                found.commit_s,
+                found.waited_s,
+                found.waiting,
+            )
+        )
+    return tuple(listed)
+
+
 def node_counts(plan: Plan, counts: dict[TaskIndex, Counts], books: Books) -> tuple[NodeCounts, ...]:
     """Counts per node, summed over its tasks; a source's are its origins'."""
     listed = []
@@ -263,6 +305,7 @@ def make_status(
     *,
     seconds: float,
     restarts: int = 0,
+    pids: dict[str, int] | None = None,
 ) -> Status:
     """A status from what the hosts counted."""
     origin = books.total
@@ -279,6 +322,7 @@ def make_status(
         nodes=node_counts(plan, counts, books),
         handled=origin.handled + books.handled_below,
         sources=source_counts(plan, books),
+        tasks=task_counts(plan, counts, pids or {}),
     )
 
 

@@ -92,7 +92,10 @@ class Switched:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """How far one task is: ``progress`` changes whenever it gets on; ``occupied_with`` user code or ''."""
+    """How far one task is: ``progress`` changes whenever it gets on; ``occupied_with`` user code or ''.
+
+    The counts are those of `Counts`.
+    """
 
     task: TaskIndex
     progress: tuple[int, ...]
@@ -108,6 +111,10 @@ class Beat:
     """A source that is paused, and has let go of all that it has read."""
     below: OriginCounts | None = None
     """The books of what this task, which is no source, is the origin of."""
+    frames: int = 0
+    waited_s: float = 0.0
+    commit_s: float = 0.0
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)

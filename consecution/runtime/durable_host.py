@@ -151,6 +151,11 @@ class DurableHost(Occupied):
     # -- what it is asked ------------------------------------------------------------------------
 
     @property
+    def staged_count(self) -> int:
+        """Frames that lie in the inbox. Any thread may ask."""
+        return self._durable.staged_count
+
+    @property
     def _own(self) -> OriginHost:
         assert self.origin_host is not None, "begin comes first"
         return self.origin_host
@@ -184,6 +189,7 @@ class DurableHost(Occupied):
             failed = self._store_live(frame)
         if self._durable.stage(frame, failed):
             self.counts.frames += 1
+            self.counts.took(frame.sent_s, time.monotonic())
 
     def _store_live(self, frame: Frame) -> tuple[FailedItem, ...]:
         """Live items become bytes: what lies in the inbox must not change under the hands of others."""
@@ -247,7 +253,7 @@ class DurableHost(Occupied):
         return items
 
     def _apply(self, group: list[Work], items: int) -> None:
-        started_s = time.perf_counter()
+        started_s = self.counts.since_s = time.monotonic()
         with self._occupied("process"):
             pushed, failed = self._applier.apply(group)
         failed = [*(lost for work in group for lost in work.lost), *failed]
@@ -255,7 +261,8 @@ class DurableHost(Occupied):
         counts.items_in += items
         counts.items_out += len(pushed)
         counts.failed += len(failed)
-        counts.busy_s += time.perf_counter() - started_s
+        counts.since_s = 0.0
+        counts.busy_s += time.monotonic() - started_s
         self._applied = True
         self._completed = False
         self._undo_end()

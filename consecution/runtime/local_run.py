@@ -317,7 +317,8 @@ class LocalRun:
             self.plan,
             state,
             books,
-            {task: host.counts for task, host in self.tasks.items()},
+            {task: assembly.counts_now(source) for task, source in self.source_hosts.items()}
+            | {task: assembly.counts_now(host) for task, host in self.tasks.items()},
             seconds=time.monotonic() - self._started_s,
         )
 

@@ -20,7 +20,7 @@ from consecution.protocol.origin import (
     Settled,
 )
 from consecution.protocol.poison import Condemned, Guard, Suspect, decode_apart
-from consecution.protocol.step import Codec, Judge, always_retry, describe_failure, encode_apart
+from consecution.protocol.step import Codec, Counts, Judge, always_retry, describe_failure, encode_apart
 from consecution.protocol.values import (
     USER_ERRORS,
     Acks,
@@ -170,6 +170,8 @@ class OriginHost:
         self.confirmed = True
         self.commit_s = 0.0
         """How long the latest commit took."""
+        self.committed_s = 0.0
+        """How long all of them took together."""
         self.companion: Companion | None = None
 
     @property
@@ -245,6 +247,7 @@ class OriginHost:
             started_s = self.now()
             self.store.apply(changes)
             self.commit_s = self.now() - started_s
+            self.committed_s += max(0.0, self.commit_s)
             failpoints.passed("origin.committed")
         answered = self.companion.committed() if self.companion is not None else False
         for launch in turn.launches:
@@ -384,6 +387,9 @@ class SourceHost:
         self._paused = False
         self.resting = False
         """Paused, and what had been read is on its way. Any thread may look."""
+        self.counts = Counts()
+        """Of its batches where others count frames; they wait from their birth until they are completely processed."""
+        self._born_s: dict[int, float] = {}
         host._on_settled = self._settled
 
     def open(self) -> None:
@@ -411,6 +417,7 @@ class SourceHost:
 
         Raises SourceError if the source has raised, when all that came before is completely processed.
         """
+        started_s, committed_s = time.monotonic(), self.host.committed_s
         self.host.start_due()  # Retries first: else new items would take all the room there is.
         try:
             worked = self._read()
@@ -418,6 +425,8 @@ class SourceHost:
             self._problem, worked = error, True
             self.stop_reading()
         worked = self.host.turn() or worked
+        if worked:
+            self.counts.busy_s += time.monotonic() - started_s - (self.host.committed_s - committed_s)
         if self.origin.settled:
             self.raise_problem()
         return worked
@@ -479,6 +488,7 @@ class SourceHost:
             rejected = [item for item in items if type(item) is Rejected]
             items = [item for item in items if type(item) is not Rejected] if rejected else items
         seq = self.host.born(items, self.source.position(), rejected)
+        self._born_s[seq] = time.monotonic()
         self.source.batch_born(seq, count)
         self._births.add(seq)
 
@@ -525,6 +535,8 @@ class SourceHost:
         return self.origin.stopped and self.origin.settled
 
     def _settled(self, settled: Settled) -> None:
+        self.counts.frames += 1
+        self.counts.took(self._born_s.pop(settled.seq, 0.0), time.monotonic())
         if settled.given_up:
             self.source.items_failed(settled.seq, [self._failure(entry) for entry in settled.given_up])
         self.source.batch_settled(settled.seq, settled.failed, settled.confirmed)

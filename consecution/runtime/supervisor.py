@@ -415,7 +415,7 @@ class Supervisor:
         for task in watched.tasks:
             seen = self._tasks[task]
             seen.before = _sum_counts(seen)
-            seen.beat = None if seen.beat is None else replace(seen.beat, items_in=0, items_out=0, failed=0, busy_s=0.0)
+            seen.beat = None if seen.beat is None else replace(seen.beat, **_NOTHING)
         watched.process, watched.began, watched.aborted_s = None, False, None
 
     # -- poison ----------------------------------------------------------------------------------
@@ -564,7 +564,7 @@ class Supervisor:
         if task not in self._sources or beat is None or beat.origin is None:
             return None
         self._replayed_before[task] += beat.origin.replayed
-        return replace(beat, items_in=0, items_out=0, origin=replace(beat.origin, replayed=0))
+        return replace(beat, **_NOTHING, origin=replace(beat.origin, replayed=0))
 
     def _tell_task(self, task: TaskIndex, order: Any) -> None:
         self._tell(self._homes[task], order)
@@ -657,13 +657,18 @@ def _worker_error(name: str, watched: _Watched, what: str) -> WorkerError:
 
 
 def _sum_counts(seen: _Seen) -> Counts:
-    total = Counts()
-    before, beat = seen.before, seen.beat
-    total.items_in = before.items_in + (beat.items_in if beat is not None else 0)
-    total.items_out = before.items_out + (beat.items_out if beat is not None else 0)
-    total.failed = before.failed + (beat.failed if beat is not None else 0)
-    total.busy_s = before.busy_s + (beat.busy_s if beat is not None else 0.0)
+    before, beat, total = seen.before, seen.beat, Counts()
+    for name in _SUMMED:
+        setattr(total, name, getattr(before, name) + (getattr(beat, name) if beat is not None else 0))
+    total.waiting = beat.waiting if beat is not None else 0
     return total
+
+
+_NOTHING: dict[str, Any] = dict.fromkeys(("items_in", "items_out", "failed", "frames", "waiting"), 0) | dict.fromkeys(
+    ("busy_s", "waited_s", "commit_s"), 0.0
+)
+"""The counts of a beat of which nothing is left."""
+_SUMMED = ("items_in", "items_out", "failed", "frames", "busy_s", "waited_s", "commit_s")
 
 
 __all__ = ["Supervisor"]

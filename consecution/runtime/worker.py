@@ -32,7 +32,7 @@ from consecution.nodes import Node
 from consecution.plan import Plan
 from consecution.protocol.origin import FailureEntry
 from consecution.protocol.poison import Guard, Verdict
-from consecution.protocol.values import Message, TaskIndex, WorkerIndex
+from consecution.protocol.values import Frame, Message, TaskIndex, WorkerIndex
 from consecution.runtime import assembly, control, failpoints
 from consecution.runtime.fork_server import leave_tracker
 from consecution.runtime.memory import limit_memory
@@ -183,6 +183,8 @@ class _Outbox:
         self._sockets = sockets
 
     def send(self, target: TaskIndex, message: Message) -> None:
+        if type(message) is Frame:
+            message.sent_s = time.monotonic()
         if target in self._mates:
             self.waiting.append((target, message))
         else:
@@ -485,7 +487,7 @@ class Worker:
         return tuple(told)
 
     def _beat_of_source(self, task: TaskIndex, source: SourceHost) -> control.Beat:
-        counts = source.origin.counts()
+        counts, counted = source.origin.counts(), assembly.counts_now(source)
         over = self._over.get(task, _Over(False, False))
         return control.Beat(
             task,
@@ -494,11 +496,14 @@ class Worker:
             counts.emitted,
             counts.emitted,
             0,
-            0.0,
+            counted.busy_s,
             origin=counts,
             finished=over.finished,
             drained=over.drained,
             resting=source.resting,
+            frames=counted.frames,
+            waited_s=counted.waited_s,
+            commit_s=counted.commit_s,
         )
 
     def _ask_stop(self, origin: TaskIndex, entry: FailureEntry) -> None:
@@ -562,7 +567,7 @@ def _homes(plan: Plan) -> list[WorkerIndex]:
 
 
 def _beat_of(task: TaskIndex, host: assembly.Host) -> control.Beat:
-    counted = host.counts
+    counted = assembly.counts_now(host)
     return control.Beat(
         task,
         host.progress(),
@@ -572,4 +577,8 @@ def _beat_of(task: TaskIndex, host: assembly.Host) -> control.Beat:
         counted.failed,
         counted.busy_s,
         below=host.origin_host.origin.counts() if host.origin_host is not None else None,
+        frames=counted.frames,
+        waited_s=counted.waited_s,
+        commit_s=counted.commit_s,
+        waiting=counted.waiting,
     )

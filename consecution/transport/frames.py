@@ -4,7 +4,7 @@ Every message is one ZeroMQ multipart message. The first part is a msgpack array
 is the kind and whose second is the task it goes to; a frame's payload is a second part of its own, so that it
 is never copied into a header::
 
-    frame    [0, target, origin, seq, generation, [path...], frame_id, low, sender, stage, credited] | payload
+    frame    [0, target, origin, seq, generation, [path...], frame_id, low, sender, stage, credited, sent_s] | payload
     acks     [1, target, sender, [[seq, generation, xor, produced_bytes, [failed...], staged], ...]]
     credits  [2, target, replica, count]
     gos      [3, target, origin, [[seq, generation, after, low, xor], ...]]
@@ -60,6 +60,7 @@ def encode_message(target: TaskIndex, message: Message) -> list[Any]:
             message.sender,
             int(message.stage),
             message.credited,
+            message.sent_s,
         )
         return [msgpack.packb(header), message.payload]
     if isinstance(message, Acks):
@@ -87,7 +88,7 @@ def decode_message(parts: Sequence[Any]) -> tuple[TaskIndex, Message]:
 
 
 def _decode_frame(fields: list[Any], parts: Sequence[Any]) -> Frame:
-    origin, seq, generation, path, frame_id, low, sender, stage, credited = fields
+    origin, seq, generation, path, frame_id, low, sender, stage, credited, sent_s = fields
     _check_numbers(origin, seq, generation, frame_id, low, sender, *path)
     _, payload = parts
     return Frame(
@@ -101,6 +102,7 @@ def _decode_frame(fields: list[Any], parts: Sequence[Any]) -> Frame:
         Stage(stage),
         bool(credited),
         payload,
+        float(sent_s),
     )
 
 

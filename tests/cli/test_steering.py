@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,6 +18,9 @@ import pytest
 
 from consecution import Pipeline, Producer
 from consecution.cli import main
+from consecution.cli.rates import NodeRates
+from consecution.cli.top import HEADS, _drawn
+from consecution.runtime.outside import Sight
 from tests.conftest import WriteModule
 
 LONGEST_WAIT_S = 60.0
@@ -235,3 +239,69 @@ def test_a_state_directory_is_closed_to_others(
     assert stat.S_IMODE(os.stat("state").st_mode) == 0o700
     files = [path for path in Path("state").rglob("*") if path.is_file()]
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+# -- top -------------------------------------------------------------------------------------------
+
+
+def test_top_names_the_node_that_holds_the_flow_back(runs: Runs) -> None:
+    runs.start(SLOW)
+    runs.wait_for(lambda: runs.look()["pending"] > 0)
+
+    code, printed = runs.command("top", "--once", "--json", "--interval", "0.5")
+
+    told = json.loads(printed)
+    assert (code, told["state"]) == (0, "running")
+    slow = {node["node"]: node for node in told["nodes"]}["slow"]
+    assert slow["busy"] > 0.5
+    code, printed = runs.command("top", "--once", "--interval", "0.5")
+    lines = printed.splitlines()
+    assert lines[2].split() == list(HEADS)
+    assert [line.split()[0] for line in lines[3:5]] == ["producer", "slow"]
+    assert lines[-2].startswith("holds the flow back: ")
+    assert runs.command("stop", "--now")[0] == 3
+    assert runs.command("top")[0] == 3
+
+
+def test_top_goes_on_until_the_run_ends(runs: Runs) -> None:
+    runs.start(ENDLESS, "--mode", "thread")
+    runs.await_items()
+    looking = subprocess.Popen(
+        [sys.executable, "-m", "consecution", "top", "state", "--interval", "0.1"], stdout=subprocess.PIPE, text=True
+    )
+    assert looking.stdout is not None
+    for line in looking.stdout:
+        if line.startswith("holds the flow back"):
+            break
+
+    runs.command("drain")
+
+    printed = looking.communicate(timeout=LONGEST_WAIT_S)[0]
+    assert looking.returncode == 0
+    assert printed.endswith("the run has ended: stopped\n")
+
+
+def test_on_a_terminal_top_is_drawn_with_rich() -> None:
+    from rich.console import Console
+
+    console = Console(width=120, file=io.StringIO(), color_system=None)
+    counts = {"seconds": 3.0, "completed": 5, "pending": 1, "pending_below": 0, "failed": 0, "restarts": 0}
+    sight = Sight("state", True, "running", counts, 7)
+    rates = [NodeRates("[odd] name", 2, False, 1234.0, 10.0, 0.0, 0.5, 0.25, 3.0, 0.012)]
+
+    console.print(_drawn(sight, rates))
+
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "state: running for 3 s, process 7; 5 completed, 1 pending" in printed
+    assert next(line.split() for line in printed.splitlines() if "odd" in line) == [
+        "[odd]",
+        "name",
+        "2",
+        "1,234",
+        "10",
+        "50%",
+        "25%",
+        "3.0",
+        "12.0",
+        "ms",
+    ]
