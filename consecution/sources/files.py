@@ -122,7 +122,7 @@ class FilesSource(Source):
         if self._shares == 1:
             return True
         named = [named for named in self._paths if not is_pattern(named)]
-        place = named.index(path) if path in named else zlib.crc32(os.fsencode(path))
+        place = named.index(path) if path in named else int.from_bytes(digest(os.fsencode(path)), "big")
         return place % self._shares == self._share
 
     def _go_on(self, path: str, place: Any, *known: Any) -> None:

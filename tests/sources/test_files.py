@@ -99,6 +99,15 @@ def test_shares_have_each_file_once_whatever_else_has_come(tmp_path: Path) -> No
     assert sorted(name for name in found if name != "new") == sorted(names)
 
 
+def test_files_of_a_pattern_are_dealt_out_evenly_though_their_names_are_alike(tmp_path: Path) -> None:
+    for number in range(64):
+        (tmp_path / f"{number}.csv").write_text("line\n")
+
+    for share in FilesSource(tmp_path / "*.csv").split(2) or ():
+        share.open(None)
+        assert 16 <= len(read_all(share)) <= 48
+
+
 def test_one_file_is_read_in_one_place(tmp_path: Path) -> None:
     assert FilesSource(tmp_path / "a").split(2) is None
 
