@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from consecution.graph import Broadcast as Broadcast
     from consecution.graph import Merge as Merge
     from consecution.graph import Route as Route
+    from consecution.joining import Join as Join
     from consecution.nodes import AsyncMap as AsyncMap
     from consecution.nodes import Chunk as Chunk
     from consecution.nodes import Filter as Filter
@@ -72,6 +73,7 @@ _HOMES = {
     "GlobalState": "pipeline",
     "GroupByNode": "nodes",
     "IterableSource": "sources.iterable",
+    "Join": "joining",
     "JsonLines": "sinks.text",
     "KeyedNode": "stateful",
     "ManualSource": "sources.manual",

@@ -356,7 +356,7 @@ def replace(old: Node, new: Node) -> None:
     for up in old._upstream_nodes:
         up._replace_downstream(old, new)
     for down in old._downstream_nodes:
-        down._upstream_nodes = [new if node is old else node for node in down._upstream_nodes]
+        down._replace_upstream(old, new)
     new._upstream_nodes = old._upstream_nodes + new._upstream_nodes
     new._downstream_nodes = old._downstream_nodes + new._downstream_nodes
     old._upstream_nodes, old._downstream_nodes = [], []
@@ -394,7 +394,7 @@ def copy_chain(member: Node | Group, prefix: str) -> Any:
         if isinstance(node, SideEdge):
             twins[node] = node._beside(twins[node._upstream_nodes[0]])
     for node, twin in twins.items():
-        _link(node, twin, twins)
+        twin._relink(node, twins)
     return _copy_member(member, twins, prefix)
 
 
@@ -410,18 +410,6 @@ def _twin_of(node: Node, prefix: str) -> Node:
     twin.name = prefix + node.name
     twin._stem = None if node._stem is None else prefix + node._stem
     return twin
-
-
-def _link(node: Node, twin: Node, twins: dict[Node, Node]) -> None:
-    """Give a copy the neighbours, also copies, that the node has."""
-    from consecution.nodes import RouterNode, SideEdge
-
-    twin._downstream_nodes = [twins[below] for below in node._downstream_nodes]
-    if not isinstance(node, SideEdge):
-        twin._upstream_nodes = [twins[above] for above in node._upstream_nodes]
-    if isinstance(node, RouterNode) and isinstance(twin, RouterNode):
-        twin._called = {twins[end]: called for called, end in node._end_point_map.items()}
-        twin._end_points = list(twin._called)
 
 
 def _copy_member(member: Node | Group, twins: dict[Node, Node], prefix: str) -> Node | Group:

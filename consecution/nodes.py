@@ -11,7 +11,7 @@ import operator
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from consecution import graph
@@ -318,6 +318,14 @@ class Node:
     def _replace_downstream(self, old: Node, new: Node) -> None:
         self._downstream_nodes = [new if node is old else node for node in self._downstream_nodes]
 
+    def _replace_upstream(self, old: Node, new: Node) -> None:
+        self._upstream_nodes = [new if node is old else node for node in self._upstream_nodes]
+
+    def _relink(self, node: Node, twins: Mapping[Node, Node]) -> None:
+        """Take the neighbours, all of them copies, of the node that this is a copy of."""
+        self._downstream_nodes = [twins[below] for below in node._downstream_nodes]
+        self._upstream_nodes = [twins[above] for above in node._upstream_nodes]
+
     # -- walking ---------------------------------------------------------------------------------
 
     @property
@@ -486,7 +494,7 @@ class Node:
 
     def _push_function(self) -> Callable[..., Any]:
         """What ``self.push`` is, item by item: as few calls as the nodes below allow."""
-        below = [node._item_processor() for node in self._downstream_nodes]
+        below = [node._processor_from(self) for node in self._downstream_nodes]
         if len(below) == 1 and self._logging != "output" and not self._pushes_by_name() and not self._is_async:
             return below[0]
 
@@ -506,6 +514,10 @@ class Node:
         self._pass_on = pass_on
         push: Callable[..., Any] = push_from_hand
         return self._by_name(push, lambda to, item: push(Labelled(to, item))) if self._pushes_by_name() else push
+
+    def _processor_from(self, above: Node) -> Callable[[Any], Any]:
+        """What takes an item that ``above`` pushes to this node."""
+        return self._item_processor()
 
     # -- frame by frame, in an engine ------------------------------------------------------------
 
@@ -751,6 +763,12 @@ class RouterNode(Node):
         if old in self._called:
             self._called[new] = self._called.pop(old)
 
+    def _relink(self, node: Node, twins: Mapping[Node, Node]) -> None:
+        super()._relink(node, twins)
+        assert isinstance(node, RouterNode)
+        self._called = {twins[end]: called for called, end in node._end_point_map.items()}
+        self._end_points = list(self._called)
+
     def _parent_renamed(self, parent: Node) -> None:
         if self._suffix is not None:
             self._stem = f"{parent.name}.{self._suffix}"
@@ -758,7 +776,7 @@ class RouterNode(Node):
 
     def begin(self) -> None:
         self._chooser = RouteChooser(self.name, self.choose, tuple(self._end_point_map))
-        self._ways = [node._item_processor() for node in self._end_points]
+        self._ways = [node._processor_from(self) for node in self._end_points]
 
     def process(self, item: Any) -> None:
         self._ways[self._chooser.index_of(item)](item)

@@ -18,6 +18,7 @@ from typing import Any
 from consecution.error_policy import ErrorPolicy
 from consecution.errors import GraphError, UsageError
 from consecution.graph import check_names, flows_into, is_async, sort_topologically
+from consecution.joining import Join
 from consecution.nodes import Node, OutputEdge, RouterNode, SideEdge
 from consecution.options import Options
 from consecution.producer import Producer, check_beginnings
@@ -54,6 +55,8 @@ class EdgePlan:
     """It leads to those who want the items that are given up at its source."""
     output: str = ""
     """It leads to those who want the items that its source pushes to this name; empty: to no name."""
+    branch: str = ""
+    """Its target is a join, which knows by this name what comes over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,12 +398,12 @@ class _Planner:
         return name
 
     def _outlets(self, node: Node, owner: str) -> tuple[Outlet, ...]:
-        unnamed = tuple(self._outlet(child, node, owner) for child in node._downstream_nodes)
+        unnamed = tuple(self._outlet(child, node, owner, above=node) for child in node._downstream_nodes)
         outputs = node._leading_outputs()
         if not outputs:
             return unnamed
         named = [
-            tuple(self._outlet(child, node, owner, output=name) for child in edge._downstream_nodes)
+            tuple(self._outlet(child, node, owner, above=edge, output=name) for child in edge._downstream_nodes)
             for name, edge in outputs
         ]
         names = ("", *(name for name, _ in outputs))
@@ -410,14 +413,23 @@ class _Planner:
         """Whoever answers for a failed item sends it: a frame of these edges may come from any worker."""
         if node is None or node._failed_edge is None:
             return ()
-        return tuple(self._outlet(child, None, node.name, failed=True) for child in node._failed_edge._downstream_nodes)
+        edge = node._failed_edge
+        return tuple(self._outlet(child, None, node.name, above=edge, failed=True) for child in edge._downstream_nodes)
 
     def _outlet(
-        self, child: Node, parent: Node | None, owner: str, *, failed: bool = False, output: str = ""
+        self,
+        child: Node,
+        parent: Node | None,
+        owner: str,
+        *,
+        above: Node | None = None,
+        failed: bool = False,
+        output: str = "",
     ) -> Outlet:
+        """The way to ``child``; ``above`` is what stands right before it in the graph."""
         if isinstance(child, RouterNode):
             ends = child._end_point_map.values()
-            ways = tuple((self._outlet(end, parent, owner, failed=failed, output=output),) for end in ends)
+            ways = tuple((self._outlet(end, parent, owner, above=child, failed=failed, output=output),) for end in ends)
             return RoutePlan(child.name, child.choose, tuple(child._end_point_map), ways)
         in_parts = child in self._parts
         if in_parts and not isinstance(parent, Parts):
@@ -433,7 +445,8 @@ class _Planner:
         else:
             everywhere = self._is_everywhere(parent) and self._is_everywhere(child)
             grouping = Grouping.LOCAL if everywhere else Grouping.SHUFFLE
-        edge = EdgePlan(len(self._edges), owner, child.name, grouping, key_function, failed, output)
+        branch = child._branch_from(above) if isinstance(child, Join) and above is not None else ""
+        edge = EdgePlan(len(self._edges), owner, child.name, grouping, key_function, failed, output, branch)
         self._edges.append(edge)
         if owner not in self._parents[child.name]:
             self._parents[child.name].append(owner)
@@ -473,7 +486,7 @@ def _sign(nodes: list[NodePlan], edges: tuple[EdgePlan, ...]) -> str:
     """A hash of the graph's shape (not of its code), the same in every run."""
     shape: list[Any] = [
         [[n.name, n.replicas, [_shape_of(outlet) for outlet in n.outlets]] for n in nodes],
-        [[e.source, e.target, e.grouping.value] for e in edges],
+        [[e.source, e.target, e.grouping.value, *([e.branch] if e.branch else ())] for e in edges],
     ]
     failed = [[n.name, [_shape_of(outlet) for outlet in n.failed_outlets]] for n in nodes if n.failed_outlets]
     if failed:
@@ -582,6 +595,7 @@ def describe(plan: Plan) -> str:
     lines += ["", "  edges"]
     for edge, route in _edges_of(plan):
         via = "   failed items" if edge.failed else f"   output {edge.output}" if edge.output else ""
+        via += f"   branch {edge.branch}" if edge.branch else ""
         via += f"   one of, by {route}" if route else ""
         lines.append(f"  {edge.source: >{width}} -> {edge.target: <{width}}  {edge.grouping.value}{via}")
     if options.mode == "process":
@@ -630,7 +644,7 @@ def to_dot(plan: Plan) -> str:
 def _words_at(edge: EdgePlan, route: str) -> list[str]:
     """What a picture says at an edge."""
     grouping = "" if edge.grouping is Grouping.SINGLE else edge.grouping.value
-    return [word for word in ("failed" if edge.failed else edge.output, route, grouping) if word]
+    return [word for word in ("failed" if edge.failed else edge.output, route, edge.branch, grouping) if word]
 
 
 def _escape(text: str) -> str:

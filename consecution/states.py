@@ -50,6 +50,8 @@ class States:
         self.touched: set[Key] = set()
         self._backing = backing
         self._undo: dict[Key, Any] | None = None
+        self.roll_backs = 0
+        """How often something was taken back: whoever keeps notes on the states has to look again."""
 
     def get(self, key: Key) -> Any:
         """The state of a key, made if there is none; it counts as changed."""
@@ -128,6 +130,7 @@ class States:
 
     def roll_back(self) -> None:
         """Forget what changed since the last `take_changes`."""
+        self.roll_backs += 1
         if self._backing is not None:
             self._backing.left_memory()
         for key in self.touched:
@@ -145,6 +148,7 @@ class States:
 
     def undo_item(self) -> None:
         """Put every state back to what it was at `begin_item`."""
+        self.roll_backs += 1
         for key, state in (self._undo or {}).items():
             self.cached[key] = state
         self._undo = None

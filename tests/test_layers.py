@@ -22,6 +22,7 @@ WORDS = {
     "clock",
     "error_policy",
     "graph",
+    "joining",
     "nodes",
     "options",
     "pacing",

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple, Protocol
 
-from consecution.protocol.values import USER_ERRORS, Frame, FrameId, Stage, TaskIndex
+from consecution.protocol.values import USER_ERRORS, Frame, FrameId, Labelled, Stage, TaskIndex
 
 
 class Partition(Protocol):
@@ -104,6 +104,17 @@ class KeyedEdge:
                 parts.append(Part(self.index, part, targets[way], None, way, len(targets)))
 
 
+class LabellingEdge:
+    """An edge to a node that wants to know by which of its edges an item comes."""
+
+    def __init__(self, edge: SingleEdge | ShuffleEdge | KeyedEdge, label: str) -> None:
+        self.edge = edge
+        self._label = label
+
+    def plan(self, items: list[Any], parts: list[Part]) -> None:
+        self.edge.plan([Labelled(self._label, item) for item in items], parts)
+
+
 class RouteOutlet:
     """A choice, item by item, between outlets."""
 
@@ -117,7 +128,7 @@ class RouteOutlet:
                 outlet.plan(part, parts)
 
 
-Outlet = SingleEdge | ShuffleEdge | KeyedEdge | RouteOutlet
+Outlet = SingleEdge | ShuffleEdge | KeyedEdge | LabellingEdge | RouteOutlet
 
 
 class Part(NamedTuple):
@@ -272,7 +283,9 @@ class Dispatch:
 def _credits_of(outlets: tuple[Outlet, ...]) -> list[Credits]:
     found: list[Credits] = []
     for outlet in outlets:
-        if isinstance(outlet, ShuffleEdge):
+        if isinstance(outlet, LabellingEdge):
+            found.extend(_credits_of((outlet.edge,)))
+        elif isinstance(outlet, ShuffleEdge):
             found.append(outlet.credits)
         elif isinstance(outlet, RouteOutlet):
             for branch in outlet._outlets:

@@ -34,7 +34,7 @@ class BatchId(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """An item that goes its own way: ``label`` names the output that it was pushed to."""
+    """An item that goes its own way: ``label`` names the output that it was pushed to, or the branch it comes by."""
 
     label: str
     item: Any

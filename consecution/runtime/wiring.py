@@ -12,6 +12,7 @@ from consecution.protocol.dispatch import (
     Dispatch,
     Encoder,
     KeyedEdge,
+    LabellingEdge,
     RouteOutlet,
     ShuffleEdge,
     SingleEdge,
@@ -89,7 +90,8 @@ def make_outlets(plan: Plan, task: TaskIndex, outlets: tuple[Outlet, ...]) -> tu
 
 def _make_outlet(plan: Plan, outlet: Outlet, mates: frozenset[TaskIndex]) -> DispatchOutlet:
     if isinstance(outlet, EdgePlan):
-        return _make_edge(plan, outlet, mates)
+        edge = _make_edge(plan, outlet, mates)
+        return LabellingEdge(edge, outlet.branch) if outlet.branch else edge
     branches = tuple(tuple(_make_outlet(plan, o, mates) for o in branch) for branch in outlet.outlets)
     if outlet.by_output:
         return RouteOutlet(_OutputPartition(outlet.choices), branches)
