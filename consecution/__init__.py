@@ -44,9 +44,11 @@ if TYPE_CHECKING:
     from consecution.sinks.sql import SqlSink as SqlSink
     from consecution.sinks.text import JsonLines as JsonLines
     from consecution.sinks.text import TextLines as TextLines
+    from consecution.source import Note as Note
     from consecution.source import Rejected as Rejected
     from consecution.source import Source as Source
     from consecution.sources.files import FilesSource as FilesSource
+    from consecution.sources.http import HttpSource as HttpSource
     from consecution.sources.iterable import IterableSource as IterableSource
     from consecution.sources.manual import ManualSource as ManualSource
     from consecution.sources.manual import Receipt as Receipt
@@ -72,6 +74,7 @@ _HOMES = {
     "FlatMap": "nodes",
     "GlobalState": "pipeline",
     "GroupByNode": "nodes",
+    "HttpSource": "sources.http",
     "IterableSource": "sources.iterable",
     "Join": "joining",
     "JsonLines": "sinks.text",
@@ -80,6 +83,7 @@ _HOMES = {
     "Map": "nodes",
     "Merge": "graph",
     "Node": "nodes",
+    "Note": "source",
     "Options": "options",
     "Parquet": "sinks.parquet",
     "PipeSource": "sources.pipe",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -37,11 +38,18 @@ def _files() -> type[Source]:
     return FilesSource
 
 
+def _http() -> type[Source]:
+    from consecution.sources.http import HttpSource
+
+    return HttpSource
+
+
 KINDS: dict[str, Callable[[], type[Source]]] = {
     "pipe": _pipe,
     "manual": _manual,
     "sql": _sql,
     "files": _files,
+    "http": _http,
 }
 """Kind → where to find the class of its source, whose arguments are the producer's options."""
 
@@ -146,11 +154,18 @@ def _kind_of(what: Any) -> str:
 
 
 def _read_all(source: Source) -> Iterator[Any]:
+    """What was processed when the next items are asked for is all that there is to be told of."""
     source.may_block = True
     source.open(None)
     try:
-        while (items := source.read(READ_ITEMS)) is not None:
+        for seq in itertools.count():
+            items = source.read(READ_ITEMS)
+            if items is None:
+                return
+            source.batch_born(seq, len(items))
             yield from map(_accept, items) if source.rejects else items
+            source.batch_journalled(seq)
+            source.batch_settled(seq, 0, True)
     finally:
         source.close()
 

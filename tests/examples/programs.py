@@ -17,7 +17,18 @@ from typing import Any
 from consecution import Report, Running
 
 FOLDER = Path(__file__).parents[2] / "examples"
-NAMES = ("airports", "budget", "flights", "investment", "mortgage", "paycheck", "pg_copy", "profit_share", "tour")
+NAMES = (
+    "airports",
+    "budget",
+    "flights",
+    "inbox",
+    "investment",
+    "mortgage",
+    "paycheck",
+    "pg_copy",
+    "profit_share",
+    "tour",
+)
 DEADLINE_S = 60
 
 
