@@ -108,6 +108,13 @@ SETTINGS = (
     ),
     Setting("max_restarts", "int", 5, "deaths in a row, without progress between, that end the run"),
     Setting("stop_timeout_s", "float", 30.0, "how long a stop waits for open batches", "s"),
+    Setting(
+        "log_format",
+        "choice",
+        "text",
+        "how the lines of the log look on standard error (process mode): text, or json, an object a line",
+        choices=("text", "json"),
+    ),
 )
 
 
@@ -135,6 +142,7 @@ class Options:
     memory_limit_bytes: int = 0
     max_restarts: int = 5
     stop_timeout_s: float = 30.0
+    log_format: str = "text"
 
     @property
     def robust(self) -> bool:

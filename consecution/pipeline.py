@@ -50,6 +50,7 @@ class RunOptions(TypedDict, total=False):
     memory_limit_bytes: int
     max_restarts: int
     stop_timeout_s: float
+    log_format: Literal["text", "json"]
 
 
 class GlobalState:

@@ -68,8 +68,8 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
         "--error", metavar="TEXT", help="errors that contain this, or match it as a regular expression"
     )
     when = "a time (2026-01-31, 2026-01-31T12:00) or how long ago (90s, 30m, 2h, 7d)"
-    filters.add_argument("--since", metavar="TIME", type=_time_of, help=f"items that last failed then or later: {when}")
-    filters.add_argument("--until", metavar="TIME", type=_time_of, help="items that last failed before")
+    filters.add_argument("--since", metavar="TIME", type=time_of, help=f"items that last failed then or later: {when}")
+    filters.add_argument("--until", metavar="TIME", type=time_of, help="items that last failed before")
     filters.add_argument("--limit", metavar="N", type=_count_of, help="no more than so many, the first ones")
 
 
@@ -120,7 +120,7 @@ def _add_drop(parser: argparse.ArgumentParser) -> None:
 # -- what was asked ------------------------------------------------------------------------------
 
 
-def _time_of(text: str) -> float:
+def time_of(text: str) -> float:
     """Wall-clock seconds of a time, or of a moment so long ago. Times without a zone are local."""
     ago = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     try:

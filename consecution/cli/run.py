@@ -14,6 +14,7 @@ from consecution.cli.target import HELP, load_target
 from consecution.errors import StoppedByItemError
 from consecution.options import SETTINGS, Setting
 from consecution.report import Status
+from consecution.runtime.log_file import LogLine
 
 LINE_EVERY_S = 5.0
 DESCRIPTION = """Run a pipeline to the end of its stream.
@@ -75,7 +76,7 @@ def options_from(arguments: argparse.Namespace) -> dict[str, Any]:
 def run(arguments: argparse.Namespace) -> int:
     """Run the target, show progress, print the report."""
     pipeline = load_target(arguments.target)
-    progress = None if arguments.quiet else Progress(live=sys.stderr.isatty())
+    progress = None if arguments.quiet else _progress(as_json=getattr(arguments, "log_format", "text") == "json")
     stopped: StoppedByItemError | None = None
     try:
         report = pipeline.run(on_status=progress, **options_from(arguments))
@@ -87,6 +88,13 @@ def run(arguments: argparse.Namespace) -> int:
     if stopped is not None:
         print(f"consecution: {stopped}", file=sys.stderr)
     return int(report.exit_code)
+
+
+def _progress(*, as_json: bool) -> Progress:
+    """On a terminal a line that is written over; in a log of JSON objects another one."""
+    if as_json:
+        return Progress(live=False, describe=lambda status: LogLine.now("supervisor", None, str(status)).to_json())
+    return Progress(live=sys.stderr.isatty())
 
 
 class Progress:

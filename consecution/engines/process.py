@@ -19,7 +19,8 @@ from consecution.runtime import assembly, failpoints
 from consecution.runtime.books import Books, read_books
 from consecution.runtime.launcher import ProcessWorker, ThreadWorker
 from consecution.runtime.local_run import finished_before, manual_sources, open_run_state, push_into, status_of
-from consecution.runtime.logs import LogPump, say
+from consecution.runtime.log_file import LogFile
+from consecution.runtime.logs import LogPump, LogStream
 from consecution.runtime.memory import can_limit_memory
 from consecution.runtime.shipping import Parcel, Shipment, can_ship, ship
 from consecution.runtime.slots import SlotFile
@@ -50,6 +51,7 @@ class ProcessRunning(Running):
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._steering: Steering | None = None
+        self._stream = LogStream(as_json=plan.options.log_format == "json")
         self._sources = assembly.make_sources(plan, iterable)
         self._parcels: dict[WorkerIndex, Parcel] = {}
         self._slots: dict[WorkerIndex, SlotFile] = {}
@@ -70,6 +72,7 @@ class ProcessRunning(Running):
             self._close_parcels()
             if self._steering is not None:
                 self._steering.end("failed", None, error)
+            self._stream.close()
             if self._state is not None:
                 self._state.close(keep=False)
             raise
@@ -84,12 +87,13 @@ class ProcessRunning(Running):
 
     def _start(self) -> None:
         if self._state is not None and not self._state.temporary:
-            self._steering = Steering(self, self._state.path, self._plan.options, _say_ourselves)
+            self._stream = LogStream(as_json=self._stream.as_json, file=LogFile(self._state.path))
+            self._steering = Steering(self, self._state.path, self._plan.options, self._say_ourselves)
             self._steering.serve()
         self._pipeline._call_user_begin()
         self._ship()
         self._folder = SocketFolder()
-        self._logs = LogPump()
+        self._logs = LogPump(self._stream)
         if self._plan.options.memory_limit_bytes and not can_limit_memory():
             self._say("supervisor", f"memory_limit_bytes is not kept: {sys.platform} cannot limit a process's data")
         self._thread = threading.Thread(target=self._run, name="consecution-supervisor", daemon=True)
@@ -147,7 +151,10 @@ class ProcessRunning(Running):
         return ProcessWorker(spec, self._parcels[worker], planned.name, self._logs, self._slots.get(worker))
 
     def _say(self, mark: str, text: str) -> None:
-        self._logs.say(mark, text)
+        self._stream.say(mark, text)
+
+    def _say_ourselves(self, text: str) -> None:
+        self._say("supervisor", text)
 
     # -- the supervisor's thread -----------------------------------------------------------------
 
@@ -181,7 +188,7 @@ class ProcessRunning(Running):
     def _close(self) -> None:
         """Close everything, whatever a user's source does when it is closed."""
         sources = [source.close for source in self._sources.values()]
-        for close in (*sources, self._close_parcels, self._folder.close, self._logs.close):
+        for close in (*sources, self._close_parcels, self._folder.close, self._logs.close, self._stream.close):
             try:
                 close()
             except BaseException as error:
@@ -277,7 +284,3 @@ class ProcessRunning(Running):
         if self._error is not None:
             raise self._error
         return self._report
-
-
-def _say_ourselves(text: str) -> None:
-    say("supervisor", text)

@@ -68,7 +68,7 @@ class ProcessWorker:
         self.pipe = PatientPipe(ours)
         self.pid: int = self._process.pid
         self._slot = slot
-        self._tail = logs.add(log_read, f"{mark} {self.pid}")
+        self._tail = logs.add(log_read, mark, self.pid)
 
     @property
     def sentinel(self) -> int:

@@ -8,7 +8,11 @@ import selectors
 import sys
 import threading
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+from consecution.runtime.log_file import LogFile, LogLine
 
 LONGEST_LINE_BYTES = 64 * 1024
 TAIL_LINES = 200
@@ -38,29 +42,59 @@ class Tail:
         return "\n".join(found)
 
 
-class LogPump:
-    """A thread that reads what the workers write and passes it on to standard error, line by line."""
+@dataclass(slots=True)
+class _Writer:
+    """One worker, and what it has written since its last whole line."""
 
-    def __init__(self) -> None:
+    mark: str
+    pid: int | None
+    rest: bytes = b""
+    tail: Tail = field(default_factory=Tail)
+
+
+class LogStream:
+    """Where all lines come together: standard error, as text or JSON, and the file in the state directory."""
+
+    def __init__(self, *, as_json: bool = False, file: LogFile | None = None) -> None:
+        self.as_json = as_json
+        self._file = file
+
+    def write(self, mark: str, pid: int | None, texts: Sequence[str]) -> None:
+        """Lines of one task or worker. Any thread may call; nobody waits."""
+        lines = [LogLine.now(mark, pid, text) for text in texts]
+        _write("".join(f"{line.to_json() if self.as_json else line}\n" for line in lines))
+        if self._file is not None:
+            self._file.write(lines)
+
+    def say(self, mark: str, text: str) -> None:
+        """Put words of our own into the stream."""
+        self.write(mark, None, text.splitlines())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class LogPump:
+    """A thread that reads what the workers write and passes it on, line by line."""
+
+    def __init__(self, stream: LogStream | None = None) -> None:
+        self._stream = stream or LogStream()
         self._selector = selectors.DefaultSelector()
         self._readable, self._wake = os.pipe()
         self._selector.register(self._readable, selectors.EVENT_READ, None)
-        self._new: list[tuple[int, str, Tail]] = []
+        self._new: list[tuple[int, _Writer]] = []
         self._closing = False
-        self._open: dict[int, tuple[str, bytes, Tail]] = {}
+        self._open: dict[int, _Writer] = {}
         self._thread = threading.Thread(target=self._run, name="consecution-logs", daemon=True)
         self._thread.start()
 
-    def add(self, fd: int, mark: str) -> Tail:
+    def add(self, fd: int, mark: str, pid: int | None = None) -> Tail:
         """Pass on what comes out of ``fd``, and close it at its end. Any thread may call."""
-        tail = Tail()
-        self._new.append((fd, mark, tail))
+        writer = _Writer(mark, pid)
+        self._new.append((fd, writer))
         os.write(self._wake, b".")
-        return tail
-
-    def say(self, mark: str, text: str) -> None:
-        """Put a line of our own into the stream."""
-        say(mark, text)
+        return writer.tail
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Pass on what is left; a pipe that a worker's own children hold open is not waited for."""
@@ -78,8 +112,8 @@ class LogPump:
                 else:
                     self._pass_on(key.fd)
             while self._new:
-                fd, mark, tail = self._new.pop(0)
-                self._open[fd] = (mark, b"", tail)
+                fd, writer = self._new.pop(0)
+                self._open[fd] = writer
                 self._selector.register(fd, selectors.EVENT_READ, None)
         for fd in list(self._open):
             self._forget(fd)
@@ -88,33 +122,27 @@ class LogPump:
         os.close(self._wake)
 
     def _pass_on(self, fd: int) -> None:
-        mark, rest, tail = self._open[fd]
+        writer = self._open[fd]
         chunk = os.read(fd, 65536)
         if not chunk:
             self._forget(fd)
             return
-        *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > LONGEST_LINE_BYTES:
-            lines.append(rest)
-            rest = b""
-        self._open[fd] = (mark, rest, tail)
+        *lines, writer.rest = (writer.rest + chunk).split(b"\n")
+        if len(writer.rest) > LONGEST_LINE_BYTES:
+            lines.append(writer.rest)
+            writer.rest = b""
         if lines:
             texts = [line.decode(errors="backslashreplace") for line in lines]
-            tail.lines.extend(texts)
-            _write("".join(f"[{mark}] {text}\n" for text in texts))
+            writer.tail.lines.extend(texts)
+            self._stream.write(writer.mark, writer.pid, texts)
 
     def _forget(self, fd: int) -> None:
-        mark, rest, tail = self._open.pop(fd)
+        writer = self._open.pop(fd)
         self._selector.unregister(fd)
         os.close(fd)
-        tail.ended.set()
-        if rest:
-            _write(f"[{mark}] {rest.decode(errors='backslashreplace')}\n")
-
-
-def say(mark: str, text: str) -> None:
-    """A line of our own, where there is no pump yet."""
-    _write(f"[{mark}] {text}\n")
+        writer.tail.ended.set()
+        if writer.rest:
+            self._stream.write(writer.mark, writer.pid, [writer.rest.decode(errors="backslashreplace")])
 
 
 def _write(text: str) -> None:

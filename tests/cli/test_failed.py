@@ -14,7 +14,7 @@ import pytest
 
 from consecution import Map, Pipeline, Producer, Reduce
 from consecution.cli import main
-from consecution.cli.failed import _time_of
+from consecution.cli.failed import time_of
 from consecution.options import Options
 from consecution.plan import make_plan
 from consecution.runtime.journal_check import check_state_dir
@@ -194,12 +194,12 @@ def test_a_time_that_is_none_is_refused(call: Call, text: str, capsys: pytest.Ca
 def test_a_time_may_be_said_by_how_long_ago_it_was(monkeypatch: pytest.MonkeyPatch, text: str, ago: timedelta) -> None:
     monkeypatch.setattr(time, "time", lambda: 1e9)
 
-    assert _time_of(text) == 1e9 - ago.total_seconds()
+    assert time_of(text) == 1e9 - ago.total_seconds()
 
 
 def test_a_time_without_a_zone_is_local() -> None:
-    assert _time_of("2026-01-31T12:00") == datetime(2026, 1, 31, 12).timestamp()
-    assert _time_of("2026-01-31T12:00+00:00") == datetime.fromisoformat("2026-01-31T12:00+00:00").timestamp()
+    assert time_of("2026-01-31T12:00") == datetime(2026, 1, 31, 12).timestamp()
+    assert time_of("2026-01-31T12:00+00:00") == datetime.fromisoformat("2026-01-31T12:00+00:00").timestamp()
 
 
 # -- changing --------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable
+from datetime import datetime
 
 import pytest
 
-from consecution.runtime.logs import LONGEST_LINE_BYTES, LogPump
+from consecution.runtime.logs import LONGEST_LINE_BYTES, LogPump, LogStream
 
 Heard = Callable[[], str]
 
@@ -104,8 +106,25 @@ def test_whatever_standard_error_is_writers_do_not_wait(stream: str, monkeypatch
 
 
 def test_the_supervisor_has_its_say_in_between(heard: Heard) -> None:
-    pump = LogPump()
-    pump.say("supervisor", "node.0 died")
-    pump.close()
+    LogStream().say("supervisor", "node.0 died\nand so it was started again")
 
-    assert heard() == "[supervisor] node.0 died\n"
+    assert heard() == "[supervisor] node.0 died\n[supervisor] and so it was started again\n"
+
+
+def test_as_json_each_line_is_an_object(heard: Heard) -> None:
+    stream = LogStream(as_json=True)
+    pump = LogPump(stream)
+    readable, writable = os.pipe()
+    pump.add(readable, "node.0", 17)
+    os.write(writable, b'he said "no"\n\xff\n')
+    os.close(writable)
+    pump.close()
+    stream.say("supervisor", "over")
+
+    found = [json.loads(line) for line in heard().splitlines()]
+    assert [(line["task"], line["pid"], line["text"]) for line in found] == [
+        ("node.0", 17, 'he said "no"'),
+        ("node.0", 17, "\\xff"),
+        ("supervisor", None, "over"),
+    ]
+    assert all(datetime.fromisoformat(line["time"]).tzinfo is not None for line in found)
