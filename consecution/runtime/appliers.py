@@ -23,7 +23,7 @@ from consecution.protocol.values import USER_ERRORS, BatchId, Frame, TaskIndex
 from consecution.runtime import failpoints
 from consecution.runtime.durable_store import CommittedOutside, DurableStore, TableWrite
 from consecution.runtime.journal import seal
-from consecution.runtime.state_table import StateTable
+from consecution.runtime.state_table import END, StateTable
 from consecution.sink import AppendSink, Sink, TransactionSink
 from consecution.stateful import DurableNode
 from consecution.states import States
@@ -31,8 +31,6 @@ from consecution.transport.codec import PickleCodec
 
 log = logging.getLogger("consecution")
 
-END = b"\xff\xffend"
-"""Where the end of an append sink stands in the state table: behind all slots. A transaction sink was opened here."""
 CAREFUL_ITEMS = 200_000
 """After a failing item, so many are run one by one from the start: the next may not be far."""
 

@@ -13,8 +13,8 @@ from consecution.errors import KeyEncodingError, UsageError
 from consecution.protocol.step import shorten_repr
 from consecution.runtime.failures import is_plain
 from consecution.runtime.pending import load, node_of
-from consecution.runtime.snapshot import END, Snapshot, StoreView
-from consecution.runtime.state_table import place_of
+from consecution.runtime.snapshot import Snapshot, StoreView
+from consecution.runtime.state_table import END, place_of
 
 KINDS = {
     "keyed": "a state for each key",

@@ -395,12 +395,7 @@ class Journal:
         )
 
     def _damaged(self, record: str, what: str) -> DamagedStoreError:
-        return DamagedStoreError(
-            f"the journal {self.path} is damaged: record {record} {what}; look at it with "
-            "`consecution journal check`, and restore it from a backup",
-            path=str(self.path),
-            record=record,
-        )
+        return damaged_record(self.path, record, what)
 
     def _apply_one(self, txn: Any, change: Change | FailuresMoved | MoveFinished | NotesTaken) -> None:
         if isinstance(change, HeadMoved):
@@ -468,15 +463,34 @@ class Journal:
 
     def _body(self, db: str, key: bytes, value: bytes) -> bytes:
         """What lies under the seal, if that is whole."""
-        if len(value) < _CRC.size or zlib.crc32(value[4:], zlib.crc32(key)) != _CRC.unpack_from(value)[0]:
+        body = unseal(key, value)
+        if body is None:
             name = key.decode(errors="replace") if db == "meta" else str(int.from_bytes(key, "big"))
             raise self._damaged(f"{db}/{name}", "fails its checksum")
-        return value[4:]
+        return body
 
 
 def seal(key: bytes, body: bytes) -> bytes:
     """A value as it is stored: the checksum of key and body, then the body."""
     return _CRC.pack(zlib.crc32(body, zlib.crc32(key))) + body
+
+
+def unseal(key: bytes, value: bytes) -> bytes | None:
+    """The body of a stored value; None where it fails its checksum."""
+    body = value[_CRC.size :]
+    if len(value) < _CRC.size or zlib.crc32(body, zlib.crc32(key)) != _CRC.unpack_from(value)[0]:
+        return None
+    return body
+
+
+def damaged_record(path: Path, record: str, what: str) -> DamagedStoreError:
+    """The error for a record of the journal at ``path`` that is not as it was written."""
+    return DamagedStoreError(
+        f"the journal {path} is damaged: record {record} {what}; look at it with "
+        "`consecution journal check`, and restore it from a backup",
+        path=str(path),
+        record=record,
+    )
 
 
 def _seal(key: bytes, fields: list[Any]) -> bytes:

@@ -373,6 +373,12 @@ _PICKLED = ("state", "log")
 """Tables whose bodies are pickles, which are not loaded here."""
 
 
+def open_environment(folder: Path) -> Any:
+    """The environment of a journal, to be read only, with room for what a run adds meanwhile."""
+    room_bytes = max(ROOM_BYTES, 2 * (folder / "data.mdb").stat().st_size)
+    return lmdb.open(str(folder), map_size=room_bytes, readonly=True, create=False, max_dbs=8, max_readers=16)
+
+
 @contextlib.contextmanager
 def open_to_read(folder: Path, *, leaf_limit: int | None = LEAF_LIMIT) -> Iterator[Any]:
     """The environment of a journal, its pages looked at (see `pages`); lmdb.CorruptedError where they are damaged.
@@ -383,8 +389,7 @@ def open_to_read(folder: Path, *, leaf_limit: int | None = LEAF_LIMIT) -> Iterat
     a page behind the end would kill this process; in the copy it is zeros, which are noticed.
     """
     data = folder / "data.mdb"
-    room_bytes = max(ROOM_BYTES, 2 * data.stat().st_size)
-    env = lmdb.open(str(folder), map_size=room_bytes, readonly=True, create=False, max_dbs=8, max_readers=16)
+    env = open_environment(folder)
     with contextlib.ExitStack() as stack:
         stack.callback(env.close)
         check_pages(env, data, leaf_limit)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -31,13 +30,12 @@ import lmdb
 import msgpack
 
 from consecution.errors import DamagedStoreError, StateDirError, UsageError, WorldError
-from consecution.runtime.journal import check_is_there
-from consecution.runtime.journal_check import ROOM_BYTES, check_pages
+from consecution.runtime.journal import check_is_there, damaged_record, unseal
+from consecution.runtime.journal_check import check_pages, open_environment
 from consecution.runtime.state import MANIFEST, StateDir, look_at_state_dir
+from consecution.runtime.state_table import END
 
 AGREE_WITHIN_S = 60.0
-END = b"\xff\xffend"
-"""Where a sink's end stands in its store; see `appliers`."""
 
 
 class Moved(Exception):
@@ -87,17 +85,11 @@ class StoreView:
         return None if body is None else unpack(body)
 
     def _body(self, table: str, key: bytes, value: bytes) -> bytes:
-        if len(value) < 4 or int.from_bytes(value[:4], "big") != zlib.crc32(value[4:], zlib.crc32(key)):
-            raise self._damaged(f"{table}/{key.decode(errors='backslashreplace')}", "fails its checksum")
-        return value[4:]
-
-    def _damaged(self, record: str, what: str) -> DamagedStoreError:
-        return DamagedStoreError(
-            f"the journal {self.folder} is damaged: record {record} {what}; look at it with "
-            "`consecution journal check`, and restore it from a backup",
-            path=str(self.folder),
-            record=record,
-        )
+        body = unseal(key, value)
+        if body is None:
+            record = f"{table}/{key.decode(errors='backslashreplace')}"
+            raise damaged_record(self.folder, record, "fails its checksum")
+        return body
 
     def copy_to(self, folder: Path) -> None:
         """Write all of it into a new folder, without the free pages in between."""
@@ -216,8 +208,7 @@ def _opened(name: str, folder: Path) -> Iterator[StoreView]:
     check_is_there(folder)
     data = folder / "data.mdb"
     try:
-        room_bytes = max(ROOM_BYTES, 2 * data.stat().st_size)
-        env = lmdb.open(str(folder), map_size=room_bytes, readonly=True, create=False, max_dbs=8, max_readers=16)
+        env = open_environment(folder)
     except (lmdb.Error, OSError) as error:
         raise _unreadable(folder, error) from error
     with closing(env):

@@ -41,6 +41,8 @@ OBJECT_BYTES = 800
 """What a state takes in memory beside its pickled size: key, dict, slots, part of the log; measured on small dicts."""
 SLOW_RESTORE_S = 1.0
 """A restart that reads its log for longer than this says so."""
+END = b"\xff\xffend"
+"""Where the end of an append sink stands in the state table: behind all slots. A transaction sink was opened here."""
 _SLOT = struct.Struct(">H")
 _NUMBER = struct.Struct(">Q")
 
