@@ -28,22 +28,19 @@ What is checked, by kind of sink:
 
 from __future__ import annotations
 
-import signal
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
-
-import multiprocess
+from typing import Any
 
 from consecution.errors import OutageError, WorldError
 from consecution.pipeline import Pipeline
 from consecution.protocol.values import BatchId
 from consecution.report import Report
-from consecution.runtime import failpoints
 from consecution.sink import AppendSink, Sink, TransactionSink
+from consecution.testing.lives import live
 
 MakeSink = Callable[[Path], Sink]
 ReadBack = Callable[[Path], Sequence[Any]]
@@ -53,7 +50,6 @@ BATCHES = 10
 LIFE_WITHIN_S = 60.0
 KILLED_AT: tuple[str, ...] = ("durable.applied", "origin.committed")
 KILLED_OUTSIDE_AT = ("outside.before_commit", "outside.committed")
-PASSES = 3
 NOTHING: Any = object()
 """There is no item that the sink cannot take."""
 
@@ -258,35 +254,20 @@ def _kills(case: _Case) -> None:
     sink = case.make_sink(case.place)
     is_exact = case.repeats_are_harmless or isinstance(sink, (TransactionSink, AppendSink))
     points = KILLED_AT + (KILLED_OUTSIDE_AT if isinstance(sink, TransactionSink) else ())
-    killed = [point for point in points if _live(case, items, point) == -signal.SIGKILL]
+    killed = [point for point in points if _live(case, items, point)]
     case.require(bool(killed), "none of its lives could be killed; give more items")
     _live(case, items, None)
     when = f"after kills at {', '.join(killed)}"
     (case.expect if is_exact else case.expect_at_least)(case.items, when)
 
 
-def _live(case: _Case, items: list[Any], point: str | None) -> int:
-    """Run a life in a process of its own, to be killed at ``point``; its exit code."""
-    traps = ""
-    if point is not None:
-        token = case.place / f"token-{point}"
-        token.touch()
-        traps = f"{point}@{PASSES}:{token}"
-    life = multiprocess.get_context("spawn").Process(target=_one_life, args=(case.make_sink, items, case.place, traps))
-    life.start()
-    life.join(LIFE_WITHIN_S)
-    if life.is_alive():
-        life.kill()
-        life.join()
-        case.require(False, f"a run had not ended after {LIFE_WITHIN_S:g} s")
-    code = cast(int, life.exitcode)
-    case.require(code in (0, -signal.SIGKILL), f"a run failed; its traceback went to standard error (exit code {code})")
-    life.close()
-    return code
+def _live(case: _Case, items: list[Any], point: str | None) -> bool:
+    """Run a life, to be killed at ``point``; whether it was."""
+    job = (_one_life, case.make_sink, items, case.place)
+    return live(*job, point=point, place=case.place, within_s=LIFE_WITHIN_S, require=case.require)
 
 
-def _one_life(make_sink: MakeSink, items: list[Any], place: Path, traps: str) -> None:
-    failpoints.arm(traps)
+def _one_life(make_sink: MakeSink, items: list[Any], place: Path) -> None:
     _run(make_sink(place), items, robustness="robust", state_dir=place / "state", retries=0, max_pending=2)
 
 

@@ -36,26 +36,24 @@ import contextlib
 import os
 import pickle
 import select
-import signal
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import msgpack
-import multiprocess
 
 from consecution.errors import SourceError
 from consecution.pipeline import Pipeline
 from consecution.producer import Producer
 from consecution.protocol.values import BatchId
-from consecution.runtime import failpoints
 from consecution.runtime.shipping import can_ship
 from consecution.sink import AppendSink
 from consecution.source import Rejected, Source
+from consecution.testing.lives import live
 
 MakeSource = Callable[[Path], Source]
 Send = Callable[[Any, Path, Sequence[Any]], None]
@@ -70,7 +68,6 @@ QUIET_S = 0.5
 """How long a flood may make no progress before it is taken to be held up."""
 WATCH_EVERY_S = 0.02
 KILLED_AT = ("origin.before_commit", "origin.committed")
-PASSES = 3
 BATCHES = 10
 MANY = 1000
 
@@ -487,34 +484,18 @@ def _reuse(case: _Case) -> None:
 
 def _kills(case: _Case) -> None:
     """One life after another is killed around its commits; the last one ends by itself."""
-    killed = [point for point in KILLED_AT if _live(case, point) == -signal.SIGKILL]
+    killed = [point for point in KILLED_AT if _live(case, point)]
     case.require(bool(killed), "none of its lives could be killed; give more items")
     _live(case, None)
     case.expect(_collected(case.place / "collected"), case.items, f"after kills at {', '.join(killed)}")
 
 
-def _live(case: _Case, point: str | None) -> int:
-    """Run a life in a process of its own, to be killed at ``point``; its exit code."""
-    traps = ""
-    if point is not None:
-        token = case.place / f"token-{point}"
-        token.touch()
-        traps = f"{point}@{PASSES}:{token}"
-    life = multiprocess.get_context("spawn").Process(target=_one_life, args=(case, traps))
-    life.start()
-    life.join(case.within_s)
-    if life.is_alive():
-        life.kill()
-        life.join()
-        case.require(False, f"a run had not ended after {case.within_s:g} s")
-    code = cast(int, life.exitcode)
-    case.require(code in (0, -signal.SIGKILL), f"a run failed; its traceback went to standard error (exit code {code})")
-    life.close()
-    return code
+def _live(case: _Case, point: str | None) -> bool:
+    """Run a life, to be killed at ``point``; whether it was."""
+    return live(_one_life, case, point=point, place=case.place, within_s=case.within_s, require=case.require)
 
 
-def _one_life(case: _Case, traps: str) -> None:
-    failpoints.arm(traps)
+def _one_life(case: _Case) -> None:
     pipeline = Pipeline(Producer(case.make()) | _Collector("collector", case.place / "collected"))
     batch_size = max(1, len(case.items) // BATCHES)
     options: dict[str, Any] = {"state_dir": case.place / "state", "batch_size": batch_size, "max_pending": 2}
