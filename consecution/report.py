@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,7 +193,7 @@ class Report:
         return cls(**values)
 
     def __str__(self) -> str:
-        lines = [self._headline(), "", *self._totals(), "", *self._node_table()]
+        lines = [self._headline(), "", *self._totals(), "", *node_table(self.nodes)]
         if self.failures:
             lines += ["", *self._failure_list()]
         return "\n".join([*lines, "", self._next_step()])
@@ -227,15 +228,6 @@ class Report:
         ]
         return ["", head, "  " + "-" * (len(head) - 2), *rows]
 
-    def _node_table(self) -> list[str]:
-        width = max([len("node"), *(len(n.node) for n in self.nodes)])
-        head = f"  {'node': <{width}}  replicas   items in  items out    raised   busy s"
-        rows = [
-            f"  {n.node: <{width}}  {n.replicas:8d} {n.items_in:10,d} {n.items_out:10,d} {n.failed:9,d} {n.busy_s:8.2f}"
-            for n in self.nodes
-        ]
-        return [head, "  " + "-" * (len(head) - 2), *rows]
-
     def _failure_list(self) -> list[str]:
         lines = [f"  Failed items ({self.failed:,}):"]
         for failure in self.failures[-SHOWN_FAILURES:]:
@@ -265,6 +257,17 @@ class Report:
         if self.stopped:
             return "What was taken is completely processed; with a state_dir, the next run would go on from here."
         return "Nothing is left to do."
+
+
+def node_table(nodes: Sequence[NodeCounts]) -> list[str]:
+    """What each node has done, a line for each, with a head."""
+    width = max([len("node"), *(len(n.node) for n in nodes)])
+    head = f"  {'node': <{width}}  replicas   items in  items out    raised   busy s"
+    rows = [
+        f"  {n.node: <{width}}  {n.replicas:8d} {n.items_in:10,d} {n.items_out:10,d} {n.failed:9,d} {n.busy_s:8.2f}"
+        for n in nodes
+    ]
+    return [head, "  " + "-" * (len(head) - 2), *rows]
 
 
 def _text_of(item: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from consecution.errors import UsageError
+from consecution.report import NodeCounts, node_table
 from consecution.runtime.outside import Sight
 
 NOT_YET = 1
@@ -121,15 +122,11 @@ def _counts(counts: dict[str, Any]) -> list[str]:
     return lines
 
 
+_NODE_FIELDS = ("node", "replicas", "items_in", "items_out", "failed", "busy_s")
+
+
 def _node_table(nodes: list[dict[str, Any]]) -> list[str]:
-    width = max(len("node"), *(len(node["node"]) for node in nodes))
-    head = f"  {'node': <{width}}  replicas   items in  items out    raised   busy s"
-    rows = [
-        f"  {n['node']: <{width}}  {n['replicas']:8d} {n['items_in']:10,d} {n['items_out']:10,d} {n['failed']:9,d} "
-        f"{n['busy_s']:8.2f}"
-        for n in nodes
-    ]
-    return [head, "  " + "-" * (len(head) - 2), *rows]
+    return node_table([NodeCounts(*map(node.__getitem__, _NODE_FIELDS)) for node in nodes])
 
 
 def _next_step(sight: Sight) -> str:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from consecution.errors import ConsecutionError, ShippingError
-from consecution.plan import Plan
+from consecution.plan import Plan, available_cores
 from consecution.protocol.values import TaskIndex
 from consecution.runtime.assembly import make_sources
+from consecution.runtime.control_socket import LONGEST_PATH_BYTES
 from consecution.runtime.journal import MAP_SIZE_BYTES, Journal
 from consecution.runtime.shipping import can_ship, ship
+from consecution.runtime.steering import SOCKET
 from consecution.transport.socket_folder import LONGEST_BASE_BYTES, base_folder
 
 OK, NOTE, BAD = "ok", "note", "bad"
@@ -38,7 +40,6 @@ EXTRAS = {
     "zstd": "zstandard",
 }
 """Extra → a distribution that it brings."""
-LONGEST_SOCKET_BYTES = 107
 SYNCS = 20
 SLOW_SYNC_S = 0.02
 """A commit waits for the disk as long: with one batch at a time, fewer than fifty a second."""
@@ -104,8 +105,7 @@ def _extras() -> Iterator[Finding]:
 
 
 def _cores() -> Finding:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Finding("cores", OK, f"{usable} may be used; workers='auto' takes as many")
+    return Finding("cores", OK, f"{available_cores()} may be used; workers='auto' takes as many")
 
 
 def _open_files() -> Finding:
@@ -123,7 +123,7 @@ def _workers_for(files: int) -> int:
 
 def _socket_folder() -> Finding:
     given, base = tempfile.gettempdir(), base_folder()
-    said = f"sockets lie in {base} ({len(os.fsencode(base))} bytes; a path may have {LONGEST_SOCKET_BYTES})"
+    said = f"sockets lie in {base} ({len(os.fsencode(base))} bytes; a path may have {LONGEST_PATH_BYTES})"
     if not os.access(base, os.W_OK | os.X_OK):
         return Finding("sockets", BAD, f"{said}, which cannot be written to", "set TMPDIR to a folder of your own")
     if base != given:
@@ -153,12 +153,12 @@ def _folder(folder: Path, place: Path) -> Iterator[Finding]:
         yield Finding(what, BAD, f"{folder} belongs to user {place.stat().st_uid}", "run as its owner, or use another")
     else:
         yield Finding(what, OK, f"{folder.absolute()}{'' if place == folder.absolute() else ', which is to be made'}")
-    socket = len(os.fsencode(folder.absolute() / "control.sock"))
-    if socket > LONGEST_SOCKET_BYTES:
+    socket = len(os.fsencode(folder.absolute() / SOCKET))
+    if socket > LONGEST_PATH_BYTES:
         yield Finding(
             "control socket",
             NOTE,
-            f"its path would have {socket} bytes; {LONGEST_SOCKET_BYTES} are allowed: it lies in {base_folder()}",
+            f"its path would have {socket} bytes; {LONGEST_PATH_BYTES} are allowed: it lies in {base_folder()}",
             "a shorter state_dir has it in place",
         )
 

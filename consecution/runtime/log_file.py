@@ -110,22 +110,27 @@ def _older(path: Path, number: int) -> Path:
 def read_log(state_dir: Path) -> Iterator[LogLine]:
     """All lines that are kept, the oldest first."""
     path = state_dir / FOLDER / NAME
-    for found in [*(_older(path, number) for number in range(KEPT, 0, -1)), path]:
-        with contextlib.suppress(FileNotFoundError), open(found, "rb") as file:
-            yield from _parsed(file)
+    yield from _older_lines(path)
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        yield from _parsed(file)
 
 
 def follow_log(state_dir: Path) -> Iterator[LogLine | None]:
     """All lines that are kept, then those that come, for ever; None now and then, while there is nothing new."""
     path = state_dir / FOLDER / NAME
-    for number in range(KEPT, 0, -1):
-        with contextlib.suppress(FileNotFoundError), open(_older(path, number), "rb") as file:
-            yield from _parsed(file)
+    yield from _older_lines(path)
     while True:
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             yield from _grown(path, file)
         yield None
         time.sleep(LOOK_EVERY_S)
+
+
+def _older_lines(path: Path) -> Iterator[LogLine]:
+    """The lines of the files that were renamed, the oldest first."""
+    for number in range(KEPT, 0, -1):
+        with contextlib.suppress(FileNotFoundError), open(_older(path, number), "rb") as file:
+            yield from _parsed(file)
 
 
 def _grown(path: Path, file: BinaryIO) -> Iterator[LogLine | None]:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 NAME = "run.json"
+LOCK = "supervisor.lock"
+"""Held, with its process id in it, by whoever is at work in the state directory; see `state`."""
 NEW_NAME = NAME + ".new"
 
 
@@ -62,7 +64,7 @@ def holder_of(state_dir: Path) -> int | None:
     Looking takes the lock for a moment: whoever wants it must try more than once.
     """
     try:
-        lock = os.open(state_dir / "supervisor.lock", os.O_RDONLY | os.O_CLOEXEC)
+        lock = os.open(state_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:

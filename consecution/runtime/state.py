@@ -39,7 +39,7 @@ from consecution.runtime import takeover
 from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import Journal, sync_folder
 from consecution.runtime.relocation import Relocation, kinds_of, origins_of, origins_of_sources
-from consecution.runtime.run_record import private
+from consecution.runtime.run_record import LOCK, private
 
 FORMAT = 2
 FOLDER = "origins"
@@ -301,7 +301,7 @@ def check_owner(path: Path) -> None:
 
 
 def _check_is_ours(path: Path) -> None:
-    names = {entry.name for entry in path.iterdir()} - {"supervisor.lock", NEW_MANIFEST}
+    names = {entry.name for entry in path.iterdir()} - {LOCK, NEW_MANIFEST}
     if names and MANIFEST not in names:
         raise StateDirError(
             f"{path} is not a state directory: expected {MANIFEST}, found {', '.join(sorted(names)[:5])}; "
@@ -310,7 +310,7 @@ def _check_is_ours(path: Path) -> None:
 
 
 def _lock(path: Path, remedy: str = "wait for it, stop it, or use another state_dir") -> int:
-    lock = os.open(path / "supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         _insist_on(lock)
     except BlockingIOError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from consecution.errors import MissingExtraError, OutageError, SourceError
-from consecution.sources.database import Asked, Listener, Page, interrupt, is_outage, quote_name
+from consecution.sources.database import Asked, Listener, Page, interrupt, is_outage, one_line, quote_name
 from consecution.sources.row_keys import Key
 
 ROW_VALUES = ("postgresql", "sqlite", "mysql", "mariadb")
@@ -45,9 +45,9 @@ class Alchemy:
             self._engine = self._make_engine()
             self._connection = self._engine.connect()
         except sa.exc.DBAPIError as error:
-            raise OutageError(f"{self.where} cannot be reached: {_one_line(error.orig)}") from error
+            raise OutageError(f"{self.where} cannot be reached: {one_line(error.orig)}") from error
         except (sa.exc.SQLAlchemyError, ImportError) as error:
-            raise SourceError(f"{self.where}: {_one_line(error)}") from error
+            raise SourceError(f"{self.where}: {one_line(error)}") from error
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -71,9 +71,9 @@ class Alchemy:
             yield self._connection
         except sa.exc.DBAPIError as error:
             kind = OutageError if is_outage(error.orig or error, error.connection_invalidated) else SourceError
-            raise kind(f"{self.where}: {_one_line(error.orig)}") from error
+            raise kind(f"{self.where}: {one_line(error.orig)}") from error
         except sa.exc.SQLAlchemyError as error:
-            raise SourceError(f"{self.where}: {_one_line(error)}") from error
+            raise SourceError(f"{self.where}: {one_line(error)}") from error
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -156,10 +156,6 @@ class Alchemy:
         return self._listener.noticed()
 
 
-def _one_line(error: Any) -> str:
-    return " ".join(str(error).split())
-
-
 def of_engine(engine: Any) -> Alchemy:
     """An engine of the user's, which stays open."""
     return Alchemy(lambda: engine, engine.url.render_as_string(hide_password=True), owned=False)
@@ -171,5 +167,5 @@ def of_url(url: str) -> Alchemy:
     try:
         where = sa.make_url(url).render_as_string(hide_password=True)
     except sa.exc.ArgumentError as error:
-        raise SourceError(f"url={url!r}: {_one_line(error)}") from error
+        raise SourceError(f"url={url!r}: {one_line(error)}") from error
     return Alchemy(lambda: sa.create_engine(url, poolclass=sa.pool.NullPool), where, owned=True)

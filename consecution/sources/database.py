@@ -123,11 +123,11 @@ class DbApi:
     def _cannot_connect(self, error: Exception) -> Exception:
         """Whatever is no mistake of ours may be over in a moment."""
         module = _module_of(error)
-        text = f"{self.where} cannot be reached: {_one_line(error)}"
+        text = f"{self.where} cannot be reached: {one_line(error)}"
         if type(error).__name__ == "ProgrammingError" or (module is None and not isinstance(error, OSError)):
             return SourceError(f"{self.where}: connect() raised {type(error).__name__}: {error}")
         if any(refusal in text for refusal in REFUSALS):
-            return SourceError(f"{self.where} does not let us in: {_one_line(error)}; mend the url or connect()")
+            return SourceError(f"{self.where} does not let us in: {one_line(error)}; mend the url or connect()")
         return OutageError(text)
 
     @property
@@ -155,8 +155,8 @@ class DbApi:
             raise
         except Exception as error:
             if is_outage(error, connection.closed if self._name == "psycopg" else False):
-                raise OutageError(f"{self.where}: {_one_line(error)}") from error
-            raise SourceError(f"{self.where}: {type(error).__name__}: {_one_line(error)}") from error
+                raise OutageError(f"{self.where}: {one_line(error)}") from error
+            raise SourceError(f"{self.where}: {type(error).__name__}: {one_line(error)}") from error
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -344,7 +344,8 @@ def _module_of(thing: Any) -> Any:
     return None
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException | None) -> str:
+    """What an error says, however many lines it takes for that."""
     return " ".join(str(error).split())
 
 
