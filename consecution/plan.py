@@ -342,16 +342,18 @@ class _Planner:
 
     def _choose_shares(self, source: Producer, kept: Mapping[str, int]) -> int:
         """In how many shares a source is read: as asked, as before, or one for each worker where nobody minds."""
-        if source.replicas_given or source.name in kept:
-            return source.replicas if source.replicas_given else kept[source.name]
+        if source.replicas_given:
+            return source.replicas
+        if source.name in kept:
+            return kept[source.name]
         if self._count is None or self._count == 1 or not source.is_worth_splitting(self._count):
             return 1
         minds = self._minds_order(source)
         if minds is not None:
             self._placement += (
-                f"; {source.name} is read in one place, for the sake of {minds.name}, which takes items in "
+                f"; {source.name} is read in one place, for the sake of {minds.name}, which takes items in order "
+                f"(to split it: Producer(...) * {self._count})"
             )
-            self._placement += f"order (to split it: Producer(...) * {self._count})"
             return 1
         self._placement += f"; {source.name} is read in {self._count} shares: nothing behind it takes items in order"
         return self._count

@@ -229,32 +229,30 @@ class Step:
         frame, out = held.frame, held.out or []
         items, held.out = out[:most], out[most:]
         self._guard.take(frame.origin, frame.seq, frame.path)
-        sent, unsent = self._dispatch.send(items, frame, held.passed)
-        self._guard.leave()
+        failed, held.failed = held.failed, []
+        sent = self._send(frame, items, failed, held.passed)
         held.passed += len(items)
-        failed = [*held.failed, *(self._describe(Stage.ROUTE, u.item, u.error) for u in unsent)]
-        held.failed = []
         xor = held.open_id
         if held.out:
             held.open_id = self._dispatch.make_id()
             xor ^= held.open_id
-        counts = self.counts
-        counts.frames += not held.out
-        counts.items_in += len(items)
-        counts.items_out += len(items)
-        counts.failed += len(failed)
-        counts.busy_s += self._clock() - started_s
+        self._count(len(items), len(items), len(failed), self._clock() - started_s, frames=not held.out)
         return sent, self._ack_for(frame, xor, sent, failed)
 
     def _close(
         self, frame: Frame, count: int, out: list[Any], failed: list[FailedItem], started_s: float
     ) -> tuple[list[Sent], Ack]:
         """Send what was pushed, and sum up what has become of the frame."""
-        sent, unsent = self._dispatch.send(out, frame)
-        self._guard.leave()
-        failed.extend(self._describe(Stage.ROUTE, u.item, u.error) for u in unsent)
+        sent = self._send(frame, out, failed)
         self._count(count, len(out), len(failed), self._clock() - started_s)
         return sent, self._ack_for(frame, frame.frame_id, sent, failed)
+
+    def _send(self, frame: Frame, out: list[Any], failed: list[FailedItem], after: int = 0) -> list[Sent]:
+        """Send what was pushed, and leave the guard; what cannot be sent has failed."""
+        sent, unsent = self._dispatch.send(out, frame, after)
+        self._guard.leave()
+        failed.extend(self._describe(Stage.ROUTE, u.item, u.error) for u in unsent)
+        return sent
 
     def _ack_for(self, frame: Frame, xor: int, sent: list[Sent], failed: list[FailedItem]) -> Ack:
         produced_bytes = 0
@@ -356,9 +354,9 @@ class Step:
     def _describe(self, stage: Stage, item: Any, error: BaseException) -> FailedItem:
         return describe_failure(self.task, stage, item, error, self._codec, self._judge)
 
-    def _count(self, items_in: int, items_out: int, failed: int, busy_s: float) -> None:
+    def _count(self, items_in: int, items_out: int, failed: int, busy_s: float, *, frames: int = 1) -> None:
         counts = self.counts
-        counts.frames += 1
+        counts.frames += frames
         counts.items_in += items_in
         counts.items_out += items_out
         counts.failed += failed
