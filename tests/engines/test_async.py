@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from consecution import AsyncMap, BatchNode, KeyedNode, Map, Node, Pipeline, Producer, Report, Sink, Source
+from consecution import AsyncMap, BatchNode, KeyedNode, Map, Node, Pipeline, Producer, Sink, Source
 from consecution.errors import GraphError
 from tests.engines.nodes import Collect, Notes, collected
+from tests.engines.running import EngineRun
 
 MODES = ("inline", "thread", "process")
 DEADLINE_S = 60.0
@@ -133,11 +134,10 @@ def mode(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-class Run:
-    def __init__(self, mode: str, folder: Path) -> None:
-        self.mode = mode
-        self.folder = folder
-        self.token = folder / "token"
+class Run(EngineRun):
+    @property
+    def token(self) -> Path:
+        return self.folder / "token"
 
     @property
     def sink(self) -> Collect:
@@ -146,12 +146,6 @@ class Run:
     @property
     def items(self) -> list[Any]:
         return collected(self.folder / "out")
-
-    def __call__(self, chain: Node, **options: Any) -> Report:
-        options = {"mode": self.mode, "sync": "process", "retries": 0, **options}
-        if options.get("robustness", "robust") == "robust":
-            options["state_dir"] = self.folder / "state"
-        return Pipeline(chain).run(**options)
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from consecution import Filter, Join, Map, Node, Pipeline, Producer, Report, Running
+from consecution import Filter, Join, Map, Node, Pipeline, Producer, Running
 from consecution.errors import GraphError
 from consecution.plan import describe
 from consecution.protocol.values import Labelled
 from tests.engines.nodes import Collect, collected
+from tests.engines.running import EngineRun
 from tests.engines.test_contract import wait_for
 
 MODES: list[tuple[Any, Any]] = [("inline", "per-task"), ("thread", "per-task"), ("process", "per-task"), ("process", 2)]
@@ -55,33 +56,18 @@ class Splitting(Node):
         self.push(item)
 
 
-class Run:
-    def __init__(self, mode: Any, folder: Path) -> None:
-        self.mode, self.workers = mode
-        self.folder = folder
-
+class Run(EngineRun):
     def sink(self, name: str) -> Collect:
         return Collect(name, self.folder / name)
 
     def items(self, name: str) -> list[Any]:
         return collected(self.folder / name)
 
-    def options(self, given: dict[str, Any]) -> Any:
-        options = {"mode": self.mode, "workers": self.workers, "sync": "process", "retries": 0, **given}
-        if options.get("robustness", "robust") == "robust":
-            options["state_dir"] = self.folder / "state"
-        return options
-
-    def __call__(self, chain: Node, **options: Any) -> Report:
-        return Pipeline(chain).run(**self.options(options))
-
-    def start(self, chain: Node, **options: Any) -> Running:
-        return Pipeline(chain).start(**self.options(options))
-
 
 @pytest.fixture(params=MODES, ids=lambda mode: f"{mode[0]}-{mode[1]}")
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
-    return Run(request.param, tmp_path)
+    mode, workers = request.param
+    return Run(mode, tmp_path, workers)
 
 
 @pytest.mark.parametrize("level", ["none", "robust"])
@@ -159,7 +145,7 @@ def test_a_join_that_dies_has_joined_each_pair_once(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     print(f"CONSECUTION_SEED={SEED}")
     order = rng.sample(range(COUNT), COUNT)
-    run = Run(("process", "per-task"), tmp_path)
+    run = Run("process", tmp_path)
     left, right = Producer(list(range(COUNT)), name="left"), Producer(order, name="right")
     dies = DiesOnce(rng.randrange(COUNT), tmp_path / "token")
 
@@ -179,7 +165,7 @@ def test_what_waits_outlives_a_stop(settings: dict[str, Any], tmp_path: Path) ->
         _ = join | run.sink("together")
         return run.start(top)
 
-    run = Run(("inline", "per-task"), tmp_path)
+    run = Run("inline", tmp_path)
     running = started()
     for item in (1, 2):
         running.push(("l", item))

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from consecution import Failure, KeyedNode, Map, Node, Pipeline, Producer, Report, Sink
+from consecution import Failure, KeyedNode, Map, Node, Pipeline, Producer, Sink
 from consecution.errors import GraphError
 from consecution.plan import describe, to_mermaid
 from tests.engines.nodes import Collect, collected
+from tests.engines.running import EngineRun
 
 MODES = ("inline", "thread", "process")
 LEVELS = ("none", "robust")
@@ -76,22 +77,12 @@ def mode(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-class Run:
-    def __init__(self, mode: str, folder: Path) -> None:
-        self.mode = mode
-        self.folder = folder
-
+class Run(EngineRun):
     def sink(self, name: str) -> Collect:
         return Collect(name, self.folder / name)
 
     def items(self, name: str) -> list[Any]:
         return collected(self.folder / name)
-
-    def __call__(self, chain: Node, **options: Any) -> Report:
-        options = {"mode": self.mode, "sync": "process", "retries": 0, **options}
-        if options.get("robustness", "robust") == "robust":
-            options["state_dir"] = self.folder / "state"
-        return Pipeline(chain).run(**options)
 
 
 @pytest.fixture
