@@ -144,12 +144,20 @@ def test_whoever_is_killed_every_source_is_read_once(tmp_path: Path, workers: An
     assert {tag: of(tag, found) for tag in "ab"} == {tag: list(range(COUNT)) for tag in "ab"}
 
 
-def test_a_source_that_is_gone_is_named_and_a_new_one_starts(tmp_path: Path) -> None:
+@pytest.fixture
+def over() -> Iterator[threading.Event]:
+    """Set after the test, so that no thread that reads a source waits for ever."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_a_source_that_is_gone_is_named_and_a_new_one_starts(tmp_path: Path, over: threading.Event) -> None:
     run = Run("inline", tmp_path)
     sink: Any = OnceFile("lines", run.out)
 
     def chain(*tags: str) -> Any:
-        return [Producer(stopping(tag), name=tag) for tag in tags] | OnceFile("lines", run.out)
+        return [Producer(stopping(tag, over), name=tag) for tag in tags] | OnceFile("lines", run.out)
 
     stop_after(run.start(chain("a", "b")), lambda: len(lines_of(run.out)) == 6)
     with pytest.raises(StateDirError, match=r"how far the source 'b' was read \(3 items\).*--drop-state"):
@@ -160,12 +168,12 @@ def test_a_source_that_is_gone_is_named_and_a_new_one_starts(tmp_path: Path) -> 
     assert {tag: of(tag, found) for tag in "abc"} == {tag: [0, 1, 2] for tag in "abc"}
 
 
-def stopping(tag: str) -> Callable[[], Iterator[tuple[str, int]]]:
-    """Three items, and then no end."""
+def stopping(tag: str, over: threading.Event) -> Callable[[], Iterator[tuple[str, int]]]:
+    """Three items, and then none until it is over."""
 
     def items() -> Iterator[tuple[str, int]]:
         yield from tagged(tag, 3)
-        threading.Event().wait()
+        over.wait()
 
     return items
 
