@@ -19,6 +19,7 @@ from consecution.errors import UsageError
 from consecution.options import Options
 from consecution.report import Status
 from consecution.runtime.control_socket import LONGEST_PATH_BYTES, ControlServer
+from consecution.runtime.run_record import NAME as RECORD
 from consecution.runtime.run_record import RunRecord, private
 from consecution.transport.socket_folder import SocketFolder
 
@@ -60,7 +61,10 @@ class Steering:
         self._folder: SocketFolder | None = None
         self._server = self._listen()
         self._record = RunRecord(os.getpid(), time.time(), options.mode, control=self._server.path)
-        self._record.write(state_dir)
+        try:
+            self._record.write(state_dir)
+        except OSError as error:  # a full disk: the journal says what to do about it, if it is in need of room, too
+            say(f"nobody can watch or steer this run from outside: {state_dir}/{RECORD} cannot be written: {error}")
         if options.fresh:
             self._forget_pause()
         elif (state_dir / PAUSED).exists():
