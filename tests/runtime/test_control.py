@@ -21,6 +21,7 @@ WORDS = [
     control.RunEnd(TASK),
     control.Drain(TASK),
     control.StopReading(),
+    control.Pause(paused=True),
     control.Quit(),
     control.Judged("parse", (Verdict(FrameKey(TASK, 7, (1, 2)), b"#3", "killed by SIGSEGV", "the stack"),)),
     control.Hello(WORKER, "ipc:///x/1.1", 4711),

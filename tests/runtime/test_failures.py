@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import time
@@ -205,7 +206,16 @@ def test_an_item_comes_back_from_its_line_as_it_was(item: Any) -> None:
 
     (edited,) = read_edited(iter([line]), "file").values()
 
-    assert pickle.dumps(pickle.loads(edited.payload)) == pickle.dumps(pickle.loads(pickle.dumps([item])))
+    assert values_of(pickle.loads(edited.payload)) == values_of([item])
+
+
+def values_of(item: Any) -> bytes:
+    """Its values and their types, NaN too; not which of them are one and the same object, which no line can say."""
+    written = io.BytesIO()
+    pickler = pickle.Pickler(written)
+    pickler.fast = True
+    pickler.dump(item)
+    return written.getvalue()
 
 
 @settings(max_examples=50, deadline=None)
