@@ -357,7 +357,11 @@ class Supervisor:
         self._tell_ends()
 
     def _remember_ends(self) -> None:
-        """A new incarnation of a durable task was not told; for one that was, the repeat changes nothing."""
+        """A new incarnation of a durable task was not told; for one that was, the repeat changes nothing.
+
+        It is told before the replay, from which on its timer may tick: the last incarnation of a task may have said
+        that it is drained, and nobody waits for what this one would push.
+        """
         if self.plan.options.robust:
             self._to_end.update((self._drain if self._drain.started else self._ending).told)
 
@@ -539,10 +543,10 @@ class Supervisor:
                     self._tell(worker, control.Wire(order.version, order.endpoints))
                 failpoints.passed("supervisor.wired")
             elif isinstance(order, OrderReplay):
-                for worker in self._workers:
-                    self._tell(worker, control.Replay(after_death=self.restarts > 0))
                 self._remember_ends()
                 self._tell_ends()
+                for worker in self._workers:
+                    self._tell(worker, control.Replay(after_death=self.restarts > 0))
                 failpoints.passed("supervisor.replayed")
 
     def _start(self, worker: WorkerIndex, watched: _Watched) -> None:

@@ -35,6 +35,7 @@ from consecution.testing.conservation import check_sent, check_targets
 from consecution.testing.disk import Writer
 from consecution.testing.durable_task import make_durable_host
 from consecution.testing.scene import Scene
+from consecution.testing.schedule import HAS_ENDED
 from consecution.testing.task import NumberedSource, TrialNode, TupleCodec, make_outlets
 from consecution.testing.violation import Violation
 from consecution.testing.world import Kind, Way
@@ -479,6 +480,7 @@ class DurableProcess(OriginProcess):
             if self._stream_ended:
                 self._oracle.said_ended()
             self.words.append(control.Ended(self.task, True))
+            self._scene.passed(HAS_ENDED)
 
     def _obey(self, order: Any) -> None:
         super()._obey(order)

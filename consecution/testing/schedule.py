@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from consecution.protocol.origin import OriginLimits
@@ -42,6 +42,9 @@ DURABLE_PLACES = (
 """The same where tasks are durable."""
 OUTSIDE_PLACES = ("outside.before_commit", "outside.committed", "origin.committed")
 """Between the commit of a database and the task's own."""
+
+HAS_ENDED = "durable.ended"
+"""A durable task has said that it has ended, or is drained."""
 
 TIMEOUT_OFF_S = 1e12
 LONGEST_KILL_STEP = 100
@@ -147,6 +150,15 @@ def make_schedule(
         lose=0.03 if adversarial and timeout_on else 0.0,
         workers=_draw_workers(Random(seed), tasks, apart=0 if robust else sources),
     )
+
+
+def with_late_kills(schedule: Schedule, rng: Random) -> Schedule:
+    """Stop the run, and kill tasks that have just said that they are drained: nobody waits for them any more."""
+    if rng.random() < 0.7:
+        return schedule
+    late = tuple(Kill(place=HAS_ENDED, passes=rng.randint(1, 6)) for _ in range(rng.choice((1, 1, 2))))
+    stop_at_step = schedule.stop_at_step or rng.randrange(1, 60)
+    return replace(schedule, kills=schedule.kills + late, stop_at_step=stop_at_step)
 
 
 def _draw_workers(rng: Random, tasks: int, *, apart: int) -> tuple[tuple[TaskIndex, ...], ...]:

@@ -13,7 +13,15 @@ from consecution.runtime import failpoints
 from consecution.testing.model import Expected
 from consecution.testing.process import Crew, Process, start_crew
 from consecution.testing.scene import Parts, Scene
-from consecution.testing.schedule import DURABLE_PLACES, OUTSIDE_PLACES, Crash, Kill, make_schedule
+from consecution.testing.schedule import (
+    DURABLE_PLACES,
+    HAS_ENDED,
+    OUTSIDE_PLACES,
+    Crash,
+    Kill,
+    make_schedule,
+    with_late_kills,
+)
 from consecution.testing.supervisor import Supervisor
 from consecution.testing.violation import Violation
 from consecution.testing.world import (
@@ -32,7 +40,7 @@ LONGEST_WAIT_S = 1e6
 """What is due later than this is never due: the tree timeout is off."""
 CALM_AFTER = 600
 """After so many steps the network behaves, so that every schedule can end."""
-POLICIES, TIMERS, SOURCES = 0x9011C1, 0x71C4, 0x50CE5
+POLICIES, TIMERS, SOURCES, LATE_KILLS = 0x9011C1, 0x71C4, 0x50CE5, 0x1A7E
 """What is drawn of its own for a seed leaves its other draws as they were."""
 
 
@@ -98,6 +106,8 @@ class Simulation:
             sources=len(world.sources),
             durable_places=_places_of(world) if durable else (),
         )
+        if durable:
+            self.schedule = with_late_kills(self.schedule, Random(seed ^ LATE_KILLS))
         self.scene = Scene(self.schedule, world, rng, parts, tracing=tracing)
         self.scene.add_origins()
         self.deaths = 0
@@ -162,6 +172,8 @@ class Simulation:
         self.deaths += 1
         victims = kill.victims if at is None else (at,)
         self.scene.trace("KILL {} (victims {})", kill, victims)
+        if kill.place == HAS_ENDED:
+            self.scene.world.tick_again()
         if kill.everything or not victims or self.schedule.together:
             self._end_life(power_cut=kill.power_cut)
             return

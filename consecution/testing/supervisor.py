@@ -128,6 +128,9 @@ class Supervisor:
             self._stop()
         elif all(beat.finished for beat in self._beats.values()):
             self._to_end.update(self._ending.source_finished())
+        self._tell_ends()
+
+    def _tell_ends(self) -> None:
         order = control.Drain if self._drain.started else control.RunEnd
         for task in sorted(self._to_end):
             self.processes[task].crew.orders.append(order(task))
@@ -160,11 +163,12 @@ class Supervisor:
                     self._tell(worker, control.Wire(order.version, order.endpoints))
                 self._scene.passed("supervisor.wired")
             elif isinstance(order, OrderReplay):
+                if self._scene.world.durable_tasks:
+                    self._to_end.update((self._drain if self._drain.started else self._ending).told)
+                self._tell_ends()
                 for worker in list(self.crews):
                     self._tell(worker, control.Replay(after_death=self._restarts > 0))
                 self._restarts = 1
-                if self._scene.world.durable_tasks:
-                    self._to_end.update((self._drain if self._drain.started else self._ending).told)
                 self._scene.passed("supervisor.replayed")
 
     def _tell(self, worker: WorkerIndex, order: Any) -> None:

@@ -164,6 +164,7 @@ class World:
         self._retries = retries
         self._raised: dict[tuple[int, Item], int] = {}
         self._ticks = 0
+        self._ticks_left = MOST_TICKS
 
     # -- what nodes do ---------------------------------------------------------------------------
 
@@ -186,11 +187,16 @@ class World:
 
     @property
     def may_tick(self) -> bool:
-        return self._ticks < MOST_TICKS
+        return self._ticks_left > 0
+
+    def tick_again(self) -> None:
+        """Let timers tick a little longer: something is to be seen now."""
+        self._ticks_left = max(self._ticks_left, 4)
 
     def timer_outputs(self, node: NodeShape) -> list[Item]:
         """What a durable node pushes when its timer ticks: something else each time."""
         self._ticks += 1
+        self._ticks_left -= 1
         item = TICKED + self._ticks << VALUE_BITS
         return [change(item, node.index + 300 + copy) for copy in range(1 + self._ticks % 3)]
 
@@ -359,7 +365,7 @@ def _may_tick(node: NodeShape) -> bool:
 
 
 def _draw_timer(rng: Random) -> float | None:
-    return rng.choice((None, 0.03, 0.1, 0.5, 2.0))
+    return rng.choice((None, 0.01, 0.03, 0.1, 1.0))
 
 
 def _draw_policy(rng: Random) -> ErrorPolicy:

@@ -940,6 +940,33 @@ def test_a_worker_that_dies_while_the_source_drains_comes_back() -> None:
     assert (supervisor.stopped, supervisor.restarts) == (True, 1)
 
 
+def test_a_task_that_dies_after_it_has_drained_is_told_before_its_timer_may_tick() -> None:
+    def kill_left_once(worker: FakeWorker, order: Any) -> None:
+        left = world.newest(LEFT)
+        if left.incarnation == 1:
+            left.die()
+        else:
+            run_end(worker, order)
+
+    world = World(
+        first_node=Summing,
+        node=Summing,
+        script={
+            (SOURCE, "Replay"): nothing,
+            (LEFT, "Drain"): run_end,
+            (RIGHT, "Drain"): run_end,
+            (LAST, "Drain"): kill_left_once,
+        },
+    )
+    world.at(1.0, world.supervisor.stop)
+
+    supervisor = world.run()
+
+    assert (supervisor.stopped, supervisor.restarts) == (True, 1)
+    told = [type(order).__name__ for name, incarnation, order in world.history if (name, incarnation) == (LEFT, 2)]
+    assert told == ["str", "Wire", "Drain", "Replay", "Quit"]
+
+
 def test_a_stop_while_nodes_end_lets_them_end() -> None:
     world = World(robustness="confirm", node=Summing, script={(LAST, "RunEnd"): nothing})
     world.at(1.0, world.supervisor.stop)

@@ -14,7 +14,7 @@ from consecution.protocol.origin import Origin
 from consecution.testing import Simulation, Summary, run_schedule, run_schedules
 from consecution.testing.outside import Database
 from consecution.testing.scene import Parts
-from consecution.testing.schedule import DURABLE_PLACES, OUTSIDE_PLACES
+from consecution.testing.schedule import DURABLE_PLACES, HAS_ENDED, OUTSIDE_PLACES
 from consecution.testing.world import Keeping, World
 
 SCHEDULES = int(os.environ.get("CONSECUTION_SCHEDULES", "10000"))
@@ -80,7 +80,7 @@ def test_durable_schedules_are_of_every_kind() -> None:
     disks = [disk for s in simulations for disk in s.scene.durable_disks.values()]
     databases = [outside for s in simulations for outside in s.scene.outside.values() if isinstance(outside, Database)]
     assert {node.keeping for node in nodes} == {None, *Keeping}
-    assert {kill.place for kill in kills} == {"", *DURABLE_PLACES, *OUTSIDE_PLACES}
+    assert {kill.place for kill in kills} == {"", HAS_ENDED, *DURABLE_PLACES, *OUTSIDE_PLACES}
     assert any(kill.power_cut for kill in kills)
     assert any(node.durable and len(node.tasks) > 2 for node in nodes)
     assert any(durable_below_durable(s.scene.world) for s in simulations)
