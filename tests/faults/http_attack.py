@@ -4,8 +4,11 @@
 
 Half of the own clients give each request an Idempotency-Key, and repeat it until it is taken: all that they have sent
 must be there once. The others, and wrk, go on to something else when there is no answer: what was not answered may be
-there or not, but not twice. The victim is killed with `kill -9`: the whole process group, a worker, or, in some of its
-lives, whoever commits requests to the journal, just before or just after that.
+there or not, but not twice. The victim is killed with `kill -9`: the whole process group, its supervisor, a worker, or,
+in some of its lives, whoever commits requests to the journal, just before or just after that.
+
+With wrk (`apt-get install wrk`) each request of each connection has an id of its own, and a script notes those that are
+answered with 202. There is nothing else to install for the own clients.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import http.client
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -29,12 +33,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from consecution.runtime import failpoints
+from consecution.runtime.journal_check import check_state_dir
 from tests.faults import processes
 
 ROOT = Path(__file__).parents[2]
 STARTS_WITHIN_S = 60.0
 STOPS_WITHIN_S = 60.0
+GONE_WITHIN_S = 10.0
 GIVES_UP_S = 0.05
+VICTIMS = {"process": ("worker", "supervisor", "all"), "thread": ("all",)}
 COMMITS = ("origin.before_commit", "origin.committed")
 WRK_SLICE_S = 4
 WRK_THREADS = 16
@@ -78,6 +85,8 @@ class Victim:
         self._tokens: list[Path] = []
         self._most_traps = most_traps
         self._options = [mode, sync]
+        self.outlived: list[str] = []
+        """Whoever was still there long after its supervisor had been killed."""
         self._mark = f"http-{os.getpid()}-{time.monotonic_ns()}"
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port: int = probe.getsockname()[1]
@@ -131,6 +140,11 @@ class Victim:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._draw.choice(sorted(workers, key=lambda found: found.pid)).pid, signal.SIGKILL)
             return
+        if what == "supervisor":
+            self._process.kill()
+            self._process.wait()
+            left = processes.wait_until_gone(self._mark, GONE_WITHIN_S)
+            self.outlived += [f"outlives its supervisor: {found.command} ({found.pid})" for found in left]
         self.end()
         self.start()
 
@@ -147,7 +161,7 @@ class Victim:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for left in processes.wait_until_gone(self._mark, 10.0):
+        for left in processes.wait_until_gone(self._mark, GONE_WITHIN_S):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(left.pid, signal.SIGKILL)
 
@@ -223,10 +237,10 @@ def attack(
         due = [requests * (number + 1) // (kills + 1) for number in range(kills)]
         load = _Wrk(folder, victim, outcome) if wrk else _Clients(victim, outcome)
         with load:
-            while outcome.acked < requests:
+            while outcome.acked < requests or due:
                 if due and outcome.acked >= due[0]:
                     due.pop(0)
-                    outcome.kills.append(draw.choice(["worker", "all"]) if mode == "process" else "all")
+                    outcome.kills.append(draw.choice(VICTIMS[mode]))
                     victim.kill(outcome.kills[-1])
                 victim.revive()
                 load.go_on()
@@ -236,6 +250,7 @@ def attack(
         code = victim.stop()
         if code:
             outcome.problems.append(f"the victim ended with {code}:\n{victim.log()}")
+        outcome.problems += [*victim.outlived, *check_state_dir(folder / "state").problems]
         outcome.problems += load.judge(collections.Counter((folder / "out").read_text().split()))
     finally:
         victim.end()
@@ -302,9 +317,8 @@ class _Wrk:
         if self._process is None:
             return
         told, _ = self._process.communicate()
-        for line in told.splitlines():
-            if "Non-2xx" in line or "Socket errors" in line:
-                self._outcome.statuses[line.strip()] += 1
+        found = re.findall(r"(connect|read|write|timeout) (\d+)", told) + re.findall(r"(Non-2xx).*: (\d+)", told)
+        self._outcome.statuses.update({what: int(count) for what, count in found if int(count)})
         self._process = None
 
     def judge(self, found: collections.Counter[str]) -> list[str]:
@@ -347,6 +361,8 @@ def main() -> int:
     parser.add_argument("--sync", choices=["process", "power"], default="power")
     parser.add_argument("--wrk", action="store_true", help="let wrk send, instead of eight threads of Python")
     arguments = vars(parser.parse_args())
+    if arguments["wrk"] and shutil.which("wrk") is None:
+        parser.error("--wrk: wrk is not installed: `apt-get install wrk`; without --wrk eight threads of Python send")
     folder = Path(tempfile.mkdtemp(prefix="consecution-http-"))
     print(f"seed {arguments['seed']}, in {folder}", flush=True)
     outcome = attack(folder, **arguments)
