@@ -10,7 +10,7 @@ from typing import Any
 
 from consecution.nodes import Node
 from consecution.plan import NodePlan, Plan
-from consecution.protocol.dispatch import Sent
+from consecution.protocol.dispatch import Dispatch, Sent
 from consecution.protocol.origin import Origin, OriginLimits
 from consecution.protocol.poison import Guard
 from consecution.protocol.step import Codec, Counts, Step
@@ -45,6 +45,7 @@ class TaskHost(Occupied):
         lets_through: tuple[type[BaseException], ...] = (),
         on_stop: OnStop | None = None,
         guard: Guard | None = None,
+        dispatch: Dispatch | None = None,
     ) -> None:
         self.task = task
         self.name = plan.task(task).name
@@ -54,7 +55,7 @@ class TaskHost(Occupied):
         self._options = plan.options
         self._codec = codec
         self._outbox = outbox
-        self._dispatch = make_dispatch(plan, task, codec)
+        self._dispatch = dispatch or make_dispatch(plan, task, codec)
         self._acks: dict[TaskIndex, list[Ack]] = {}
         self._credits: dict[TaskIndex, int] = {}
         self._pushed: Iterator[Any] = iter(())

@@ -34,6 +34,7 @@ from consecution.stateful import KeyedNode
 from consecution.testing.durable_oracle import KEYS, DurableOracle
 from consecution.testing.outside import Database, File, Log
 from consecution.testing.scene import Scene
+from consecution.testing.trial_plan import TrialPlan
 from consecution.testing.world import Item, ItemError, Keeping, NodeShape, World
 
 Taken = list[tuple[Item, list[Item]]]
@@ -324,23 +325,6 @@ class _SimulatedParts:
         )
 
 
-class _TrialPlan:
-    """As much of a plan as a durable host asks for: it is plan, task and node in one."""
-
-    name = "task"
-
-    def __init__(self, options: Options, shape: NodeShape) -> None:
-        self.options = options
-        self.error_policy = shape.policy
-        self.timer_s = shape.timer_s
-
-    def task(self, task: TaskIndex) -> _TrialPlan:
-        return self
-
-    def node(self, task: object) -> _TrialPlan:
-        return self
-
-
 def make_durable_host(
     scene: Scene,
     task: TaskIndex,
@@ -355,7 +339,7 @@ def make_durable_host(
     kind.scene, kind.dispatch, kind.codec, kind.outbox, kind.handlers = scene, dispatch, codec, outbox, handlers
     options = replace(Options(), batch_size=scene.schedule.limits.batch_size)
     host = kind(
-        _TrialPlan(options, scene.world.node_of[task]),
+        TrialPlan(options, scene.world.node_of[task]),
         task,
         _make_node(scene, task),
         (codec, codec),

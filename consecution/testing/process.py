@@ -370,10 +370,12 @@ class TaskProcess(Process):
                 credits.give_back(message.replica, message.count)
 
     def _run(self, frame: Frame) -> None:
-        scene = self._scene
         self._in_hand = frame
         self._node.begin_frame()
-        sent, ack = self._step.run(frame)
+        self._answer(frame, *self._step.run(frame))
+
+    def _answer(self, frame: Frame, sent: list[Sent], ack: Ack | None) -> None:
+        scene = self._scene
         if ack is not None:
             self._judge(frame, sent, ack)
         scene.passed("task.stepped")
@@ -508,14 +510,3 @@ class DurableProcess(OriginProcess):
 
 def _no_time() -> float:
     return 0.0
-
-
-def start_crew(scene: Scene, worker: WorkerIndex, incarnation: int) -> Crew:
-    """A new incarnation of a worker, with all its tasks."""
-    crew = Crew(worker, incarnation)
-    for task in scene.schedule.workers[worker]:
-        if task in scene.world.sources:
-            SourceProcess(scene, task, crew)
-        else:
-            (DurableProcess if task in scene.world.durable_tasks else TaskProcess)(scene, task, crew)
-    return crew

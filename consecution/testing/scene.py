@@ -16,6 +16,7 @@ from consecution.protocol.values import FrameId, Message, TaskIndex, WorkerIndex
 from consecution.runtime.appliers import TransactionApplier
 from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.origin_host import OriginHost
+from consecution.runtime.paced_host import PacedTaskHost
 from consecution.testing.disk import Disk
 from consecution.testing.durable_oracle import DurableOracle
 from consecution.testing.durable_store import DurableDisk, DurableWriter
@@ -45,6 +46,7 @@ class Parts:
     durable_host: type[DurableHost] = DurableHost
     store: type[DurableWriter] = DurableWriter
     transaction_applier: type[TransactionApplier] = TransactionApplier
+    paced_host: type[PacedTaskHost] = PacedTaskHost
 
 
 class Receiver(Protocol):

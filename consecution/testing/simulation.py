@@ -10,8 +10,9 @@ from random import Random
 
 from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.runtime import failpoints
+from consecution.testing.crews import start_crew
 from consecution.testing.model import Expected
-from consecution.testing.process import Crew, Process, start_crew
+from consecution.testing.process import Crew, Process
 from consecution.testing.scene import Parts, Scene
 from consecution.testing.schedule import (
     DURABLE_PLACES,
@@ -30,6 +31,7 @@ from consecution.testing.world import (
     make_durable_world,
     make_world,
     with_failed_edges,
+    with_paces,
     with_policies,
     with_sources,
     with_timers,
@@ -40,7 +42,7 @@ LONGEST_WAIT_S = 1e6
 """What is due later than this is never due: the tree timeout is off."""
 CALM_AFTER = 600
 """After so many steps the network behaves, so that every schedule can end."""
-POLICIES, TIMERS, SOURCES, LATE_KILLS = 0x9011C1, 0x71C4, 0x50CE5, 0x1A7E
+POLICIES, TIMERS, SOURCES, LATE_KILLS, PACES = 0x9011C1, 0x71C4, 0x50CE5, 0x1A7E, 0x9ACE5
 """What is drawn of its own for a seed leaves its other draws as they were."""
 
 
@@ -93,7 +95,8 @@ class Simulation:
         robust, fickle = rng.random() < 0.9 or durable, rng.random() < 0.4
         retries = rng.choice((0, 1, 2, 3)) if robust else 0
         world = (make_durable_world if durable else make_world)(rng, fickle=fickle, retries=retries)
-        world = with_failed_edges(with_sources(world, Random(seed ^ SOURCES)), Random(~seed))
+        world = with_paces(with_sources(world, Random(seed ^ SOURCES)), Random(seed ^ PACES))
+        world = with_failed_edges(world, Random(~seed))
         if robust:
             world = with_timers(with_policies(world, Random(seed ^ POLICIES)), Random(seed ^ TIMERS))
         self.schedule = make_schedule(

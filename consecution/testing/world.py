@@ -67,6 +67,16 @@ class Grouping(enum.Enum):
     KEYED = "keyed"
 
 
+class Pace(enum.Enum):
+    """When a stateless node is done with a frame."""
+
+    AT_ONCE = "at once"
+    HOLDS = "holds"
+    """Much later, while others come: as an async node."""
+    IN_PARTS = "in parts"
+    """Item by item, unchanged: as a rate limit."""
+
+
 class Keeping(enum.Enum):
     """What makes a node durable: where that goes which it makes of decided batches."""
 
@@ -126,6 +136,9 @@ class NodeShape:
     timer_s: float | None = None
     reads: bool = False
     """It is a source."""
+    pace: Pace = Pace.AT_ONCE
+    per_second: float | None = None
+    """So many items a rate limit lets through."""
 
     @property
     def durable(self) -> bool:
@@ -170,6 +183,8 @@ class World:
 
     def outputs(self, node: NodeShape, item: Item) -> list[Item]:
         """What the node makes of an item."""
+        if node.pace is Pace.IN_PARTS:
+            return [item]
         salt = node.index + 1
         if self.fickle and self._rng.random() < 0.3:
             salt += 100 * self._rng.randrange(1, 1000)
@@ -327,6 +342,25 @@ def _moved_way(way: Way, by: int) -> Way:
     if isinstance(way, Route):
         return replace(way, edges=tuple(Edge(edge.index, edge.target + by) for edge in way.edges))
     return Edge(way.index, way.target + by)
+
+
+def with_paces(world: World, rng: Random) -> World:
+    """Now and then stateless nodes are not done with a frame at once."""
+    if rng.random() < 0.5:
+        return world
+    nodes = tuple(_with_pace(rng, node) if _may_wait(node) else node for node in world.nodes)
+    return World(nodes, world._rng, fickle=world.fickle, retries=world._retries)
+
+
+def _may_wait(node: NodeShape) -> bool:
+    return not (node.reads or node.durable or node.wants_end or node.kind is Kind.SINK)
+
+
+def _with_pace(rng: Random, node: NodeShape) -> NodeShape:
+    pace = rng.choice((Pace.AT_ONCE, Pace.HOLDS, Pace.IN_PARTS))
+    if pace is Pace.IN_PARTS and len(node.tasks) == 1:
+        return replace(node, pace=pace, troubled=False, per_second=rng.choice((0.7, 20.0, 100.0, 300.0)))
+    return replace(node, pace=Pace.HOLDS if pace is Pace.HOLDS else Pace.AT_ONCE)
 
 
 def with_failed_edges(world: World, rng: Random) -> World:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from consecution.protocol.dispatch import Dispatch
+from consecution.protocol.dispatch import Dispatch, Sent, Unsent
 from consecution.protocol.ending import Ending
 from consecution.protocol.origin import (
     BatchBorn,
@@ -22,9 +22,10 @@ from consecution.protocol.origin import (
     Turn,
 )
 from consecution.protocol.recovery import Order, OrderReplay, Recovery
-from consecution.protocol.step import Step
+from consecution.protocol.step import Held, Step
 from consecution.protocol.values import Ack, Action, FailedItem, Frame, FrameId, Stage, TaskIndex
 from consecution.runtime.origin_host import OriginHost
+from consecution.runtime.paced_host import PacedTaskHost
 from consecution.testing import Outcome, run_schedule
 from consecution.testing.scene import Parts
 
@@ -311,6 +312,48 @@ class LosesNeighbours(Step):
         return [] if failed else out
 
 
+class AcksTheWholeAtTheFirstPart(Step):
+    """What is let through in parts counts as done when the first has left."""
+
+    def put_some(self, held: Held, most: int) -> tuple[list[Sent], Ack]:
+        sent, ack = super().put_some(held, most)
+        if held.out:
+            ack = replace(ack, xor=ack.xor ^ held.open_id)
+            held.open_id = 0
+        return sent, ack
+
+
+class KeepsTheIdOfTheRest(Step):
+    """Each acknowledgement of a part looks like the last one, if nothing has left in between."""
+
+    def put_some(self, held: Held, most: int) -> tuple[list[Sent], Ack]:
+        before = held.open_id
+        sent, ack = super().put_some(held, most)
+        if held.out:
+            ack = replace(ack, xor=ack.xor ^ held.open_id ^ before)
+            held.open_id = before
+        return sent, ack
+
+
+class NumbersEachPartAnew(Dispatch):
+    """Two parts of a frame take the same path."""
+
+    def send(self, items: list[Any], cause: Frame, after: int = 0) -> tuple[list[Sent], list[Unsent]]:
+        return super().send(items, cause)
+
+
+class WaitsInTheOldPlace(PacedTaskHost):
+    """A frame that is not needed any more stays in line, and its successor does not come in."""
+
+    def _put_in_line(self, held: Held) -> None:
+        new = held.frame
+        old = [waiting.frame for waiting in self._waiting]
+        if any((o.origin, o.seq, o.path) == (new.origin, new.seq, new.path) for o in old):
+            self._answer(new, [], None)
+        else:
+            self._waiting.append(held)
+
+
 class ReplaysBeforeAllHaveSwitched(Recovery):
     def started(self, task: TaskIndex, endpoint: str) -> list[Order]:
         orders = super().started(task, endpoint)
@@ -353,6 +396,10 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
     ("ids used twice", Parts(dispatch=UsesAnIdTwice), "never processed|failures kept", 10),
     ("repeats run again", Parts(step=RunsRepeats), "same frame twice|stuck|two frames", 50),
     ("neighbours of a failing item lost", Parts(step=LosesNeighbours), "and sent|had", 50),
+    ("whole frame done at its first part", Parts(step=AcksTheWholeAtTheFirstPart), "never processed|stuck", 100),
+    ("one id for each rest", Parts(step=KeepsTheIdOfTheRest), "stuck|has not ended", 100),
+    ("one path for all parts", Parts(dispatch=NumbersEachPartAnew), "two frames reached", 200),
+    ("old frames keep their place", Parts(paced_host=WaitsInTheOldPlace), "stuck|has not ended", 500),
     ("replay before all have switched", Parts(recovery=ReplaysBeforeAllHaveSwitched), "stuck", 50),
     ("nodes end in any order", Parts(ending=EndsAllAtOnce), "before the nodes above it", 100),
     ("handed over after the decision", Parts(host=HandsOverLater), "over failed edges went", 50),

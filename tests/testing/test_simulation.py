@@ -15,7 +15,7 @@ from consecution.testing import Simulation, Summary, run_schedule, run_schedules
 from consecution.testing.outside import Database
 from consecution.testing.scene import Parts
 from consecution.testing.schedule import DURABLE_PLACES, HAS_ENDED, OUTSIDE_PLACES
-from consecution.testing.world import Keeping, World
+from consecution.testing.world import Keeping, Pace, World
 
 SCHEDULES = int(os.environ.get("CONSECUTION_SCHEDULES", "10000"))
 SEED = int(os.environ.get("CONSECUTION_SEED", "0"))
@@ -64,6 +64,7 @@ def test_schedules_are_of_every_kind() -> None:
     assert any(world.node_of[task].stops for world, task in given_up), "no item stopped its run"
     assert any(s.scene.disks[0].head.next_seq > len(s.scene.items[0]) for s in simulations), "no retries"
     assert {len(s.scene.world.sources) for s in simulations} == {1, 2, 3}
+    assert {node.pace for s in simulations for node in s.scene.world.nodes} == {*Pace}
     assert summary.deaths > 300
     assert summary.executions > summary.batches > 300
 
