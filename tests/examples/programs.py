@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
+
 from consecution import Report, Running
 
 FOLDER = Path(__file__).parents[2] / "examples"
@@ -22,6 +26,7 @@ NAMES = (
     "budget",
     "flights",
     "inbox",
+    "ingest",
     "investment",
     "mortgage",
     "paycheck",
@@ -65,6 +70,37 @@ def run_inline(module: ModuleType, items: Iterable[Any] | None = None) -> Iterat
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         yield out, module.build(out).run(items, mode="inline", robustness="track")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def start_listening(name: str, port: int, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A program that takes items by HTTP, as soon as it answers."""
+    line = script(name, "--out", str(folder), "--port", str(port), *arguments)
+    process = subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    give_up_s = time.monotonic() + DEADLINE_S
+    while not answers(port):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < give_up_s, "it does not answer"
+        time.sleep(0.05)
+    return process
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://localhost:{port}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def stop(process: subprocess.Popen[str]) -> str:
+    """Stop a program as Ctrl-C does; what it has told."""
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=DEADLINE_S)
+    return told
 
 
 def query(database: Path, sql: str) -> list[Any]:

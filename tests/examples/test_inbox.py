@@ -1,60 +1,28 @@
 from __future__ import annotations
 
 import json
-import signal
-import socket
-import subprocess
-import time
 from pathlib import Path
 
 import httpx
 
 from tests.examples import programs
 
-inbox = programs.load("inbox")
-
-
-def start(port: int, folder: Path) -> subprocess.Popen[str]:
-    """The program, as soon as it answers."""
-    line = programs.script("inbox", "--out", str(folder), "--port", str(port))
-    process = subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    give_up_s = time.monotonic() + programs.DEADLINE_S
-    while not answers(port):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < give_up_s, "it does not answer"
-        time.sleep(0.05)
-    return process
-
-
-def answers(port: int) -> bool:
-    try:
-        return httpx.get(f"http://localhost:{port}/health").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def stop(process: subprocess.Popen[str]) -> str:
-    process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=programs.DEADLINE_S)
-    return told
-
 
 def test_orders_add_up_over_a_kill_and_a_stop_and_clients_hear_what_is_wrong(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = programs.free_port()
     url, key = f"http://localhost:{port}/", {"idempotency-key": "ada-1"}
     order = {"customer": "Ada", "cents": 1250}
-    process = start(port, tmp_path)
+    process = programs.start_listening("inbox", port, tmp_path)
     try:
         assert httpx.post(url, json=[order, {"customer": "Blaise", "cents": 300}], headers=key).status_code == 202
         wrong = httpx.post(url, params={"wait": "true"}, json={"customer": "Ada"}, timeout=programs.DEADLINE_S)
         process.kill()
         process.communicate()
 
-        process = start(port, tmp_path)
+        process = programs.start_listening("inbox", port, tmp_path)
         again = httpx.post(url, json=[order, {"customer": "Blaise", "cents": 300}], headers=key)
         last = httpx.post(url, params={"wait": "true"}, json={"customer": "Ada", "cents": 5}, timeout=60)
-        told = stop(process)
+        told = programs.stop(process)
     finally:
         process.kill()
         process.communicate()
