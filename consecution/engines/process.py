@@ -22,6 +22,7 @@ from consecution.runtime.local_run import finished_before, manual_sources, open_
 from consecution.runtime.log_file import LogFile
 from consecution.runtime.logs import LogPump, LogStream
 from consecution.runtime.memory import can_limit_memory
+from consecution.runtime.service_manager import VARIABLES, ServiceManager
 from consecution.runtime.shipping import Parcel, Shipment, can_ship, ship
 from consecution.runtime.slots import SlotFile
 from consecution.runtime.steering import Steering
@@ -59,7 +60,8 @@ class ProcessRunning(Running):
         for task in sorted(self._read_here):
             plan = set_apart(plan, task)
         self._plan = plan
-        self._supervisor = Supervisor(plan, self._launch, self._say)
+        self._service_manager = ServiceManager.of(os.environ)
+        self._supervisor = Supervisor(plan, self._launch, self._say, on_turn=self._tell_service_manager)
         failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
         self._state = open_run_state(plan)
         self._epoch = self._state.epoch if self._state is not None else "memory"
@@ -83,6 +85,7 @@ class ProcessRunning(Running):
         sweep(base_folder())
         self._state.close()
         self._report, self._last_status = report, status_of(report)
+        self._tell_service_manager_the_end()
         self._over.set()
 
     def _start(self) -> None:
@@ -142,7 +145,7 @@ class ProcessRunning(Running):
             store_paths=self._store_paths(tasks),
             socket_folder=self._folder.path,
             failpoints=os.environ.get(failpoints.VARIABLE, ""),
-            environment=dict(os.environ),
+            environment={name: value for name, value in os.environ.items() if name not in VARIABLES},
             verdicts={name: self._supervisor.verdicts(name) for name in {plan.task(task).node for task in tasks}},
             memory_limit_bytes=plan.options.memory_limit_bytes,
         )
@@ -166,6 +169,7 @@ class ProcessRunning(Running):
             self._abandon(error)
         finally:
             self._close()
+            self._tell_service_manager_the_end()
             self._over.set()
 
     def _abandon(self, error: BaseException) -> None:
@@ -239,6 +243,17 @@ class ProcessRunning(Running):
             restarts=self._supervisor.restarts,
             pids=self._supervisor.pids(),
         )
+
+    def _tell_service_manager(self) -> None:
+        if self._service_manager is not None:
+            supervisor = self._supervisor
+            self._service_manager.turn(supervisor.state, ready=supervisor.ready, describe=lambda: str(self.status()))
+
+    def _tell_service_manager_the_end(self) -> None:
+        if self._service_manager is not None:
+            error = self._error
+            said = str(self._last_status) if error is None else f"failed: {type(error).__name__}: {error}"
+            self._service_manager.end(said, failed=error is not None)
 
     # -- the contract ----------------------------------------------------------------------------
 

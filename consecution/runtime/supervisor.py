@@ -83,7 +83,10 @@ class _Watched:
 
 
 class Supervisor:
-    """Runs the workers of one plan. `run` is called by one thread; `stop` and `abort` by any, signal handlers too."""
+    """Runs the workers of one plan. `run` is called by one thread; `stop` and `abort` by any, signal handlers too.
+
+    ``on_turn`` is called whenever the loop has come round, ten times a second or more: as long as it is, all is well.
+    """
 
     def __init__(
         self,
@@ -93,6 +96,7 @@ class Supervisor:
         *,
         clock: Callable[[], float] = time.monotonic,
         wait: Wait = wait_for,
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
         self.plan = plan
         self.restarts = 0
@@ -103,6 +107,7 @@ class Supervisor:
         self._say = say
         self._clock = clock
         self._wait = wait
+        self._on_turn = on_turn
         self._tasks = {TaskIndex(task.index): _Seen() for task in plan.tasks}
         self._workers = {WorkerIndex(worker.index): _Watched(worker) for worker in plan.workers}
         self._sources = source_tasks(plan)
@@ -195,6 +200,11 @@ class Supervisor:
         return {self._name(task): p.pid for task, p in found if p is not None and p.sentinel is not None}
 
     @property
+    def ready(self) -> bool:
+        """Whether all workers are up: every ``begin`` has returned, and all are wired."""
+        return self._recovery.settled and all(watched.began for watched in self._workers.values())
+
+    @property
     def state(self) -> str:
         if self._stop_asked:
             return "stopping"
@@ -228,6 +238,7 @@ class Supervisor:
         self._start_what_is_due()
         self._forgive_standstill()
         self._look_for_hanging()
+        self._on_turn()
 
     def _forgive_standstill(self) -> float:
         """Time in which this loop did not run says nothing about the workers: they may have stood still too."""
@@ -594,6 +605,7 @@ class Supervisor:
             self._start_what_is_due()
             self._let_go_of_threads()
             deadline_s += self._forgive_standstill()
+            self._on_turn()
             if any(w.start_due_s is not None for w in self._workers.values()):
                 deadline_s = self._clock() + limit_s
             if self._clock() > deadline_s and self._somebody_is_left():
