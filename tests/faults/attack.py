@@ -19,7 +19,17 @@ from typing import Any
 
 from consecution.runtime import failpoints
 from tests.faults import ledger_verdict, processes, travel_verdict, verdict
-from tests.faults.schedule import AtProgress, AtRecovery, AtStart, Attack, Life, Schedule, Trap, draw
+from tests.faults.schedule import (
+    FEWEST_KILLS,
+    AtProgress,
+    AtRecovery,
+    AtStart,
+    Attack,
+    Life,
+    Schedule,
+    Trap,
+    draw,
+)
 from tests.faults.trouble import lay_tokens
 from tests.faults.works import WORKS, worker_of
 
@@ -36,8 +46,6 @@ MORE_LIVES = 9
 """Than were drawn: failpoints may hit the supervisor when it reads the source itself."""
 FAR = 0.02
 """So far on after a kill, or from its start, the run has recovered, whoever had to be started for it."""
-FEWEST_KILLS = 10
-"""Of a stubborn schedule."""
 SHOWN_LOG_LINES = 40
 REPOSITORY = Path(__file__).parents[2]
 VERDICTS: dict[str, Any] = {"travel": travel_verdict, "ledger": ledger_verdict}
@@ -117,12 +125,12 @@ class _Run:
         self.job = schedule.job
         self.impatient = schedule.impatient
         self.stubborn = schedule.stubborn
+        self.reserve = list(schedule.reserve)
         self.outcome = outcome
         self.deadline_s = deadline_s
         self._schedule = schedule
         self._folder = Path(self.job.folder)
         self.mark = self._folder.name
-        self._before = verdict.shared_memory()
         self.expected_bytes = WORKS[self.job.work].expected_bytes(self.job)
         self.job.save()
         work = WORKS[self.job.work]
@@ -157,7 +165,7 @@ class _Run:
         for name in ("run", "tmp"):
             found = sorted(p.relative_to(self._folder) for p in (self._folder / name).rglob("*"))
             outcome.problems += [f"left behind: {path}" for path in found]
-        outcome.problems += verdict.of_shared_memory(self._before)
+        outcome.problems += verdict.of_shared_memory(self.mark)
         report = verdict.read_report(job)
         if report is None:
             outcome.problems.append(f"it ended with exit code {code} and no report")
@@ -278,6 +286,8 @@ class _Life:
             self._look_at_traps()
             if self._attacks and self._is_due(self._attacks[0]):
                 self._attack(process)
+            elif self._run.reserve and self._is_due(self._run.reserve[0]):
+                self._make_up_for_few(process)
             time.sleep(LOOK_EVERY_S)
         self._events.look()
         return code
@@ -313,6 +323,15 @@ class _Life:
         else:
             del self._attacks[0]
             self._note_kill()
+
+    def _make_up_for_few(self, process: subprocess.Popen[bytes]) -> None:
+        """The next of the reserve is due: carry it out if there have been too few kills, as soon as it can be."""
+        reserve = self._run.reserve
+        place = FEWEST_KILLS - len(reserve) + 1
+        if sum(self._run.outcome.kills.values()) >= place:
+            del reserve[0]
+        elif victims := list(self._victims(reserve[0], process)):
+            self._carry_out(reserve.pop(0), victims)
 
     def _note_kill(self) -> None:
         self._started_before_kill = self._events.started

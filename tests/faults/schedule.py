@@ -37,6 +37,10 @@ WORKERS: tuple[str | int, ...] = ("per-task", "per-task", 2, 3)
 """Half of the runs share workers. Their tasks are still named one by one; who lives together dies together."""
 LONG_ITEMS = 50_000
 """From here on there is time for many kills."""
+FEWEST_KILLS = 10
+"""Of a stubborn schedule."""
+SPENT_AT = 0.8
+"""By then they have come about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,8 @@ class Schedule:
     """Start the next life while workers of the last one may still be dying."""
     stubborn: bool = False
     """What did not come about in one life is done in the next, and who is not there is waited for."""
+    reserve: tuple[Attack, ...] = ()
+    """Of a stubborn one: the n-th is carried out where fewer than n kills have come about by then."""
 
     def kinds(self) -> set[str]:
         """The kinds of victims, and the groups of failpoints, as ``@group``."""
@@ -319,7 +325,15 @@ def _draw_ledger(seed: int, items: int, folder: str, server: str) -> Schedule:
         server=server,
         workers=_draw_workers("ledger", seed),
     )
-    return Schedule(job, drawn, impatient=rng.random() < 0.3, stubborn=is_long)
+    reserve = tuple(_draw_reserve(seed, tasks)) if is_long else ()
+    return Schedule(job, drawn, impatient=rng.random() < 0.3, stubborn=is_long, reserve=reserve)
+
+
+def _draw_reserve(seed: int, tasks: tuple[str, ...]) -> Iterator[Attack]:
+    """Kills by progress alone: drawn ones may wait for what a fast run does not come to. By numbers of its own."""
+    rng = random.Random(f"reserve {seed}")
+    for number in range(1, FEWEST_KILLS + 1):
+        yield Attack(AtProgress(SPENT_AT * number / FEWEST_KILLS), "worker", (rng.choice(tasks),))
 
 
 def _draw_workers(work: str, seed: int) -> str | int:

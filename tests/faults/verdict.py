@@ -148,21 +148,16 @@ def _number_of(item: Any) -> int | None:
 # -- the rest ------------------------------------------------------------------------------------
 
 
-SHARED_NAMES = ("sem.", "consecution")
-"""How Python's semaphores are named, and what we might name ourselves. Others share the machine, and its blocks of
-shared memory ("psm_"), of which nothing here makes any."""
-
-
-def shared_memory() -> set[str]:
-    """What lies there that could be ours."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith(SHARED_NAMES)}
-
-
-def of_shared_memory(before: set[str], within_s: float = 2.0) -> list[str]:
+def of_shared_memory(mark: str, within_s: float = 2.0) -> list[str]:
+    """Semaphores that lie there under the run's own name; those of others, on the same machine, are none of ours."""
     deadline_s = time.monotonic() + within_s
-    while (new := shared_memory() - before) and time.monotonic() < deadline_s:
+    while (left := _semaphores(mark)) and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    return [f"left in shared memory: {name}" for name in sorted(new)]
+    return [f"left in shared memory: {name}" for name in left]
+
+
+def _semaphores(mark: str) -> list[str]:
+    return sorted(name for name in os.listdir("/dev/shm") if name.startswith(f"sem.{mark}-"))
 
 
 def difference(found: set[Any], expected: set[Any]) -> str:

@@ -14,6 +14,8 @@ import sys
 import time
 from typing import Any
 
+import multiprocess
+
 from consecution.engines import process
 from consecution.protocol.recovery import OrderReplay
 from consecution.report import Status
@@ -51,7 +53,13 @@ def observe(events: Events) -> None:
     process.Supervisor = ObservedSupervisor  # type: ignore[misc]
 
 
+def name_semaphores(job: Job) -> None:
+    """Those of this process, and of its workers, which inherit it: one that is left can be told from others'."""
+    multiprocess.process.current_process()._config["semprefix"] = f"/{job.path('').name}"
+
+
 def live(job: Job, life: str) -> int:
+    name_semaphores(job)
     events = Events(job, life)
     observe(events)
 
