@@ -28,7 +28,7 @@ check: $(STAMP) ## format, lint, types and tests: what continuous integration ru
 	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
 
-faults: $(STAMP) ## kill real processes for hours; SEED=n RUNS=n ITEMS=n WORK=travel|ledger for less
+faults: $(STAMP) ## kill real processes for hours; SEED=n RUNS=n ITEMS=n WORK=travel|ledger|mixed for less
 	@$(if $(SEED)$(RUNS)$(WORK),,$(BIN)/python -m tests.damage)
 	@$(if $(SEED)$(RUNS)$(WORK),,$(BIN)/python -m tests.faults.http_attack)
 	@$(if $(SEED)$(RUNS)$(WORK),,! command -v wrk >/dev/null || $(BIN)/python -m tests.faults.http_attack --wrk)

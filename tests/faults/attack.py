@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from consecution.runtime import failpoints
-from tests.faults import ledger_verdict, processes, travel_verdict, verdict
+from tests.faults import ledger_verdict, mixed_verdict, processes, travel_verdict, verdict
 from tests.faults.schedule import (
     FEWEST_KILLS,
     AtProgress,
@@ -48,7 +48,7 @@ FAR = 0.02
 """So far on after a kill, or from its start, the run has recovered, whoever had to be started for it."""
 SHOWN_LOG_LINES = 40
 REPOSITORY = Path(__file__).parents[2]
-VERDICTS: dict[str, Any] = {"travel": travel_verdict, "ledger": ledger_verdict}
+VERDICTS: dict[str, Any] = {"travel": travel_verdict, "ledger": ledger_verdict, "mixed": mixed_verdict}
 
 
 @dataclass(slots=True)
@@ -138,8 +138,7 @@ class _Run:
         lay_tokens(self.job, work.marks_of(self.job))
         for name in ("run", "tmp", "traps"):
             (self._folder / name).mkdir()
-        if self.job.reads_lines:
-            (self._folder / "lines").write_text("".join(work.lines(self.job)))
+        work.prepare(self.job)
 
     def to_the_end(self) -> None:
         drawn = self._schedule.lives
@@ -174,7 +173,8 @@ class _Run:
         marks = WORKS[job.work].marks_of(job)
         outcome.kills["by an item"] = sum(kind == "kill" for kinds in marks.values() for kind in kinds.values())
         failed = len(WORKS[job.work].expected_failures(job))
-        outcome.problems += verdict.of_report(job, report, code, failed) + verdict.of_final_journals(job, failed)
+        outcome.problems += verdict.of_report(job, report, code, failed)
+        outcome.problems += verdict.of_final_journals(job, failed, WORKS[job.work].origins(job))
         torn_at_most = sum(outcome.kills.values()) * 8
         kills = sum(count for kind, count in outcome.kills.items() if kind != "by an item")
         if self._schedule.stubborn and kills < FEWEST_KILLS:
@@ -408,7 +408,11 @@ class _Life:
         if not self._job.path("state/manifest.json").exists():
             return []
         problems = verdict.of_journals_after_crash(self._job)
-        return problems + list(VERDICTS[self._job.work].of_crash(self._job, verdict.read_open(self._job)))
+        return problems + list(
+            VERDICTS[self._job.work].of_crash(
+                self._job, verdict.read_open(self._job, WORKS[self._job.work].origins(self._job))
+            )
+        )
 
     def _check_statuses(self) -> None:
         for emitted, completed, pending in self._events.statuses:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 SOURCES = ("list", "generator", "file", "list", "pipe")
@@ -18,7 +18,7 @@ class Job:
 
     seed: int
     work: str
-    """travel or ledger"""
+    """travel, ledger or mixed"""
     items: int
     source: str
     sync: str
@@ -34,6 +34,19 @@ class Job:
     """Of ledger: the url of a PostgreSQL database; empty: there is none."""
     workers: str | int = "per-task"
     """As the option of that name."""
+
+    shares: dict[str, int] = field(default_factory=dict)
+    """Of mixed: its sources, and in how many shares each is read."""
+    per_second: float = 0.0
+    """Of mixed: the pace, ..."""
+    burst: int = 0
+    """... and how many items may pass at once; 0: as it comes."""
+    paces_first: bool = False
+    """Of mixed: whether the pace is before what is async."""
+    at_once: int = 1
+    """Of mixed: how many items are on their way there, ..."""
+    wait_s: float = 0.0
+    """... and for how long at most."""
 
     @property
     def reads_lines(self) -> bool:

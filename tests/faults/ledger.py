@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import random
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,6 +117,17 @@ def lines(job: Job) -> Iterator[str]:
     return (f"{line_of(revenue_of(number))}\n" for number in range(job.items))
 
 
+def origins(job: Job) -> dict[str, Sequence[int]]:
+    """The numbers that each of the tasks that read gives, in their order."""
+    return {job.source_name: range(job.items)}
+
+
+def prepare(job: Job) -> None:
+    """Write what the source reads."""
+    if job.reads_lines:
+        job.path("lines").write_text("".join(lines(job)))
+
+
 def line_of(item: Revenue) -> str:
     return f"{item.number};{item.company};{item.cents}"
 
@@ -175,14 +186,20 @@ def troubled_leg(number: int) -> int:
 
 
 class Enter(Node):
-    """Reads the lines of standard input; what comes otherwise is entered already."""
+    """Reads lines, and rows of a table; what comes otherwise is entered already."""
 
     trouble: Trouble
 
     def process(self, item: Any) -> None:
-        revenue = parse(item) if isinstance(item, str) else item
+        revenue = _entered(item)
         self.trouble.meet(revenue.number)
         self.push(revenue)
+
+
+def _entered(item: Any) -> Revenue:
+    if isinstance(item, str):
+        return parse(item)
+    return Revenue(**item) if isinstance(item, dict) else item
 
 
 class Tag(Node):
@@ -294,6 +311,12 @@ def _meet_all(trouble: Trouble, items: Iterable[Row]) -> None:
 
 
 def make_pipeline(job: Job) -> Pipeline:
+    chain = make_chain(job, Tag("tag", trouble=Trouble(job, "tag", marks_of(job))) * 2)
+    return Pipeline(Producer("pipe") | chain if job.reads_lines else chain)
+
+
+def make_chain(job: Job, tag: Any) -> Any:
+    """All that is behind the source; ``tag`` makes slips of revenue."""
     marks = marks_of(job)
 
     def trouble(node: str) -> Trouble:
@@ -306,12 +329,10 @@ def make_pipeline(job: Job) -> Pipeline:
     if job.server:
         booked.append(_table(job, "server", trouble("server"), job.server))
     balance = Balance("balance", trouble=trouble("balance")) * 3
-    tag = Tag("tag", trouble=trouble("tag")) * 2
     slips = _file(job, "slips", Wording(trouble("slips"), json.dumps))
     tagged = tag | Broadcast([slips, Legs("legs", trouble=trouble("legs")) | balance | Broadcast(booked)])
     book = _file(job, "book", Wording(trouble("book"), line_of))
-    chain = Enter("enter", trouble=trouble("enter")) * 2 | Broadcast([book, tagged])
-    return Pipeline(Producer("pipe") | chain if job.reads_lines else chain)
+    return Enter("enter", trouble=trouble("enter")) * 2 | Broadcast([book, tagged])
 
 
 def _file(job: Job, name: str, words_of: Any) -> Sink:

@@ -44,6 +44,11 @@ Account = tuple[int, str]
 
 def of_end(job: Job, failures: list[Failure], *, torn_at_most: int) -> list[str]:
     """What must stand in the stores and among the failures when the run has ended."""
+    return of_stores(job, failures)[0] + of_bytes(job, "book", expected_book(job))
+
+
+def of_stores(job: Job, failures: list[Failure]) -> tuple[list[str], list[_Table]]:
+    """All but the book, whose order is another with several sources; and the tables as they were read."""
     failed = _Failed(failures)
     problems = of_failures(failed.listed, expected_failures(job)) + of_tokens(job, set())
     drawn = _Drawn(job, failed)
@@ -54,8 +59,7 @@ def of_end(job: Job, failures: list[Failure], *, torn_at_most: int) -> list[str]
     if len(tables) > 1:
         problems += _of_places(*tables)
     uncounted = sum(row.cents for row in failed.rows_at("count"))
-    problems += of_bytes(job, "book", expected_book(job))
-    return problems + of_bytes(job, "tape", expected_tape(job, tables[0].cents - uncounted))
+    return problems + of_bytes(job, "tape", expected_tape(job, tables[0].cents - uncounted)), tables
 
 
 class _Failed:
@@ -79,7 +83,9 @@ class _Failed:
 
 
 def _tuple_of(text: str) -> tuple[Any, ...]:
-    """The report has the ``repr`` of a named tuple, or a line as it was."""
+    """The report has the ``repr`` of a named tuple or of a row, or a line as it was."""
+    if text.endswith("}"):
+        return tuple(ast.literal_eval(text).values())
     if not text.endswith(")"):
         return tuple(parse(text))
     call = ast.parse(text, mode="eval").body

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from tests.faults import ledger, travel
+from tests.faults import ledger, mixed, travel
 from tests.faults.job import SOURCES, Job
 
 WORKER_POINTS = ("task.before_step", "task.stepped", "task.sent", "task.acked")
@@ -144,9 +144,20 @@ class Schedule:
         told = "; then ".join(f"life {number}: {life}" for number, life in enumerate(self.lives, 1))
         how = ", impatient" if self.impatient else ""
         what = ", ".join(
-            filter(None, (job.source, job.fork, job.right, job.stores, "PostgreSQL" if job.server else ""))
+            filter(None, (_sources(job), job.fork, job.right, job.stores, "PostgreSQL" if job.server else ""))
         )
         return f"{job.work}, {job.items} items, {what}, sync={job.sync}, workers={job.workers}{how}; {told}"
+
+
+def _sources(job: Job) -> str:
+    if not job.shares:
+        return job.source
+    several = " + ".join(f"{kind} * {count}" for kind, count in job.shares.items())
+    order = "before" if job.paces_first else "behind"
+    return (
+        f"{several}, {job.per_second:,.0f} a second (burst {job.burst}) {order} {job.at_once} at once for "
+        f"{job.wait_s * 1000:g} ms"
+    )
 
 
 @dataclass(slots=True)
@@ -211,7 +222,9 @@ class _TravelDraw:
 
 def draw(work: str, seed: int, items: int, folder: str = "", server: str = "") -> Schedule:
     """The schedule of a seed; the same for ever, as long as this file is the same."""
-    return _draw_travel(seed, items, folder) if work == "travel" else _draw_ledger(seed, items, folder, server)
+    if work == "travel":
+        return _draw_travel(seed, items, folder)
+    return (_draw_ledger if work == "ledger" else _draw_mixed)(seed, items, folder, server)
 
 
 def _draw_travel(seed: int, items: int, folder: str) -> Schedule:
@@ -223,7 +236,6 @@ def _draw_travel(seed: int, items: int, folder: str) -> Schedule:
     workers = _draw_workers("travel", seed)
     drawing = _TravelDraw(rng, source, spares_supervisor=source == "pipe", workers=workers, step=1.0 / lives)
     drawn = tuple(_travel_lives(drawing, lives))
-    hangs = any(attack.victim == "hang" for life in drawn for attack in life.attacks)
     job = Job(
         seed=seed,
         work="travel",
@@ -232,7 +244,7 @@ def _draw_travel(seed: int, items: int, folder: str) -> Schedule:
         fork=rng.choice(("broadcast", "route")),
         right=rng.choice(("recorder", "text")),
         sync=rng.choice(("power", "power", "process")),
-        timeout_s=HANG_TIMEOUT_S if hangs else 30.0,
+        timeout_s=_timeout_s(drawn),
         folder=folder,
         workers=workers,
     )
@@ -298,35 +310,78 @@ class _LedgerDraw:
 def _draw_ledger(seed: int, items: int, folder: str, server: str) -> Schedule:
     rng = random.Random(f"ledger {seed}")
     source = SOURCES[seed % len(SOURCES)]
-    is_long = items >= LONG_ITEMS
-    kills = rng.randint(16, 38) if is_long else rng.randint(3, 5)
-    lives = 1 if source == "pipe" else rng.randint(1, 2 + kills // 12)
     tasks = ledger.TASKS_WITH_SERVER if server else ledger.TASKS
     if source == "list":
         tasks = ("source.0", *tasks)
-    fractions = sorted(rng.random() for _ in range(kills))
-    most_passes = max(400, items // 1000) if is_long else 30
-    drawing = _LedgerDraw(rng, source, tasks, most_passes, fractions)
-    shares = [(kills - lives + 1) * n // lives for n in range(lives + 1)]
-    drawn = tuple(
-        drawing.life(until - since, is_last=number == lives)
-        for number, (since, until) in enumerate(pairwise(shares), 1)
-    )
-    hangs = any(attack.victim == "hang" for life in drawn for attack in life.attacks)
+    drawn = _draw_kills(rng, items, source, tasks)
     job = Job(
         seed=seed,
         work="ledger",
         items=items,
         source=source,
         sync=rng.choice(("power", "power", "process")),
-        timeout_s=HANG_TIMEOUT_S if hangs else 30.0,
+        timeout_s=_timeout_s(drawn),
         folder=folder,
         stores=rng.choice(("own", "bundled")),
         server=server,
         workers=_draw_workers("ledger", seed),
     )
-    reserve = tuple(_draw_reserve(seed, tasks)) if is_long else ()
-    return Schedule(job, drawn, impatient=rng.random() < 0.3, stubborn=is_long, reserve=reserve)
+    return _schedule(rng, job, drawn, tasks)
+
+
+def _draw_mixed(seed: int, items: int, folder: str, server: str) -> Schedule:
+    rng = random.Random(f"mixed {seed}")
+    kinds = rng.sample(mixed.KINDS, rng.randint(2, len(mixed.KINDS)))
+    if not set(kinds).intersection(mixed.SPLIT):
+        kinds.append(rng.choice(mixed.SPLIT))
+    shares = {kind: rng.randint(2, 3) if kind in mixed.SPLIT else 1 for kind in kinds}
+    tasks = mixed.tasks_of(shares, server)
+    source = "generator" if "told" in shares else "list"
+    drawn = _draw_kills(rng, items, source, tasks)
+    job = Job(
+        seed=seed,
+        work="mixed",
+        items=items,
+        source=source,
+        sync=rng.choice(("power", "power", "process")),
+        timeout_s=_timeout_s(drawn),
+        folder=folder,
+        stores=rng.choice(("own", "bundled")),
+        server=server,
+        workers=_draw_workers("mixed", seed),
+        shares=shares,
+        per_second=items / rng.choice((0.5, 2.0, 8.0)),
+        burst=rng.choice((0, 5, 1000)),
+        paces_first=rng.random() < 0.5,
+        at_once=rng.choice((4, 100)),
+        wait_s=rng.choice((0.001, 0.01)),
+    )
+    return _schedule(rng, job, drawn, tasks)
+
+
+def _draw_kills(rng: random.Random, items: int, source: str, tasks: tuple[str, ...]) -> tuple[Life, ...]:
+    is_long = items >= LONG_ITEMS
+    kills = rng.randint(16, 38) if is_long else rng.randint(3, 5)
+    lives = 1 if source == "pipe" else rng.randint(1, 2 + kills // 12)
+    fractions = sorted(rng.random() for _ in range(kills))
+    most_passes = max(400, items // 1000) if is_long else 30
+    drawing = _LedgerDraw(rng, source, tasks, most_passes, fractions)
+    shares = [(kills - lives + 1) * n // lives for n in range(lives + 1)]
+    return tuple(
+        drawing.life(until - since, is_last=number == lives)
+        for number, (since, until) in enumerate(pairwise(shares), 1)
+    )
+
+
+def _timeout_s(lives: tuple[Life, ...]) -> float:
+    hangs = any(attack.victim == "hang" for life in lives for attack in life.attacks)
+    return HANG_TIMEOUT_S if hangs else 30.0
+
+
+def _schedule(rng: random.Random, job: Job, lives: tuple[Life, ...], tasks: tuple[str, ...]) -> Schedule:
+    is_long = job.items >= LONG_ITEMS
+    reserve = tuple(_draw_reserve(job.seed, tasks)) if is_long else ()
+    return Schedule(job, lives, impatient=rng.random() < 0.3, stubborn=is_long, reserve=reserve)
 
 
 def _draw_reserve(seed: int, tasks: tuple[str, ...]) -> Iterator[Attack]:

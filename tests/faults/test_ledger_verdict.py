@@ -258,10 +258,10 @@ def test_after_a_crash_what_is_still_open_may_be_missing_and_nothing_else(books:
     books.edit("slips", lambda lines: lines[:-3])
     books.change("rows", TABLE_DAMAGES["missing"])
 
-    lost = ledger_verdict.of_crash(books.job, Open(emitted=ITEMS))
+    lost = ledger_verdict.of_crash(books.job, Open([*range(ITEMS)]))
 
     assert [problem.partition(":")[0] for problem in lost] == ["book", "slips", "rows"]
-    assert ledger_verdict.of_crash(books.job, Open(emitted=ITEMS, numbers={100, *range(390, ITEMS)})) == []
+    assert ledger_verdict.of_crash(books.job, Open([*range(ITEMS)], numbers={100, *range(390, ITEMS)})) == []
 
 
 @pytest.mark.parametrize("damage", ["doubled", "an end is doubled"])

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import attack
+from tests.faults import attack, mixed
 from tests.faults.job import SOURCES
 from tests.faults.schedule import LEDGER_POINT_GROUPS, POINT_GROUPS, VICTIMS, WORKERS, draw
 from tests.faults.works import worker_of
 
-ITEMS = {"travel": 6_000, "ledger": 2_000}
+ITEMS = {"travel": 6_000, "ledger": 2_000, "mixed": 1_500}
 DEADLINE_S = 80.0
 """Shorter than that of the test, so that it can tell what was done."""
-SEEDS = {"travel": (530, 820, 927, 1425, 1571, 2464), "ledger": (537, 1649, 3126, 4387, 5748)}
+SEEDS = {"travel": (530, 820, 927, 1425, 1571, 2464), "ledger": (537, 1649, 3126, 4387, 5748), "mixed": (79, 250)}
 GROUPS = {"travel": POINT_GROUPS, "ledger": LEDGER_POINT_GROUPS}
 
 
@@ -26,7 +26,7 @@ def test_every_item_is_completely_processed_whatever_dies(work: str, seed: int) 
     assert outcome.seen, f"nothing was killed; {attack.describe(outcome)}"
 
 
-@pytest.mark.parametrize("work", SEEDS)
+@pytest.mark.parametrize("work", GROUPS)
 def test_the_seeds_cover_every_victim_failpoint_group_and_source(work: str) -> None:
     drawn = [draw(work, seed, ITEMS[work]) for seed in SEEDS[work]]
 
@@ -40,6 +40,15 @@ def test_the_ledgers_seeds_cover_both_kinds_of_stores() -> None:
     stores = {draw("ledger", seed, ITEMS["ledger"]).job.stores for seed in SEEDS["ledger"]}
 
     assert stores == {"own", "bundled"}
+
+
+def test_the_seeds_of_mixed_cover_every_source_in_shares_and_the_pace_before_and_behind() -> None:
+    drawn = [draw("mixed", seed, ITEMS["mixed"]) for seed in SEEDS["mixed"]]
+    tasks = {task for schedule in drawn for life in schedule.lives for attack in life.attacks for task in attack.tasks}
+
+    assert {kind for schedule in drawn for kind in schedule.job.shares} == set(mixed.KINDS)
+    assert {schedule.job.paces_first for schedule in drawn} == {True, False}
+    assert {"pace.0", "tag.1"} <= tasks
 
 
 def test_the_seeds_cover_workers_of_one_task_and_of_several() -> None:

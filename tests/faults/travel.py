@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,17 @@ def _generate(items: int) -> Iterator[int]:
 def lines(job: Job) -> Iterator[str]:
     """What standard input holds."""
     return (f"{number}\n" for number in range(job.items))
+
+
+def origins(job: Job) -> dict[str, Sequence[int]]:
+    """The numbers that each of the tasks that read gives, in their order."""
+    return {job.source_name: range(job.items)}
+
+
+def prepare(job: Job) -> None:
+    """Write what the source reads."""
+    if job.reads_lines:
+        job.path("lines").write_text("".join(lines(job)))
 
 
 # -- trouble -------------------------------------------------------------------------------------

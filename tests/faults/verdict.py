@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,21 +66,25 @@ def of_tokens(job: Job, elsewhere: set[str]) -> list[str]:
 
 @dataclass(slots=True)
 class Open:
-    """What the source's journal has taken, and which of it some journal, inbox or failure table still holds."""
+    """What the sources' journals have taken, and which of it some journal, inbox or failure table still holds."""
 
-    emitted: int = 0
+    taken: list[int] = field(default_factory=list)
     numbers: set[int] = field(default_factory=set)
 
     def done(self) -> Iterator[int]:
         """Whatever must be in its stores by now."""
-        return (number for number in range(self.emitted) if number not in self.numbers)
+        return (number for number in self.taken if number not in self.numbers)
 
 
 def of_journals_after_crash(job: Job) -> list[str]:
     return list(check_state_dir(job.path("state")).problems)
 
 
-def of_final_journals(job: Job, failed: int) -> list[str]:
+Origins = Mapping[str, Sequence[int]]
+"""The numbers that each of the tasks that read gives, in their order."""
+
+
+def of_final_journals(job: Job, failed: int, sources: Origins) -> list[str]:
     checked = subprocess.run(
         [sys.executable, "-m", "consecution", "journal", "check", "--json", str(job.path("state"))],
         capture_output=True,
@@ -91,11 +95,14 @@ def of_final_journals(job: Job, failed: int) -> list[str]:
         return [f"journal check: exit code {checked.returncode}: {checked.stdout}{checked.stderr}"]
     result = json.loads(checked.stdout)
     origins = result["origins"]
-    (source,) = [origin for origin in origins if origin["name"] == job.source_name]
+    read = {origin["name"].replace("_", "."): origin for origin in origins if not origin["durable"]}
     facts = {
         "finished": (result["finished"], True),
-        "exhausted": (source["exhausted"], True),
-        "emitted": (source["emitted"], job.items),
+        "exhausted": (all(origin["exhausted"] for origin in read.values()), True),
+        "emitted": (
+            {name: origin["emitted"] for name, origin in read.items()},
+            {name: len(numbers) for name, numbers in sources.items()},
+        ),
         "given up": (sum(origin["given_up"] for origin in origins), failed),
     }
     for what in ("open_batches", "decided", "staged", "waiting"):
@@ -105,7 +112,7 @@ def of_final_journals(job: Job, failed: int) -> list[str]:
     ]
 
 
-def read_open(job: Job) -> Open:
+def read_open(job: Job, sources: Origins) -> Open:
     """Look into every environment, while nobody runs."""
     found = Open()
     for folder in job.path("state/origins").glob("*"):
@@ -113,8 +120,9 @@ def read_open(job: Job) -> Open:
             continue
         with lmdb.open(str(folder), readonly=True, max_dbs=8) as env, env.begin() as txn:
             tables = {name: _table(env, txn, name) for name in (b"meta", b"batches", b"failures", b"inbox")}
-        if folder.name == job.source_name and b"head" in tables[b"meta"]:
-            found.emitted = tables[b"meta"][b"head"][4]
+        numbers = sources.get(folder.name.partition(".")[0].replace("_", "."))
+        if numbers is not None and b"head" in tables[b"meta"]:
+            found.taken += numbers[: tables[b"meta"][b"head"][4]]
         for _, payload, _, _ in tables[b"batches"].values():
             found.numbers |= _numbers_in(payload)
         for failed, *_ in tables[b"failures"].values():
@@ -136,7 +144,9 @@ def _numbers_in(payload: bytes) -> set[int]:
 
 
 def _number_of(item: Any) -> int | None:
-    """Items are numbers, lines that begin with one, or tuples whose first value is one."""
+    """Items are numbers, lines that begin with one, tuples whose first value is one, or rows."""
+    if isinstance(item, dict):
+        return int(item["number"])
     if isinstance(item, tuple):
         return int(item[0])
     if isinstance(item, str):

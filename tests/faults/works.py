@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from consecution import Pipeline
-from tests.faults import ledger, travel
+from tests.faults import ledger, mixed, travel
 from tests.faults.job import Job
 from tests.faults.trouble import Marks
 
@@ -17,7 +17,9 @@ class Work(Protocol):
 
     def source(self, job: Job) -> Any: ...
 
-    def lines(self, job: Job) -> Iterator[str]: ...
+    def prepare(self, job: Job) -> None: ...
+
+    def origins(self, job: Job) -> Mapping[str, Sequence[int]]: ...
 
     def marks_of(self, job: Job) -> Marks: ...
 
@@ -30,7 +32,7 @@ class Work(Protocol):
     def expected_failures(self, job: Job) -> set[Any]: ...
 
 
-WORKS: dict[str, Work] = {"travel": travel, "ledger": ledger}
+WORKS: dict[str, Work] = {"travel": travel, "ledger": ledger, "mixed": mixed}
 
 
 def worker_of(job: Job) -> dict[str, str]:
