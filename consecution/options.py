@@ -15,7 +15,7 @@ from consecution.errors import OptionError
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One option. ``kind`` is choice, int, float, path, flag or workers; ``least`` the smallest number allowed."""
+    """One option. ``kind`` is one of those that `Options` checks; ``least`` the smallest number allowed."""
 
     name: str
     kind: str
@@ -31,6 +31,7 @@ class Setting:
 
 
 WORKER_WORDS = ("per-task", "auto")
+MOST_PORT = 65535
 MOST_WORKERS = 1024
 
 SETTINGS = (
@@ -115,6 +116,14 @@ SETTINGS = (
         "how the lines of the log look on standard error (process mode): text, or json, an object a line",
         choices=("text", "json"),
     ),
+    Setting(
+        "metrics_port",
+        "port",
+        None,
+        "port of /metrics (for Prometheus), /livez and /readyz (process mode); 0: any that is free, "
+        "`consecution status` tells which",
+    ),
+    Setting("metrics_host", "text", "127.0.0.1", "address of that port; 0.0.0.0 lets everybody read who reaches it"),
 )
 
 
@@ -143,6 +152,8 @@ class Options:
     max_restarts: int = 5
     stop_timeout_s: float = 30.0
     log_format: str = "text"
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
 
     @property
     def robust(self) -> bool:
@@ -190,6 +201,18 @@ def _check_path(setting: Setting, value: Any) -> Path | None:
     raise OptionError(f"{setting.name}={value!r}: expected the path of a folder, or None")
 
 
+def _check_text(setting: Setting, value: Any) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise OptionError(f"{setting.name}={value!r}: expected a text like {setting.default!r}")
+
+
+def _check_port(setting: Setting, value: Any) -> int | None:
+    if value is None or (type(value) is int and 0 <= value <= MOST_PORT):
+        return value
+    raise OptionError(f"{setting.name}={value!r}: expected a port from 0 to {MOST_PORT}, or None")
+
+
 def _check_flag(setting: Setting, value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -210,6 +233,8 @@ _CHECKS: dict[str, Callable[[Setting, Any], Any]] = {
     "int": lambda setting, value: _check_number(setting, value, (int,)),
     "float": lambda setting, value: float(_check_number(setting, value, (int, float))),
     "path": _check_path,
+    "text": _check_text,
+    "port": _check_port,
     "flag": _check_flag,
     "workers": _check_workers,
 }

@@ -51,6 +51,8 @@ class RunOptions(TypedDict, total=False):
     max_restarts: int
     stop_timeout_s: float
     log_format: Literal["text", "json"]
+    metrics_port: int | None
+    metrics_host: str
 
 
 class GlobalState:

@@ -60,7 +60,7 @@ class TaskCounts:
     ``busy_s`` was spent in the node's code and in sending what it pushed, ``commit_s`` in commits. ``waited_s`` is how
     long its ``frames`` had been on their way or in its queue when it took them, all together. Of a source these are the
     batches that are completely processed, and the time since each was read. ``waiting`` frames lie in the inbox of a
-    durable task. ``pid`` is None where the task is no process's.
+    durable task; ``store_bytes`` is the size of its store on disk. ``pid`` is None where the task is no process's.
     """
 
     task: str
@@ -74,6 +74,7 @@ class TaskCounts:
     commit_s: float
     waited_s: float
     waiting: int = 0
+    store_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,14 @@ the same way, and an error names the option, what it takes and what it got.
 | option | flag | default | takes | meaning |
 | --- | --- | --- | --- | --- |
 """
-KINDS = {"int": "a whole number", "float": "a number", "path": "a folder", "flag": "yes or no"}
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "path": "a folder",
+    "text": "a text",
+    "port": "a port",
+    "flag": "yes or no",
+}
 
 
 def render() -> str:

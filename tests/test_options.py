@@ -56,6 +56,11 @@ def test_an_unknown_option_like_no_other_lists_them_all() -> None:
         ("fresh", "yes"),
         ("fresh", 1),
         ("state_dir", 7),
+        ("metrics_port", 65536),
+        ("metrics_port", True),
+        ("metrics_port", "9100"),
+        ("metrics_host", ""),
+        ("metrics_host", None),
     ],
 )
 def test_an_impossible_value_is_refused_with_name_and_value(name: str, value: Any) -> None:

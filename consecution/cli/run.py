@@ -54,7 +54,7 @@ def _add_flag(parser: argparse.ArgumentParser, setting: Setting) -> None:
     if setting.kind == "flag":
         parser.add_argument(setting.flag, action="store_true", default=argparse.SUPPRESS, help=setting.meaning)
         return
-    kinds = {"int": int, "float": float}
+    kinds = {"int": int, "float": float, "port": int}
     default = "" if setting.default is None else f" (default {setting.default})"
     unit = f" [{setting.unit}]" if setting.unit else ""
     parser.add_argument(

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from consecution.engine import Running
 from consecution.errors import ConsecutionError, NotRunningError
@@ -32,6 +32,12 @@ from consecution.source import Source
 from consecution.sources.manual import Receipt
 from consecution.transport.socket_folder import SocketFolder, base_folder, sweep
 
+if TYPE_CHECKING:
+    from consecution.runtime.endpoint import Endpoint
+
+LIVE_WITHIN_S = 30.0
+"""More than the loop ever waits for one thing: a worker's start, or a dead one to be gone."""
+
 
 def start(plan: Plan, pipeline: Any, iterable: Any, options: Any) -> Running:
     """Check that everything can be shipped, lock the state directory, start the supervisor."""
@@ -52,6 +58,7 @@ class ProcessRunning(Running):
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._steering: Steering | None = None
+        self._endpoint: Endpoint | None = None
         self._stream = LogStream(as_json=plan.options.log_format == "json")
         self._sources = assembly.make_sources(plan, iterable)
         self._parcels: dict[WorkerIndex, Parcel] = {}
@@ -72,6 +79,7 @@ class ProcessRunning(Running):
                 self._start()
         except BaseException as error:
             self._close_parcels()
+            self._close_endpoint()
             if self._steering is not None:
                 self._steering.end("failed", None, error)
             self._stream.close()
@@ -89,15 +97,23 @@ class ProcessRunning(Running):
         self._over.set()
 
     def _start(self) -> None:
+        options = self._plan.options
+        if options.metrics_port is not None:
+            from consecution.runtime.endpoint import Endpoint  # a web server, which most runs do without
+
+            self._endpoint = Endpoint(self, options.metrics_host, options.metrics_port)
+        port = self._endpoint.port if self._endpoint is not None else None
         if self._state is not None and not self._state.temporary:
             self._stream = LogStream(as_json=self._stream.as_json, file=LogFile(self._state.path))
-            self._steering = Steering(self, self._state.path, self._plan.options, self._say_ourselves)
+            self._steering = Steering(self, self._state.path, options, self._say_ourselves, metrics_port=port)
             self._steering.serve()
+        if port is not None:
+            self._say_ourselves(f"/metrics, /livez and /readyz are at port {port} of {options.metrics_host}")
         self._pipeline._call_user_begin()
         self._ship()
         self._folder = SocketFolder()
         self._logs = LogPump(self._stream)
-        if self._plan.options.memory_limit_bytes and not can_limit_memory():
+        if options.memory_limit_bytes and not can_limit_memory():
             self._say("supervisor", f"memory_limit_bytes is not kept: {sys.platform} cannot limit a process's data")
         self._thread = threading.Thread(target=self._run, name="consecution-supervisor", daemon=True)
         self._thread.start()
@@ -126,6 +142,10 @@ class ProcessRunning(Running):
             parcel.close()
         for slot in self._slots.values():
             slot.close()
+
+    def _close_endpoint(self) -> None:
+        if self._endpoint is not None:
+            self._endpoint.close()
 
     def _store_paths(self, tasks: tuple[TaskIndex, ...]) -> dict[TaskIndex, str]:
         """Where the stores lie of those tasks that answer for batches."""
@@ -192,7 +212,8 @@ class ProcessRunning(Running):
     def _close(self) -> None:
         """Close everything, whatever a user's source does when it is closed."""
         sources = [source.close for source in self._sources.values()]
-        for close in (*sources, self._close_parcels, self._folder.close, self._logs.close, self._stream.close):
+        ours = (self._close_endpoint, self._close_parcels, self._folder.close, self._logs.close, self._stream.close)
+        for close in (*sources, *ours):
             try:
                 close()
             except BaseException as error:
@@ -242,6 +263,7 @@ class ProcessRunning(Running):
             seconds=time.monotonic() - self._started_s,
             restarts=self._supervisor.restarts,
             pids=self._supervisor.pids(),
+            store_bytes=self._state.store_bytes(self._plan) if self._state is not None else {},
         )
 
     def _tell_service_manager(self) -> None:
@@ -254,6 +276,19 @@ class ProcessRunning(Running):
             error = self._error
             said = str(self._last_status) if error is None else f"failed: {type(error).__name__}: {error}"
             self._service_manager.end(said, failed=error is not None)
+
+    # -- who watches ---------------------------------------------------------------------------------
+
+    def why_not_ready(self) -> str:
+        """For those who would send it work: "" if there is no reason not to."""
+        if self._supervisor.state == "stopping":
+            return "the run is stopping"
+        return "" if self._supervisor.ready else "not all workers are up"
+
+    def why_not_live(self) -> str:
+        """For those who would start it again: "" if there is no reason to."""
+        stood_s = self._supervisor.stood_s
+        return f"the supervisor's loop has not come round for {stood_s:.0f} s" if stood_s > LIVE_WITHIN_S else ""
 
     # -- the contract ----------------------------------------------------------------------------
 

@@ -6,8 +6,9 @@ import functools
 import pickle
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from consecution.errors import StoppedByItemError
@@ -242,7 +243,9 @@ def counts_now(host: Host | SourceHost) -> Counts:
     return counted
 
 
-def task_counts(plan: Plan, counts: dict[TaskIndex, Counts], pids: dict[str, int]) -> tuple[TaskCounts, ...]:
+def task_counts(
+    plan: Plan, counts: dict[TaskIndex, Counts], pids: dict[str, int], store_bytes: Mapping[TaskIndex, int]
+) -> tuple[TaskCounts, ...]:
     """What each task has done, with its names."""
     listed = []
     for task in plan.tasks:
@@ -260,6 +263,7 @@ def task_counts(plan: Plan, counts: dict[TaskIndex, Counts], pids: dict[str, int
                 found.commit_s,
                 found.waited_s,
                 found.waiting,
+                store_bytes.get(TaskIndex(task.index), 0),
             )
         )
     return tuple(listed)
@@ -306,6 +310,7 @@ def make_status(
     seconds: float,
     restarts: int = 0,
     pids: dict[str, int] | None = None,
+    store_bytes: Mapping[TaskIndex, int] = MappingProxyType({}),
 ) -> Status:
     """A status from what the hosts counted."""
     origin = books.total
@@ -322,7 +327,7 @@ def make_status(
         nodes=node_counts(plan, counts, books),
         handled=origin.handled + books.handled_below,
         sources=source_counts(plan, books),
-        tasks=task_counts(plan, counts, pids or {}),
+        tasks=task_counts(plan, counts, pids or {}, store_bytes),
     )
 
 

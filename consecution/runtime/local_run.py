@@ -320,6 +320,7 @@ class LocalRun:
             {task: assembly.counts_now(source) for task, source in self.source_hosts.items()}
             | {task: assembly.counts_now(host) for task, host in self.tasks.items()},
             seconds=time.monotonic() - self._started_s,
+            store_bytes=self.state.store_bytes(self.plan) if self.state is not None else {},
         )
 
     def pause(self, *, paused: bool) -> None:

@@ -18,6 +18,7 @@ a move from one plan to another (see `relocation`), and goes away.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -35,6 +36,7 @@ from typing import Any
 
 from consecution.errors import ConsecutionError, DamagedStoreError, StateDirError, UsageError
 from consecution.plan import Plan
+from consecution.protocol.values import TaskIndex
 from consecution.runtime import takeover
 from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import Journal, sync_folder
@@ -103,6 +105,16 @@ class StateDir:
         for name in names:
             with closing(self.journal(name)) as journal:
                 yield journal
+
+    def store_bytes(self, plan: Plan) -> dict[TaskIndex, int]:
+        """What the store of each task takes of the disk, as far as it has one."""
+        found = {}
+        for task in plan.tasks:
+            name = plan.origin_name(TaskIndex(task.index))
+            with contextlib.suppress(FileNotFoundError):
+                if name is not None:
+                    found[TaskIndex(task.index)] = (self.origin_path(name) / "data.mdb").stat().st_blocks * 512
+        return found
 
     def finish(self, report: dict[str, Any]) -> None:
         """Record that the stream has ended and all of it is processed."""

@@ -49,7 +49,15 @@ class Steering:
     ``state_dir`` belongs to the run, which holds its lock.
     """
 
-    def __init__(self, run: Steered, state_dir: Path, options: Options, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run: Steered,
+        state_dir: Path,
+        options: Options,
+        say: Callable[[str], None],
+        *,
+        metrics_port: int | None = None,
+    ) -> None:
         self._run = run
         self._dir = state_dir
         self._options = options
@@ -60,7 +68,7 @@ class Steering:
         self._thread: threading.Thread | None = None
         self._folder: SocketFolder | None = None
         self._server = self._listen()
-        self._record = RunRecord(os.getpid(), time.time(), options.mode, control=self._server.path)
+        self._record = RunRecord(os.getpid(), time.time(), options.mode, self._server.path, metrics_port)
         try:
             self._record.write(state_dir)
         except OSError as error:  # a full disk: the journal says what to do about it, if it is in need of room, too

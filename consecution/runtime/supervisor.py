@@ -7,6 +7,7 @@ decided by `Recovery`, when nodes end by `Ending`; this file carries their order
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import signal
@@ -127,7 +128,8 @@ class Supervisor:
         self._pause_told = False
         self._to_end: set[TaskIndex] = set()
         self._replayed_before = dict.fromkeys(self._sources, 0)
-        self._turned_s = 0.0
+        self._turned_s = math.inf
+        """When the loop last came round; before it has begun, never too long ago."""
         self._waking = threading.RLock()
         self._wake_read, self._wake_write = -1, -1
 
@@ -198,6 +200,11 @@ class Supervisor:
         """Task name → process id of the worker that hosts it; a source that is read in this process has none."""
         found = [(task, self._workers[home].process) for task, home in self._homes.items()]
         return {self._name(task): p.pid for task, p in found if p is not None and p.sentinel is not None}
+
+    @property
+    def stood_s(self) -> float:
+        """How long ago the loop has come round."""
+        return max(0.0, self._clock() - self._turned_s)
 
     @property
     def ready(self) -> bool:
