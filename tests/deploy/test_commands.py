@@ -58,15 +58,11 @@ def test_the_pod_runs_what_the_image_runs_and_has_time_to_stop() -> None:
     assert run.target == check_command(json.loads(dockerfile()["CMD"][0])).target
     assert run.stop_timeout_s < spec["terminationGracePeriodSeconds"]
     assert str(Path(run.state_dir).parent) in [mount["mountPath"] for mount in container["volumeMounts"]]
-    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        check_probe(container[probe], container["ports"])
-
-
-def check_probe(probe: dict[str, dict[str, object]], ports: list[dict[str, object]]) -> None:
-    if "exec" in probe:
-        check_command(words_of(" ".join(probe["exec"]["command"])))  # type: ignore[arg-type]
-    else:
-        assert probe["httpGet"]["port"] in [port["name"] for port in ports]
+    probed = {probe: container[probe]["httpGet"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert [probe["path"] for probe in probed.values()] == ["/readyz", "/readyz", "/livez"]
+    assert {probe["port"] for probe in probed.values()} == {"metrics"}
+    assert {"name": "metrics", "containerPort": run.metrics_port} in container["ports"]
+    assert run.metrics_host == "0.0.0.0", "who probes comes from without"
 
 
 @pytest.mark.parametrize("page", READMES, ids=lambda page: page.parent.name)
