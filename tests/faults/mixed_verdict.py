@@ -45,8 +45,8 @@ def _of_order(job: Job, name: str, number_of: Callable[[str], int], nodes: Seque
     again = _tried_again(job, *nodes)
     problems = []
     for origin, numbers in origins(job).items():
-        there = (number for number in numbers if number in places and number not in again)
-        problems += _of_descents(f"{name}: {origin}", there, places.__getitem__)
+        there = ((number, places[number]) for number in numbers if number in places and number not in again)
+        problems += _of_descents(f"{name}: {origin}", there)
     return problems
 
 
@@ -55,14 +55,12 @@ def _of_places(job: Job, name: str, places: array[int]) -> list[str]:
     again = _tried_again(job, "enter", "tag", "legs", "balance")
     problems = []
     for origin, numbers in origins(job).items():
-        for leg in range(len(LEGS)):
-            for company in range(COMPANIES):
-                there = [
-                    n for n in numbers if n % COMPANIES == company and n not in again and places[n * len(LEGS) + leg]
-                ]
-                problems += _of_descents(
-                    f"{name}: {origin}: leg {leg}", iter(there), lambda n, leg=leg: places[n * len(LEGS) + leg]
-                )
+        for company in range(COMPANIES):
+            its_own = [number for number in numbers if number % COMPANIES == company and number not in again]
+            for leg in range(len(LEGS)):
+                in_turn = ((number, places[number * len(LEGS) + leg]) for number in its_own)
+                booked = ((number, place) for number, place in in_turn if place)
+                problems += _of_descents(f"{name}: {origin}: leg {leg}", booked)
     return problems
 
 
@@ -71,11 +69,10 @@ def _tried_again(job: Job, *nodes: str) -> set[int]:
     return {number for node in nodes for number, kind in marks.get(node, {}).items() if kind == "once"}
 
 
-def _of_descents(where: str, numbers: Iterator[int], place_of: Callable[[int], int]) -> list[str]:
-    """Those that stand before one that they come after."""
+def _of_descents(where: str, places: Iterator[tuple[int, int]]) -> list[str]:
+    """Of numbers in their order, with where each stands: those that stand before one that they come after."""
     wrong, last = [], -1
-    for number in numbers:
-        place = place_of(number)
+    for number, place in places:
         if place < last:
             wrong.append(number)
         last = max(last, place)
