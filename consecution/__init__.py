@@ -47,12 +47,14 @@ if TYPE_CHECKING:
     from consecution.source import Note as Note
     from consecution.source import Rejected as Rejected
     from consecution.source import Source as Source
+    from consecution.sources.every import EverySource as EverySource
     from consecution.sources.files import FilesSource as FilesSource
     from consecution.sources.http import HttpSource as HttpSource
     from consecution.sources.iterable import IterableSource as IterableSource
     from consecution.sources.manual import ManualSource as ManualSource
     from consecution.sources.manual import Receipt as Receipt
     from consecution.sources.pipe import PipeSource as PipeSource
+    from consecution.sources.schedule import ScheduleSource as ScheduleSource
     from consecution.stateful import KeyedNode as KeyedNode
     from consecution.stateful import StatefulNode as StatefulNode
 
@@ -68,6 +70,7 @@ _HOMES = {
     "Clock": "clock",
     "Count": "reduction",
     "Csv": "sinks.csv",
+    "EverySource": "sources.every",
     "Failure": "report",
     "FilesSource": "sources.files",
     "Filter": "nodes",
@@ -97,6 +100,7 @@ _HOMES = {
     "Report": "report",
     "Route": "graph",
     "Running": "engine",
+    "ScheduleSource": "sources.schedule",
     "Sink": "sink",
     "Source": "source",
     "SqlSink": "sinks.sql",

@@ -44,12 +44,26 @@ def _http() -> type[Source]:
     return HttpSource
 
 
+def _every() -> type[Source]:
+    from consecution.sources.every import EverySource
+
+    return EverySource
+
+
+def _schedule() -> type[Source]:
+    from consecution.sources.schedule import ScheduleSource
+
+    return ScheduleSource
+
+
 KINDS: dict[str, Callable[[], type[Source]]] = {
     "pipe": _pipe,
     "manual": _manual,
     "sql": _sql,
     "files": _files,
     "http": _http,
+    "every": _every,
+    "schedule": _schedule,
 }
 """Kind → where to find the class of its source, whose arguments are the producer's options."""
 
