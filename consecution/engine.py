@@ -32,6 +32,8 @@ ENGINES = {
 """Mode → module with a function ``start(plan, pipeline, iterable, options) -> Running``."""
 STATE = "consecution.runtime.state"
 """The module that knows what a state directory holds."""
+DISPLAY = "consecution.runtime.progress"
+"""The module that shows how far a run is."""
 PREPARED = {"process": "consecution.runtime.fork_server"}
 """Mode → module with a function ``prepare()``: it gets under way what takes time, before the engine is imported."""
 
@@ -175,11 +177,17 @@ def run(pipeline: Pipeline, iterable: Any, options: Options, *, on_status: OnSta
     Whatever else breaks in here (``on_status``, say) aborts the run before it is raised.
     """
     plan_source_is_manual(pipeline, iterable)
-    with _Signals(options.stop_timeout_s) as signals:
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(_Signals(options.stop_timeout_s))
+        tell = [on_status] if on_status is not None else []
+        if options.progress:
+            display = importlib.import_module(DISPLAY).make_display(options)
+            stack.callback(display.clear)
+            tell.append(display)
         running = start(pipeline, iterable, options)
         try:
             signals.stop_from_now_on(running)
-            return _join_telling(running, signals, on_status)
+            return _join_telling(running, signals, tell)
         except BaseException:
             running.abort()
             with contextlib.suppress(Exception):
@@ -187,10 +195,10 @@ def run(pipeline: Pipeline, iterable: Any, options: Options, *, on_status: OnSta
             raise
 
 
-def _join_telling(running: Running, signals: _Signals, on_status: OnStatus | None) -> Report:
+def _join_telling(running: Running, signals: _Signals, tell: list[OnStatus]) -> Report:
     running.finish_input()
     while (report := running.join(STATUS_EVERY_S)) is None:
-        if on_status is not None:
+        for on_status in tell:
             on_status(running.status())
         if signals.overdue():
             running.abort()

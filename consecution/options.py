@@ -117,6 +117,13 @@ SETTINGS = (
         choices=("text", "json"),
     ),
     Setting(
+        "progress",
+        "flag",
+        False,
+        "show on standard error how far the run is: on a terminal a bar (with the extra `progress`), elsewhere a line "
+        "every five seconds; only `run` heeds it, and `consecution run` does so unless --quiet",
+    ),
+    Setting(
         "metrics_port",
         "port",
         None,
@@ -152,6 +159,7 @@ class Options:
     max_restarts: int = 5
     stop_timeout_s: float = 30.0
     log_format: str = "text"
+    progress: bool = False
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections import deque
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from consecution import graph
-from consecution.errors import GraphError, UsageError
+from consecution.errors import ConsecutionError, GraphError, UsageError
 from consecution.nodes import Node
 from consecution.options import Options
 from consecution.producer import Producer, check_beginnings
@@ -51,6 +52,7 @@ class RunOptions(TypedDict, total=False):
     max_restarts: int
     stop_timeout_s: float
     log_format: Literal["text", "json"]
+    progress: bool
     metrics_port: int | None
     metrics_host: str
 
@@ -176,8 +178,24 @@ class Pipeline:
         self.top_node.plot(file_name, kind)
         return self
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """What a notebook shows: a drawing; where Graphviz is missing, a mermaid diagram, which most of them draw."""
+        shown = {"text/plain": str(self)}
+        svg = self._repr_svg_()
+        if svg is not None:
+            shown["image/svg+xml"] = svg
+        else:
+            with contextlib.suppress(ConsecutionError):
+                shown["text/markdown"] = f"```mermaid\n{self._to_mermaid()}\n```"
+        return shown
+
+    def _to_mermaid(self) -> str:
+        from consecution.plan import to_mermaid
+
+        return to_mermaid(self.plan(None if self.sources else (), mode="inline"))
+
     def _repr_svg_(self) -> Any:
-        """What a notebook shows; None, and so the text, where Graphviz is missing."""
+        """None where Graphviz is missing."""
         try:
             drawing = self.top_node._build_pydot_graph()
             drawing.format = "svg"

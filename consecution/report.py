@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,7 @@ class Status:
 
     ``pending_below`` counts what durable nodes have pushed, or have to try again, and is not yet processed;
     ``handled`` what was given up at nodes with a failed edge, and is not among the ``failed``. ``sources`` has the
-    books of each source.
+    books of each source. ``expected`` is how many items there will be in all, where every source knows that.
     """
 
     state: str
@@ -99,6 +100,7 @@ class Status:
     handled: int = 0
     sources: tuple[SourceCounts, ...] = ()
     tasks: tuple[TaskCounts, ...] = ()
+    expected: int | None = None
 
     @property
     def open(self) -> int:
@@ -114,8 +116,9 @@ class Status:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
+        of_all = "" if self.expected is None else f" of {self.expected:,}"
         parts = [
-            f"{self.completed:,} done",
+            f"{self.completed:,}{of_all} done",
             f"{self.items_per_s:,.0f}/s",
             f"{self.open:,} pending",
         ]
@@ -199,6 +202,20 @@ class Report:
             lines += ["", *self._failure_list()]
         return "\n".join([*lines, "", self._next_step()])
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        parts = [f"<p><b>{_html(self._headline())}</b></p>"]
+        if self.sources:
+            heads = ("source", "emitted", "completed", "pending", "failed")
+            rows = [(s.source, s.emitted, s.completed, s.pending, s.failed) for s in self.sources]
+            parts.append(_html_table(heads, rows))
+        nodes = [(n.node, n.replicas, n.items_in, n.items_out, n.failed, round(n.busy_s, 2)) for n in self.nodes]
+        parts.append(_html_table(("node", "replicas", "items in", "items out", "raised", "busy s"), nodes))
+        if self.failures:
+            shown = [(f.node, f.attempts, _text_of(f.item), f.error) for f in self.failures[-SHOWN_FAILURES:]]
+            parts.append(_html_table(("failed at", "tries", "item", "error"), shown))
+        return "\n".join([*parts, f"<p>{_html(self._next_step())}</p>"])
+
     def _headline(self) -> str:
         if self.already_finished:
             return "This run was finished before; nothing was done now."
@@ -269,6 +286,16 @@ def node_table(nodes: Sequence[NodeCounts]) -> list[str]:
         for n in nodes
     ]
     return [head, "  " + "-" * (len(head) - 2), *rows]
+
+
+def _html(value: Any) -> str:
+    return html.escape(f"{value:,}" if isinstance(value, (int, float)) else _shorten(value, WIDTH))
+
+
+def _html_table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = ["".join(f"<th>{_html(head)}</th>" for head in heads)]
+    lines += ["".join(f"<td>{_html(value)}</td>" for value in row) for row in rows]
+    return "\n".join(["<table>", *(f"<tr>{line}</tr>" for line in lines), "</table>"])
 
 
 def _text_of(item: Any) -> str:

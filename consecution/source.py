@@ -53,6 +53,9 @@ class Source:
     worth_splitting: bool = False
     """True: reading is work, so workers share it unasked (`split`) where nothing behind minds the order."""
 
+    expected: int | None = None
+    """How many items it gives in all, from the very first on, where that is known; for those who watch."""
+
     cut: bool = False
     """True after `read`: a batch ends with what was given so far, and there may be more at once."""
 

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from consecution import GlobalState, Pipeline, Producer, Report, SqlSink, Status, TextLines
-from consecution.cli.run import Progress
 from consecution.errors import MissingExtraError
+from consecution.runtime.progress import Progress
 
 OUT = Path("out")
 EARTH_RADIUS_KM = 6371.0088

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from consecution import GlobalState, KeyedNode, Map, Parquet, Pipeline, Producer, Report, SqlSink
-from consecution.cli.run import Progress
 from consecution.errors import MissingExtraError
 
 OUT = Path("out")
@@ -258,12 +257,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> Report:
-    progress = Progress(live=sys.stderr.isatty())
     workers: Any = int(arguments.workers) if arguments.workers.isdigit() else arguments.workers
-    try:
-        return build(arguments.out).run(workers=workers, state_dir=arguments.state_dir, on_status=progress)
-    finally:
-        progress.clear()
+    return build(arguments.out).run(workers=workers, state_dir=arguments.state_dir, progress=True)
 
 
 def main() -> int:

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from consecution import GlobalState, Map, Pipeline, Producer, Report, SqlSink
-from consecution.cli.run import Progress
 from consecution.errors import MissingExtraError
 
 OUT = Path("out")
@@ -139,13 +138,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> Report:
-    progress = Progress(live=sys.stderr.isatty())
-    try:
-        return build(arguments.out, arguments.url, follow=arguments.follow).run(
-            workers="auto", state_dir=arguments.state_dir, on_status=progress
-        )
-    finally:
-        progress.clear()
+    pipeline = build(arguments.out, arguments.url, follow=arguments.follow)
+    return pipeline.run(workers="auto", state_dir=arguments.state_dir, progress=True)
 
 
 def main() -> int:

@@ -372,7 +372,7 @@ def test_a_plot_is_the_top_nodes_and_returns_the_pipeline(monkeypatch: pytest.Mo
     assert drawn == [("a", "flow", "pdf")]
 
 
-def test_a_notebook_shows_a_drawing_or_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_shows_a_drawing_or_a_mermaid_diagram(monkeypatch: pytest.MonkeyPatch) -> None:
     class Drawing:
         format = ""
 
@@ -380,13 +380,18 @@ def test_a_notebook_shows_a_drawing_or_the_text(monkeypatch: pytest.MonkeyPatch)
             return f"<{self.format}>"
 
     monkeypatch.setattr(Node, "_build_pydot_graph", lambda self: Drawing())
-    assert Pipeline(Node("a"))._repr_svg_() == "<svg>"
+    pipeline = Pipeline(Node("a") | Node("b"))
+    assert pipeline._repr_mimebundle_() == {"text/plain": str(pipeline), "image/svg+xml": "<svg>"}
 
     def fail(self: Any, encoding: str) -> str:
         raise RuntimeError("no dot")
 
     monkeypatch.setattr(Drawing, "pipe", fail)
-    assert Pipeline(Node("a"))._repr_svg_() is None
+    assert pipeline._repr_svg_() is None
+    diagram = pipeline._repr_mimebundle_()["text/markdown"]
+    assert diagram.startswith("```mermaid\nflowchart LR\n")
+    assert '["a"]' in diagram
+    assert '["b"]' in diagram
 
 
 # -- engines -------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from consecution.report import Failure, NodeCounts, Report, Status
+from consecution.report import Failure, NodeCounts, Report, SourceCounts, Status
 
 MOST_COLUMNS = 100
 PLAIN = Report(
@@ -162,3 +162,20 @@ def test_a_status_line_leaves_out_what_did_not_happen() -> None:
 
 def test_a_status_without_time_has_no_rate() -> None:
     assert Status("starting", 0, 0, 0, 0, 0, 0, 0.0, ()).items_per_s == 0.0
+
+
+def test_a_notebook_shows_tables_and_nothing_of_an_item_as_markup() -> None:
+    shown = report(
+        failed=1, failures=(failure("<script>"),), sources=(SourceCounts("source", 1_234, 1_234, 1, 0),)
+    )._repr_html_()
+
+    assert "<tr><td>source</td><td>1,234</td><td>1,234</td><td>0</td><td>1</td></tr>" in shown
+    assert "<tr><td>parse</td><td>4</td><td>10</td><td>1,234,567</td><td>0</td><td>1.25</td></tr>" in shown
+    assert "<tr><td>parse</td><td>4</td><td>&lt;script&gt;</td><td>ValueError: no</td></tr>" in shown
+    assert shown.count("<table>") == shown.count("</table>") == 3
+
+
+def test_a_status_tells_of_how_many_items_where_that_is_known() -> None:
+    status = Status("running", 10, 5, 0, 5, 0, 0, 1.0, (), expected=1_000)
+
+    assert str(status) == "running: 5 of 1,000 done, 5/s, 5 pending, 1.0 s"

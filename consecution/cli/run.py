@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 from consecution.cli.target import HELP, load_target
 from consecution.errors import StoppedByItemError
 from consecution.options import SETTINGS, Setting
-from consecution.report import Status
-from consecution.runtime.log_file import LogLine
 
-LINE_EVERY_S = 5.0
 DESCRIPTION = """Run a pipeline to the end of its stream.
 
 exit codes: 0 all items completed, 1 some failed, 2 usage or bad pipeline, 3 stopped with work pending
@@ -76,54 +70,13 @@ def options_from(arguments: argparse.Namespace) -> dict[str, Any]:
 def run(arguments: argparse.Namespace) -> int:
     """Run the target, show progress, print the report."""
     pipeline = load_target(arguments.target)
-    progress = None if arguments.quiet else _progress(as_json=getattr(arguments, "log_format", "text") == "json")
+    options = {**options_from(arguments), "progress": not arguments.quiet}
     stopped: StoppedByItemError | None = None
     try:
-        report = pipeline.run(on_status=progress, **options_from(arguments))
+        report = pipeline.run(**options)
     except StoppedByItemError as error:
         stopped, report = error, error.report
-    if progress is not None:
-        progress.clear()
     print(json.dumps(report.to_dict(), indent=1) if arguments.json else report)
     if stopped is not None:
         print(f"consecution: {stopped}", file=sys.stderr)
     return int(report.exit_code)
-
-
-def _progress(*, as_json: bool) -> Progress:
-    """On a terminal a line that is written over; in a log of JSON objects another one."""
-    if as_json:
-        return Progress(live=False, describe=lambda status: LogLine.now("supervisor", None, str(status)).to_json())
-    return Progress(live=sys.stderr.isatty())
-
-
-class Progress:
-    """Shows how far a run is: one line that is written over on a terminal, now and then a line elsewhere.
-
-    ``describe`` makes the line of a status.
-    """
-
-    def __init__(self, *, live: bool, describe: Callable[[Status], str] = str) -> None:
-        self._live = live
-        self._describe = describe
-        self._last_s = time.monotonic()
-        self._shown = ""
-
-    def __call__(self, status: Status) -> None:
-        now_s = time.monotonic()
-        if self._live:
-            columns = shutil.get_terminal_size().columns
-            line = self._describe(status)[: columns - 1]
-            sys.stderr.write("\r" + line.ljust(len(self._shown)))
-            sys.stderr.flush()
-            self._shown = line
-        elif now_s - self._last_s >= LINE_EVERY_S:
-            self._last_s = now_s
-            print(self._describe(status), file=sys.stderr)
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self._shown:
-            sys.stderr.write("\r" + " " * len(self._shown) + "\r")
-            sys.stderr.flush()
-            self._shown = ""

@@ -61,6 +61,7 @@ class ProcessRunning(Running):
         self._endpoint: Endpoint | None = None
         self._stream = LogStream(as_json=plan.options.log_format == "json")
         self._sources = assembly.make_sources(plan, iterable)
+        self._expected = assembly.expected_items(self._sources)
         self._parcels: dict[WorkerIndex, Parcel] = {}
         self._slots: dict[WorkerIndex, SlotFile] = {}
         self._read_here = {task for task, source in self._sources.items() if source.in_parent or not can_ship(source)}
@@ -263,6 +264,7 @@ class ProcessRunning(Running):
             seconds=time.monotonic() - self._started_s,
             restarts=self._supervisor.restarts,
             pids=self._supervisor.pids(),
+            expected=self._expected,
             store_bytes=self._state.store_bytes(self._plan) if self._state is not None else {},
         )
 

@@ -59,6 +59,12 @@ def make_sources(plan: Plan, iterable: Any) -> dict[TaskIndex, Source]:
     return made
 
 
+def expected_items(sources: Mapping[TaskIndex, Source]) -> int | None:
+    """How many items they give together; None where one of them does not know."""
+    expected = [source.expected for source in sources.values()]
+    return None if None in expected else sum(count for count in expected if count is not None)
+
+
 def make_store(options: Options, journal_path: Path | None, *, origin: str, epoch: str) -> tuple[Store, Restored]:
     """The journal in ``robust``; otherwise memory, which in ``track`` keeps the failed items."""
     if options.robustness != "robust":
@@ -311,6 +317,7 @@ def make_status(
     restarts: int = 0,
     pids: dict[str, int] | None = None,
     store_bytes: Mapping[TaskIndex, int] = MappingProxyType({}),
+    expected: int | None = None,
 ) -> Status:
     """A status from what the hosts counted."""
     origin = books.total
@@ -328,6 +335,7 @@ def make_status(
         handled=origin.handled + books.handled_below,
         sources=source_counts(plan, books),
         tasks=task_counts(plan, counts, pids or {}, store_bytes),
+        expected=expected,
     )
 
 

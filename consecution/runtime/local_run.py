@@ -116,6 +116,7 @@ class LocalRun:
         self._last_status: Status | None = None
         try:
             self.sources = assembly.make_sources(plan, iterable)
+            self._expected = assembly.expected_items(self.sources)
             for source in self.sources.values():
                 source.may_block = may_block and len(self.sources) == 1
             self._make_hosts(outbox_of)
@@ -320,6 +321,7 @@ class LocalRun:
             {task: assembly.counts_now(source) for task, source in self.source_hosts.items()}
             | {task: assembly.counts_now(host) for task, host in self.tasks.items()},
             seconds=time.monotonic() - self._started_s,
+            expected=self._expected,
             store_bytes=self.state.store_bytes(self.plan) if self.state is not None else {},
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import inspect
 import itertools
 import pickle
@@ -44,6 +45,7 @@ class IterableSource(Source):
     def __init__(self, items: Iterable[Any] | Callable[[], Iterable[Any]]) -> None:
         _check_iterable(items)
         self._items: Any = items
+        self.expected = _count(items)
         self._count = 0
         self.in_parent = type(items) not in PLAIN_SEQUENCES
         self._reader: _Reader | None = None
@@ -107,7 +109,7 @@ class IterableSource(Source):
 
     def _share(self, items: Sequence[Any]) -> IterableSource:
         share = object.__new__(type(self))
-        vars(share).update(vars(self), _items=items)
+        vars(share).update(vars(self), _items=items, expected=_count(items))
         return share
 
     def fileno(self) -> int | None:
@@ -228,6 +230,12 @@ class _FeederReader:
 
     def close(self) -> None:
         self._handover.close()
+
+
+def _count(items: Any) -> int | None:
+    with contextlib.suppress(OverflowError):  # a range may be longer than ``len`` can say
+        return len(items) if type(items) in PLAIN_SEQUENCES else None
+    return None
 
 
 def _is_iterable(items: Any) -> bool:

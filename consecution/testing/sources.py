@@ -292,6 +292,8 @@ def _plain(case: _Case, position: Any) -> Any:
 
 
 def _end(case: _Case) -> None:
+    said, count = case.make().expected, len(case.items)
+    case.require(said in (None, count), f"it says that it gives {said} items (`expected`); it gives {count}")
     for most in (1, 3, len(case.items), MANY):
         for may_block in (False, True):
             part = case.at(f"most_{most}_{'may_block' if may_block else 'never_blocks'}")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -8,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from consecution import Pipeline, Report, Status
+from consecution import Pipeline, Report
 from consecution.cli import main
-from consecution.cli.run import Progress
 from consecution.options import SETTINGS
 from tests.conftest import WriteModule
 from tests.test_report import report
@@ -80,7 +78,7 @@ def test_flags_become_options_and_the_rest_keeps_its_default(write_module: Write
 
     main(["run", str(path), "--timeout-s", "2.5", "--max-pending", "7", "--fresh", "--state-dir", "s", "--quiet"])
 
-    assert asked == {"timeout_s": 2.5, "max_pending": 7, "fresh": True, "state_dir": "s", "on_status": None}
+    assert asked == {"timeout_s": 2.5, "max_pending": 7, "fresh": True, "state_dir": "s", "progress": False}
 
 
 def test_every_setting_has_a_flag_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,41 +143,3 @@ def test_a_real_command_line_runs_worker_processes(write_module: WriteModule) ->
     assert done.returncode == 0, done.stderr
     found = Report.from_dict(json.loads(done.stdout))
     assert (found.mode, found.completed, found.confirmed) == ("process", 4, True)
-
-
-STATUS = Status("running", 10, 5, 0, 5, 0, 0, 1.0, ())
-
-
-def test_a_terminal_shows_one_line_and_clears_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", shown)
-    progress = Progress(live=True)
-
-    progress(STATUS)
-    progress.clear()
-
-    assert "\n" not in shown.getvalue()
-    assert shown.getvalue().startswith("\rrunning: 5 done")
-    assert shown.getvalue().endswith(" \r")
-
-
-def test_elsewhere_a_line_comes_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown, now_s = io.StringIO(), [0.0]
-    monkeypatch.setattr(sys, "stderr", shown)
-    monkeypatch.setattr("consecution.cli.run.time.monotonic", lambda: now_s[0])
-    progress = Progress(live=False)
-
-    for second in range(12):
-        now_s[0] = float(second)
-        progress(STATUS)
-
-    assert shown.getvalue().splitlines() == [str(STATUS)] * 2
-
-
-def test_another_line_may_be_made_of_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", shown)
-
-    Progress(live=True, describe=lambda status: f"{status.completed} of 10")(STATUS)
-
-    assert shown.getvalue() == "\r5 of 10"

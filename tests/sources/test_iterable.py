@@ -248,3 +248,11 @@ def test_what_was_taken_before_is_skipped_by_the_feeder_not_by_the_reader() -> N
     assert read_all(source) == [3]
     assert source.position() == 3
     source.close()
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [([1, 2, 3], 3), (range(7), 7), ("ab", 2), ((), 0), (range(10**30), None), ({1, 2}, None), (lambda: [1], None)],
+)
+def test_a_sequence_knows_how_many_items_it_gives(items: Any, expected: int | None) -> None:
+    assert IterableSource(items).expected == expected

@@ -70,6 +70,10 @@ class KeepsItsLists(Lines):
         return [self.lines.pop(0)]
 
 
+class Boasts(Lines):
+    expected = 1_000_000
+
+
 class StartsOver(Lines):
     def open(self, position: Any) -> None:
         super().open(None)
@@ -244,6 +248,7 @@ def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         (Backwards, "item 0 is 'item 24', expected 'item 0'"),
         (GivesMore, r"read\(1\) returned 2 items"),
         (GivesTuples, r"read\(1\) returned a tuple, expected a list"),
+        (Boasts, "it says that it gives 1000000 items .*; it gives 25"),
         (StartsOver, "opened at the position after 1 items, 1: expected 24 items, found 25"),
         (ForgetsWhereItWasOpened, "opened at the position after 1 items, 1, closed, opened again"),
         (ReadsAhead, "opened at the position after 1 items, 2: expected 24 items, found 23"),
