@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from consecution.cli.run import add_option_flags, options_from
 from consecution.cli.target import HELP, load_target
 from consecution.errors import UsageError
 from consecution.plan import Plan, describe, to_dot, to_mermaid
+from consecution.runtime.state import foresee
 
 DRAW_TIMEOUT_S = 60
 DESCRIPTION = """Show what a run would start, as text or as a picture: tasks, edges, and which worker hosts which tasks.
@@ -19,10 +21,16 @@ Nothing is started.
 With --workers N the nodes that keep nothing, and keyed ones, have a replica in each worker; an edge that never leaves
 a worker is "local". A source that only your program can read (a generator, standard input) is shown in the first
 worker, and runs in your program.
+
+With --state-dir it also says what a run would do with what is in there: go on, move state to other replicas, begin with
+nothing; what would be refused, or dropped with --drop-state. Nothing in there is changed.
+
+exit codes: 0, or 2 where the pipeline, or the state directory under it, would be refused
 """
 EXAMPLES = """examples:
   consecution plan examples/profit_share.py
   consecution plan etl.py --workers 2
+  consecution plan new_etl.py --state-dir state
   consecution plan etl.py --format mermaid
   consecution plan etl.py --format svg > plan.svg
 """
@@ -53,7 +61,15 @@ def show(arguments: argparse.Namespace) -> int:
     plan = load_target(arguments.target).plan(**options_from(arguments))
     formats = {"text": describe, "mermaid": to_mermaid, "dot": to_dot, "svg": to_svg}
     print(formats[arguments.format](plan))
+    if arguments.format == "text" and plan.options.state_dir is not None and plan.options.robust:
+        _show_going_on(plan, plan.options.state_dir.absolute())
     return 0
+
+
+def _show_going_on(plan: Plan, path: Path) -> None:
+    print(f"\nover the state directory {path}:")
+    for line in ["it would be forgotten (fresh)"] if plan.options.fresh else foresee(path, plan):
+        print(f"  {line}")
 
 
 def to_svg(plan: Plan) -> str:

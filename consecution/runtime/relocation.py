@@ -22,7 +22,7 @@ from typing import Any
 
 from consecution.errors import StateDirError, WorldError
 from consecution.nodes import Node
-from consecution.plan import Plan
+from consecution.plan import NodePlan, Plan
 from consecution.protocol.origin import FailureEntry, FailureKept, Head, HeadMoved
 from consecution.protocol.values import TaskIndex
 from consecution.routing import SLOTS
@@ -149,8 +149,8 @@ class Relocation:
         self._move = plan_move(manifest, plan)
         self._new_index = {task.name: TaskIndex(task.index) for task in plan.tasks}
 
-    def check(self, path: str) -> None:
-        """StateDirError where something has ended for good, or where it would drop what it may not."""
+    def check(self, path: str) -> list[str]:
+        """What is dropped, in words. StateDirError where something has ended for good, or where it may not be."""
         taken = {share.origin for shares in self._move.shares.values() for share in shares}
         dropped: list[str] = []
         for name in self._manifest["origins"]:
@@ -166,6 +166,23 @@ class Relocation:
                 f"{'; '.join(dropped)}. Give the nodes their old names and kinds back, and sources their old shares "
                 "(Producer(...) * n), or let it be dropped for good: drop_state=True (--drop-state)"
             )
+        return dropped
+
+    def foresee(self, path: str) -> list[str]:
+        """What the move would do, in words; StateDirError as `check`."""
+        dropped = self.check(path)
+        told = [words for node in self._plan.nodes if (words := self._foresee_node(node))]
+        return told + [f"dropped for good: {lost}" for lost in dropped]
+
+    def _foresee_node(self, node: NodePlan) -> str:
+        """How a node with a store would begin; nothing where it just goes on."""
+        names = [name for task in node.tasks if (name := self._plan.origin_name(task)) is not None]
+        shares = [share for name in names for share in self._move.shares[name]]
+        if names and not shares:
+            how = "begin with nothing" if node.durable else "be read from its start"
+            return f"{node.name} would {how}"
+        before = len({share.origin for share in shares})
+        return f"{node.name}: its state moves from {before} to {len(names)} replicas" if before != len(names) else ""
 
     def _check_not_ended(self, path: str, name: str, store: Journal) -> None:
         if isinstance(store, DurableStore) and store.has_ended:

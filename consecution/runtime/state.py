@@ -41,7 +41,7 @@ from consecution.runtime import takeover
 from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import Journal, sync_folder
 from consecution.runtime.relocation import Relocation, kinds_of, origins_of, origins_of_sources
-from consecution.runtime.run_record import LOCK, private
+from consecution.runtime.run_record import LOCK, holder_of, private
 
 FORMAT = 2
 FOLDER = "origins"
@@ -408,18 +408,62 @@ def _move_to(path: Path, manifest: dict[str, Any], plan: Plan, in_flight: int) -
     """Let a changed graph go on over an old directory, if nothing is in flight in it."""
     if manifest["finished"] is not None:
         return
+    _check_nothing_in_flight(path, in_flight)
+    moved = _shaped_like(manifest, plan)
+    if _stores_move(manifest, moved):
+        _relocate(path, manifest, moved, plan)
+    manifest.update(moved)
+    _write_manifest(path, manifest)
+    _sweep(path, manifest)
+
+
+def _check_nothing_in_flight(path: Path, in_flight: int) -> None:
     if in_flight:
         raise StateDirError(
             f"the graph has changed, and the state directory {path} holds {in_flight} batches in flight "
             "for the old one: run the old pipeline once more and stop it, so that it drains; or use "
             "fresh=True to forget them"
         )
+
+
+def _stores_move(manifest: dict[str, Any], moved: dict[str, Any]) -> bool:
+    """Whether stores have to be written anew; else only edges have changed."""
+    return any(moved[part] != manifest[part] for part in ("sources", "tasks", "nodes"))
+
+
+def foresee(path: Path, plan: Plan) -> list[str]:
+    """What a run of this plan would do with what is in the directory, in words. Changes nothing.
+
+    StateDirError where the run would be refused, or where another one goes on there.
+    """
+    with _explained(path):
+        manifest = _read_manifest(path) if path.is_dir() else None
+        if manifest is None or not manifest["origins"]:
+            return ["there is nothing yet: it would begin"]
+        holder = holder_of(path)
+    if holder is not None:
+        raise StateDirError(
+            f"the state directory {path} is in use by another run (process {holder or 'unknown'}): what it holds is in "
+            f"flight; let it end first (consecution drain {path}), then ask again"
+        )
+    if manifest["finished"] is not None:
+        return ["the run in it has finished: nothing would be done without fresh=True (--fresh)"]
+    return _foresee_going_on(path, manifest, plan)
+
+
+def _foresee_going_on(path: Path, manifest: dict[str, Any], plan: Plan) -> list[str]:
+    in_flight = sum(_check_origin(path, manifest, name) for name in manifest["origins"])
     moved = _shaped_like(manifest, plan)
-    if any(moved[part] != manifest[part] for part in ("sources", "tasks", "nodes")):
-        _relocate(path, manifest, moved, plan)
-    manifest.update(moved)
-    _write_manifest(path, manifest)
-    _sweep(path, manifest)
+    if (manifest["signature"], manifest["nodes"]) == (moved["signature"], moved["nodes"]):
+        again = f", and {in_flight} batches that are in flight are finished first" if in_flight else ""
+        return [f"the graph is the same: it would go on where it was{again}"]
+    _check_nothing_in_flight(path, in_flight)
+    if not _stores_move(manifest, moved):
+        return ["edges have changed: it would go on where it was"]
+    return [
+        "the graph has changed: it would go on where it was",
+        *_relocation(path, manifest, moved, plan).foresee(str(path)),
+    ]
 
 
 def _shaped_like(manifest: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -428,16 +472,20 @@ def _shaped_like(manifest: dict[str, Any], plan: Plan) -> dict[str, Any]:
     return {**manifest, **shape}
 
 
-def _relocate(path: Path, manifest: dict[str, Any], moved: dict[str, Any], plan: Plan) -> None:
-    """Write the stores of a new life beside those of the old one, complete and safe on the disk."""
-    moved["epoch"] = uuid.uuid4().hex
-    moved["folder"] = f"{FOLDER}.{moved['epoch']}"
-    relocation = Relocation(
+def _relocation(path: Path, manifest: dict[str, Any], moved: dict[str, Any], plan: Plan) -> Relocation:
+    return Relocation(
         manifest,
         plan,
         lambda name: _open_origin(path, manifest, name, create=False),
         lambda name: _open_origin(path, moved, name, create=True),
     )
+
+
+def _relocate(path: Path, manifest: dict[str, Any], moved: dict[str, Any], plan: Plan) -> None:
+    """Write the stores of a new life beside those of the old one, complete and safe on the disk."""
+    moved["epoch"] = uuid.uuid4().hex
+    moved["folder"] = f"{FOLDER}.{moved['epoch']}"
+    relocation = _relocation(path, manifest, moved, plan)
     relocation.check(str(path))
     moved["origins"] = relocation.carry_out()
     for name in moved["origins"]:
