@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections import Counter
@@ -18,16 +19,18 @@ from tests.examples.programs import DEADLINE_S, call, command
 
 ITEMS = 1500
 OLD = f"""
+import os
 import time
-from pathlib import Path
 from consecution import JsonLines, KeyedNode, Pipeline, Producer
+
+SLOW_S = float(os.environ.get("SLOW_S", "0"))
 
 class Balance(KeyedNode):
     def key(self, item):
         return item % 7
 
     def process(self, item):
-        time.sleep(0.0005)
+        time.sleep(SLOW_S)
         self.state["sum"] = self.state.get("sum", 0) + item
 
     def end(self):
@@ -43,7 +46,7 @@ def build(replicas):
 pipeline = build(2)
 """
 NEW = "import old\npipeline = old.build(3)\n"
-RUN = ("--state-dir", "state", "--batch-size", "50", "--max-pending", "4", "--sync", "process", "--quiet")
+RUN = ("--state-dir", "state", "--batch-size", "10", "--max-pending", "4", "--sync", "process", "--quiet")
 
 
 def done_of(folder: Path) -> int:
@@ -73,7 +76,8 @@ def do(folder: Path, *words: str) -> str:
 def test_the_way_to_a_new_program_and_back(tmp_path: Path) -> None:
     (tmp_path / "old.py").write_text(OLD)
     (tmp_path / "new.py").write_text(NEW)
-    old = subprocess.Popen(command("run", "old.py", *RUN), cwd=tmp_path, stdout=subprocess.DEVNULL)
+    slowly = {**os.environ, "SLOW_S": "0.02"}
+    old = subprocess.Popen(command("run", "old.py", *RUN), cwd=tmp_path, env=slowly, stdout=subprocess.DEVNULL)
     try:
         give_up_s = time.monotonic() + DEADLINE_S
         while not done_of(tmp_path):
