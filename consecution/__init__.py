@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from consecution.sources.manual import Receipt as Receipt
     from consecution.sources.pipe import PipeSource as PipeSource
     from consecution.sources.schedule import ScheduleSource as ScheduleSource
+    from consecution.sources.tcp import TcpSource as TcpSource
     from consecution.stateful import KeyedNode as KeyedNode
     from consecution.stateful import StatefulNode as StatefulNode
 
@@ -106,6 +107,7 @@ _HOMES = {
     "SqlSink": "sinks.sql",
     "StatefulNode": "stateful",
     "Status": "report",
+    "TcpSource": "sources.tcp",
     "TextLines": "sinks.text",
     "TransactionSink": "sink",
 }

@@ -44,6 +44,12 @@ def _http() -> type[Source]:
     return HttpSource
 
 
+def _tcp() -> type[Source]:
+    from consecution.sources.tcp import TcpSource
+
+    return TcpSource
+
+
 def _every() -> type[Source]:
     from consecution.sources.every import EverySource
 
@@ -62,6 +68,7 @@ KINDS: dict[str, Callable[[], type[Source]]] = {
     "sql": _sql,
     "files": _files,
     "http": _http,
+    "tcp": _tcp,
     "every": _every,
     "schedule": _schedule,
 }
