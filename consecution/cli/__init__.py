@@ -9,9 +9,11 @@ import sys
 import consecution
 from consecution.cli import (
     backup,
+    completion,
     doctor,
     drain,
     failed,
+    init,
     journal,
     logs,
     pause,
@@ -27,6 +29,7 @@ from consecution.cli import (
 from consecution.errors import ConsecutionError
 
 COMMANDS = (
+    init,
     run,
     plan,
     status,
@@ -42,6 +45,7 @@ COMMANDS = (
     backup,
     restore,
     doctor,
+    completion,
 )
 """In the order of the help."""
 EXIT_USAGE = 2
