@@ -305,3 +305,14 @@ def test_on_a_terminal_top_is_drawn_with_rich() -> None:
         "12.0",
         "ms",
     ]
+
+
+def test_what_is_left_of_a_run_over_files_can_be_looked_at(runs: Runs) -> None:
+    """Such a source keeps notes beside its batches."""
+    Path("names.txt").write_text("ada\ngrace\n")
+    Pipeline(Producer("files", "names.txt") | str.title).run(mode="inline", state_dir="state")
+
+    told = runs.look()
+
+    assert (told["state"], told["completed"], told["open"]) == ("finished", 2, 0)
+    assert main(["failed", "list", "state"]) == 0
