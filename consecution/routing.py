@@ -121,6 +121,11 @@ _BASES: tuple[tuple[type, Callable[[Any], bytes]], ...] = (*_ENCODERS.items(), (
 """Looked through for everything that is not exactly one of these: a datetime before a date, which it also is."""
 
 
+_SLOTS_BY_CRC = tuple(int(f"{low_bits:012b}"[::-1], 2) for low_bits in range(SLOTS))
+"""The lowest bits of a CRC, in reverse. In the lowest ones keys differ that follow each other: with these in front, a
+handful of account numbers does not meet in one range of slots."""
+
+
 def slot_of(key: Key) -> int:
     """The slot of a key, 0 to 4095."""
     return slot_of_encoded(encode_key(key))
@@ -128,7 +133,7 @@ def slot_of(key: Key) -> int:
 
 def slot_of_encoded(encoded: bytes) -> int:
     """The slot of a key whose canonical bytes these are."""
-    return zlib.crc32(encoded) % SLOTS
+    return _SLOTS_BY_CRC[zlib.crc32(encoded) % SLOTS]
 
 
 def replica_of_slot(slot: int, replicas: int) -> int:
@@ -175,18 +180,18 @@ class ColumnSplitter:
 
     def __init__(self, replicas: int) -> None:
         self._replicas = replicas
-        self._of_slot = [replica_of_slot(slot, replicas) for slot in range(SLOTS)]
+        self._by_crc = [replica_of_slot(slot, replicas) for slot in _SLOTS_BY_CRC]
 
     def split(self, keys: list[Key], values: list[Any]) -> list[tuple[list[Key], list[Any]]]:
         """For each replica its keys, and what stands beside them."""
         parts: list[tuple[list[Key], list[Any]]] = [([], []) for _ in range(self._replicas)]
         adders = [(own_keys.append, own_values.append) for own_keys, own_values in parts]
-        of_slot, crc32 = self._of_slot, zlib.crc32
+        by_crc, crc32 = self._by_crc, zlib.crc32
         for key, value in zip(keys, values, strict=True):
             if type(key) is str and key.isascii():
-                replica = of_slot[crc32(key.encode(), TEXT_CRC) % SLOTS]
+                replica = by_crc[crc32(key.encode(), TEXT_CRC) % SLOTS]
             else:
-                replica = of_slot[slot_of(key)]
+                replica = by_crc[crc32(encode_key(key)) % SLOTS]
             add_key, add_value = adders[replica]
             add_key(key)
             add_value(value)

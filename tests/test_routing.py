@@ -133,7 +133,17 @@ def test_a_decimal_with_a_monstrous_exponent_is_refused_instead_of_written_out()
 
 def test_slots_do_not_change_from_version_to_version() -> None:
     keys = ["", "alice", b"alice", 0, 1, -1, 0.5, None, ("a", 1), Color.RED, uuid.UUID(int=7), dt.date(2026, 1, 2)]
-    assert [slot_of(key) for key in keys] == [3851, 1430, 1192, 701, 555, 872, 321, 978, 2018, 2309, 1761, 3668]
+    assert [slot_of(key) for key in keys] == [3343, 1690, 338, 3028, 3396, 364, 2088, 1212, 1150, 2569, 2166, 679]
+
+
+@pytest.mark.parametrize("name", [int, "user {}".format, "AC-{:04d}".format], ids=["numbers", "names", "padded"])
+@pytest.mark.parametrize("first", [0, 1, 10, 1000])
+def test_a_few_keys_that_follow_each_other_meet_more_than_one_replica(name: Any, first: int) -> None:
+    for replicas in (2, 4):
+        keys = [name(number) for number in range(first, first + 8)]
+        owners = Counter(replica_of_slot(slot_of(key), replicas) for key in keys)
+
+        assert max(owners.values()) <= 2 * len(keys) // replicas - 1, owners
 
 
 def test_slots_are_the_same_in_a_process_with_another_hash_seed() -> None:

@@ -60,7 +60,7 @@ from consecution.protocol.values import Entry, Stage, TaskIndex
 from consecution.runtime.pages import PageError, check_file
 from consecution.transport.frames import decode_failed
 
-FORMAT = 2
+FORMAT = 3
 MAP_SIZE_BYTES = 16 * 1024**3
 """Reserved, not used: the file grows with what it holds. Twice its size, where that is more."""
 LOCK_WAIT_S = 10.0

@@ -23,7 +23,7 @@ import msgpack
 from consecution.errors import UsageError
 from consecution.runtime.pages import LEAF_LIMIT, PageError, check_file
 
-FORMAT = 2
+FORMAT = 3
 ROOM_BYTES = 16 * 1024**3
 """So much may a store grow to while it is looked at. Reserved addresses, and nothing else."""
 

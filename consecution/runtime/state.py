@@ -43,7 +43,7 @@ from consecution.runtime.journal import Journal, sync_folder
 from consecution.runtime.relocation import Relocation, kinds_of, origins_of, origins_of_sources
 from consecution.runtime.run_record import LOCK, holder_of, private
 
-FORMAT = 2
+FORMAT = 3
 FOLDER = "origins"
 FIELDS = ("epoch", "signature", "sources", "tasks", "nodes", "folder", "origins", "finished")
 MANIFEST = "manifest.json"
