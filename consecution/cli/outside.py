@@ -98,7 +98,8 @@ def _headline(sight: Sight) -> str:
     if sight.state == "busy":
         return f"process {sight.pid} starts, closes, or is another command at work there"
     if sight.running:
-        return f"{sight.state}, process {sight.pid}, mode {sight.mode}, since {_moment(sight.started_s)}"
+        metrics = "" if sight.metrics_port is None else f", metrics at port {sight.metrics_port}"
+        return f"{sight.state}, process {sight.pid}, mode {sight.mode}, since {_moment(sight.started_s)}{metrics}"
     if sight.state == "new":
         return "no run has been here"
     if sight.state == "killed":

@@ -83,6 +83,8 @@ class ProcessRunning(Running):
             self._close_endpoint()
             if self._steering is not None:
                 self._steering.end("failed", None, error)
+            self._error = error
+            self._tell_service_manager_the_end()
             self._stream.close()
             if self._state is not None:
                 self._state.close(keep=False)

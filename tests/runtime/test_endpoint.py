@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from consecution import KeyedNode, Pipeline, Producer
+from consecution.cli.outside import describe
 from consecution.engines import process
 from consecution.errors import ConsecutionError, OptionError
 from consecution.report import NodeCounts, SourceCounts, Status, TaskCounts
@@ -178,8 +179,10 @@ def test_a_run_is_watched_at_the_port_that_its_status_tells(tmp_path: Path, monk
     pipeline = Pipeline(Producer("manual", name="items") | Total("total"))
     running: Any = pipeline.start(mode="process", state_dir=tmp_path / "state", metrics_port=0)
     with running:
-        port = Outside(tmp_path / "state").see().metrics_port
+        sight = Outside(tmp_path / "state").see()
+        port = sight.metrics_port
         assert port is not None
+        assert f", metrics at port {port}\n" in describe(sight)
         wait_for(port, "/readyz", 200)
         for number in range(10):
             running.push(number).wait(LONGEST_WAIT_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -188,6 +189,18 @@ def test_a_service_says_when_it_is_ready_how_it_is_and_that_it_stops(write_modul
     assert ended[-1].startswith("STATUS=stopped: ")
     assert (manager.lines.count("READY=1"), manager.lines.count("STOPPING=1")) == (1, 1)
     assert "variables: []" in log
+
+
+def test_a_run_that_cannot_start_says_why(manager: NotifySocket, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in manager.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("consecution.sources.listening.IN_USE_WAIT_S", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConsecutionError):
+        Pipeline(Producer([1]) | str).run(mode="process", metrics_port=taken.getsockname()[1])
+
+    said = manager.read_all()
+    assert len(said) == 1
+    assert said[0].startswith("STATUS=failed: SourceError: metrics_port: cannot listen at 127.0.0.1:")
 
 
 def test_a_run_that_fails_says_why(manager: NotifySocket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
