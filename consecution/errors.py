@@ -76,6 +76,10 @@ class DamagedStoreError(WorldError):
         self.record = record
 
 
+class UndecodableStateError(WorldError):
+    """A state on disk cannot be unpickled: the code that it was written with is not there any more."""
+
+
 class OutageError(WorldError):
     """What a sink writes to cannot take anything just now: a lost connection, a lock, a full disk.
 

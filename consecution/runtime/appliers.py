@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
-from consecution.errors import DamagedStoreError, OutageError, WorldError
+from consecution.errors import DamagedStoreError, OutageError, UndecodableStateError, WorldError
 from consecution.nodes import Node
 from consecution.plan import Plan
 from consecution.protocol.durable import Application
@@ -131,6 +131,8 @@ class _NodeApplier:
                         self._roll_back()
                         return None
                     self._run(iter(items), pushed)
+        except UndecodableStateError:
+            raise
         except USER_ERRORS:
             self._roll_back()
             self._careful_items = CAREFUL_ITEMS
@@ -152,6 +154,8 @@ class _NodeApplier:
         self._begin_item()
         try:
             self._run(iter((item,)), outcome.pushed)
+        except UndecodableStateError:
+            raise
         except USER_ERRORS as error:
             del outcome.pushed[mark:]
             self._undo_item()

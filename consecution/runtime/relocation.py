@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from consecution.errors import StateDirError, WorldError
+from consecution.errors import StateDirError
 from consecution.nodes import Node
 from consecution.plan import NodePlan, Plan
 from consecution.protocol.origin import FailureEntry, FailureKept, Head, HeadMoved
@@ -28,7 +28,7 @@ from consecution.protocol.values import TaskIndex
 from consecution.routing import SLOTS
 from consecution.runtime.durable_store import DurableStore, TableWrite
 from consecution.runtime.journal import Journal, NotesTaken, seal
-from consecution.runtime.state_table import place_of
+from consecution.runtime.state_table import decode_state, place_of
 from consecution.sink import AppendSink, Sink, TransactionSink
 from consecution.stateful import DurableNode, KeyedNode, StatefulNode
 from consecution.transport.codec import PickleCodec
@@ -268,13 +268,7 @@ def _changes_in_log(store: DurableStore) -> dict[bytes, bytes | None]:
     codec = PickleCodec()
     found: dict[bytes, bytes | None] = {}
     for _, body in store.scan("log"):
-        try:
-            keys, states, removed = codec.decode(body)
-        except Exception as error:
-            raise WorldError(
-                f"the state in {store.path} cannot be decoded ({type(error).__name__}: {error}): run again with the "
-                "code that it was written with; nothing was lost"
-            ) from error
+        keys, states, removed = decode_state(body, codec.decode, store)
         for key, state in zip(keys, states, strict=True):
             place = place_of(key)
             found[place] = seal(place, codec.encode([key, state]))

@@ -24,8 +24,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from consecution.errors import UndecodableStateError
+from consecution.protocol.values import USER_ERRORS
 from consecution.routing import encode_key, slot_of_encoded
 from consecution.runtime.journal import seal
 from consecution.states import MISSING, Key, States
@@ -50,6 +53,8 @@ _NUMBER = struct.Struct(">Q")
 class Tables(Protocol):
     """The environment the tables lie in: reads and seals for them."""
 
+    path: Path
+
     def read(self, table: str, key: bytes) -> bytes | None: ...
 
     def scan(self, table: str) -> Iterator[tuple[bytes, bytes]]: ...
@@ -66,6 +71,17 @@ def place_of(key: Key) -> bytes:
     if len(encoded) > LONGEST_KEY_BYTES:
         encoded = b"h" + hashlib.blake2b(encoded, digest_size=32).digest()
     return slot + encoded
+
+
+def decode_state(body: bytes, loads: Callable[[bytes], list[Any]], tables: Tables) -> list[Any]:
+    """A record of the state. No item is at fault where it cannot be: UndecodableStateError, which ends the run."""
+    try:
+        return loads(body)
+    except USER_ERRORS as error:
+        raise UndecodableStateError(
+            f"the state in {tables.path} cannot be decoded ({type(error).__name__}: {error}): run again with the code "
+            "that it was written with, or keep its classes under their old names; nothing was lost"
+        ) from error
 
 
 class _Record(NamedTuple):
@@ -127,8 +143,11 @@ class StateTable:
         self._next_number = _NUMBER.unpack(number)[0] + 1
         self._log_bytes += size_bytes
 
+    def _decode(self, body: bytes) -> list[Any]:
+        return decode_state(body, self._loads, self._tables)
+
     def _changes_in(self, body: bytes) -> dict[Key, Any]:
-        keys, states, removed = self._loads(body)
+        keys, states, removed = self._decode(body)
         return {**dict(zip(keys, states, strict=True)), **dict.fromkeys(removed, MISSING)}
 
     # -- a backing of States ---------------------------------------------------------------------
@@ -141,7 +160,7 @@ class StateTable:
             encode_key(key)  # Refused now, with its item, and not when it is to be merged.
             return MISSING
         body = self._tables.read("state", place_of(key))
-        return MISSING if body is None else self._loads(body)[1]
+        return MISSING if body is None else self._decode(body)[1]
 
     def _load_from_log(self, number: bytes, key: Key) -> Any:
         """After a roll back: what the latest commit of this key says. Many keys may come from one record."""
@@ -158,7 +177,7 @@ class StateTable:
                 yield waiting.popleft()[1], MISSING
             if waiting and waiting[0][0] == place:
                 waiting.popleft()
-            key, state = self._loads(body)
+            key, state = self._decode(body)
             yield key, state
         for _, key in waiting:
             yield key, MISSING
