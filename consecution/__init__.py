@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from consecution.sources.pipe import PipeSource as PipeSource
     from consecution.sources.schedule import ScheduleSource as ScheduleSource
     from consecution.sources.tcp import TcpSource as TcpSource
+    from consecution.sources.zeromq import ZmqSource as ZmqSource
     from consecution.stateful import KeyedNode as KeyedNode
     from consecution.stateful import StatefulNode as StatefulNode
 
@@ -110,6 +111,7 @@ _HOMES = {
     "TcpSource": "sources.tcp",
     "TextLines": "sinks.text",
     "TransactionSink": "sink",
+    "ZmqSource": "sources.zeromq",
 }
 """Public name → the module it lives in. Loaded when first asked for, so that importing is quick."""
 

@@ -50,6 +50,12 @@ def _tcp() -> type[Source]:
     return TcpSource
 
 
+def _zmq() -> type[Source]:
+    from consecution.sources.zeromq import ZmqSource
+
+    return ZmqSource
+
+
 def _every() -> type[Source]:
     from consecution.sources.every import EverySource
 
@@ -69,6 +75,7 @@ KINDS: dict[str, Callable[[], type[Source]]] = {
     "files": _files,
     "http": _http,
     "tcp": _tcp,
+    "zmq": _zmq,
     "every": _every,
     "schedule": _schedule,
 }

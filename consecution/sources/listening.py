@@ -74,7 +74,7 @@ def listen_unix(kind: str, path: Path) -> socket.socket:
     """A listening socket in the file system, for its owner only. One that a dead process has left is replaced."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _remove_left_over(kind, path)
+        remove_left_over(kind, path)
         before = os.umask(0o177)
         try:
             listener.bind(os.fspath(path))
@@ -93,7 +93,8 @@ def listen_unix(kind: str, path: Path) -> socket.socket:
     return listener
 
 
-def _remove_left_over(kind: str, path: Path) -> None:
+def remove_left_over(kind: str, path: Path) -> None:
+    """Make way for a socket at this path. SourceError where somebody listens there, or something else is there."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise SourceError(f"{kind}: {path} is there, and no socket: give another path, or remove it")
