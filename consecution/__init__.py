@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from consecution.source import Source as Source
     from consecution.sources.every import EverySource as EverySource
     from consecution.sources.files import FilesSource as FilesSource
+    from consecution.sources.followed import FollowedFilesSource as FollowedFilesSource
     from consecution.sources.http import HttpSource as HttpSource
     from consecution.sources.iterable import IterableSource as IterableSource
     from consecution.sources.manual import ManualSource as ManualSource
@@ -75,6 +76,7 @@ _HOMES = {
     "EverySource": "sources.every",
     "Failure": "report",
     "FilesSource": "sources.files",
+    "FollowedFilesSource": "sources.followed",
     "Filter": "nodes",
     "FlatMap": "nodes",
     "GlobalState": "pipeline",

@@ -32,10 +32,10 @@ def _sql() -> type[Source]:
     return SqlSource
 
 
-def _files() -> type[Source]:
-    from consecution.sources.files import FilesSource
+def _files() -> Callable[..., Source]:
+    from consecution.sources.followed import make_files
 
-    return FilesSource
+    return make_files
 
 
 def _http() -> type[Source]:
@@ -68,7 +68,7 @@ def _schedule() -> type[Source]:
     return ScheduleSource
 
 
-KINDS: dict[str, Callable[[], type[Source]]] = {
+KINDS: dict[str, Callable[[], Callable[..., Source]]] = {
     "pipe": _pipe,
     "manual": _manual,
     "sql": _sql,
@@ -79,7 +79,7 @@ KINDS: dict[str, Callable[[], type[Source]]] = {
     "every": _every,
     "schedule": _schedule,
 }
-"""Kind → where to find the class of its source, whose arguments are the producer's options."""
+"""Kind → where to find what makes its source: its arguments are the producer's options."""
 
 
 class Producer(Node):

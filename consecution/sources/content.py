@@ -69,6 +69,17 @@ class Content:
         self.offset += len(read)
         return read
 
+    def read_behind(self, tail: bytes) -> bytes | None:
+        """More of a file that is not compressed; None: what lies before it is not ``tail`` any more, as it was."""
+        try:
+            found = os.pread(self._fd, len(tail) + BLOCK_BYTES, self.offset - len(tail))
+        except OSError as error:
+            raise SourceError(f"{self.path} cannot be read behind byte {self.offset}: {error.strerror}") from error
+        if not found.startswith(tail):
+            return None
+        self.offset += len(found) - len(tail)
+        return found[len(tail) :]
+
     def read_exactly(self, count: int) -> bytes:
         """So many bytes, or what there is."""
         parts = []
@@ -100,6 +111,7 @@ class Content:
 # -- decompression ---------------------------------------------------------------------------------
 
 Decompressor = Callable[[], Any]
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def _gzip() -> Any:
@@ -230,6 +242,11 @@ class Printer:
         self.mark = 0
         self._head = b""
         self._tail = b""
+
+    @property
+    def tail(self) -> bytes:
+        """The last bytes that were read, as many as a print knows."""
+        return self._tail
 
     def feed(self, block: bytes) -> None:
         if len(self._head) < PRINT_BYTES:

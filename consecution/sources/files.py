@@ -48,7 +48,7 @@ class FilesSource(Source):
         header: bool = True,
         max_line_bytes: int = MOST_LINE_BYTES,
     ) -> None:
-        self._paths = _absolute(paths)
+        self._paths = absolute(paths)
         self._columns = columns
         self._form: RecordFormat | None = None
         if format != "parquet":
@@ -182,7 +182,7 @@ class FilesSource(Source):
 # -- which files -----------------------------------------------------------------------------------
 
 
-def _absolute(paths: Path | Sequence[Path]) -> list[str]:
+def absolute(paths: Path | Sequence[Path]) -> list[str]:
     """As they are from here: a worker may be somewhere else."""
     given = list(paths) if isinstance(paths, Sequence) and not isinstance(paths, str) else [paths]
     if not given or not all(isinstance(path, (str, os.PathLike)) for path in given):
@@ -206,11 +206,11 @@ def find_files(paths: Sequence[str], *, missing_too: bool = False) -> list[str]:
         elif missing_too or os.path.isfile(path):
             found.append(path)
         else:
-            raise SourceError(_why_no_file(path))
+            raise SourceError(why_no_file(path))
     return list(dict.fromkeys(found))
 
 
-def _why_no_file(path: str) -> str:
+def why_no_file(path: str) -> str:
     if os.path.isdir(path):
         return f"{path} is a folder: give a pattern for the files in it, {os.path.join(path, '*')}"
     if os.path.lexists(path):

@@ -1,0 +1,425 @@
+"""One path that is followed: what has come to lie there, file after file.
+
+The rules it keeps:
+
+- A file is known by its inode and by what it begins and ends with, up to where it was read; never by its name.
+- Whatever was read is compared again with every read behind it: so a file that was truncated, or written anew, is
+  noticed although it may have grown beyond that place since.
+- A file that was rotated away is read on before the next one. It is let go when two others have come after it, or
+  when it was deleted, and it has been quiet: a program may write to it for a while.
+- Files that came and went while nobody looked are found by their names, as rotation gives them, and by their times.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from consecution.errors import SourceError
+from consecution.source import Rejected
+from consecution.sources.content import COMPRESSED, PRINT_BYTES, Content, CutShortError, Print, digest
+from consecution.sources.files import why_no_file
+from consecution.sources.recorded import TextFile
+from consecution.sources.records import Place, RecordFormat
+
+QUIET_S = 5.0
+"""So long nothing may have come to a file that was rotated away before its last line is taken without its newline."""
+
+FileId = tuple[int, int]
+"""Device and inode."""
+
+_NUMBER = r"[-._]?\d[-._:T\d]*"
+_DATE = r"[-._]?\d{4}[-._]?\d\d[-._]?\d\d[-._:T\d]*"
+"""What rotation puts behind a name, and what before its suffix: app-2.log may be the log of somebody else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A file that was read before: its inode, the place in it, and its print."""
+
+    inode: int
+    place: Any
+    content: Print
+
+    @classmethod
+    def of(cls, position: Any) -> Known:
+        inode, place, *content = position
+        return cls(inode, place, Print(*content))
+
+    @property
+    def taken_bytes(self) -> int:
+        return Place.of(self.place).offset
+
+    def to_position(self) -> list[Any]:
+        return [self.inode, self.place, self.content.mark, self.content.head, self.content.tail]
+
+
+class FollowedFile(TextFile):
+    """A file that may grow, but for a compressed one, which is read once."""
+
+    def __init__(self, path: str, form: RecordFormat, max_line_bytes: int, known: Known | None = None) -> None:
+        place, content = (None, None) if known is None else (known.place, known.content)
+        super().__init__(path, form, max_line_bytes, place, content)
+        status = self._content.look()
+        self.id: FileId = (status.st_dev, status.st_ino)
+        self.mtime_ns = status.st_mtime_ns
+        self.replaced = False
+        """What was read of it is not in it any more."""
+        self.deleted = False
+        self._size_bytes = status.st_size
+        self._grew = True
+        self._grew_s = 0.0
+        self._position: list[Any] | None = None
+        self._error: SourceError | None = None
+
+    def fill(self) -> bool:
+        if self._error is not None:
+            raise self._error
+        try:
+            self._read_on()
+        except SourceError as error:
+            self._error = error
+            if not self._stream:
+                raise
+        return len(self._stream) > 0
+
+    def _read_on(self) -> None:
+        if self.is_compressed:
+            self._position = None
+            super().fill()
+            return
+        while not self._stream and not self.replaced:
+            block = self._content.read_behind(self._printer.tail)
+            if not block:
+                self.replaced = block is None
+                self.note()
+                break
+            self._position = None
+            self._grew = True
+            self._printer.feed(block)
+            self._stream.feed(block)
+
+    def note(self) -> None:
+        """See how large it is, and when it was written to, if it is the same file still."""
+        status = self._content.look()
+        if not self.replaced and status.st_size >= self._content.offset:
+            self.mtime_ns, self._size_bytes = status.st_mtime_ns, status.st_size
+
+    def take(self, max_items: int) -> list[Any]:
+        self._position = None
+        return super().take(max_items)
+
+    def position(self) -> list[Any]:
+        if self._position is None:
+            self._position = [self.id[1], *super().position()]
+        return self._position
+
+    @property
+    def is_compressed(self) -> bool:
+        return self._content.is_compressed
+
+    @property
+    def was_read(self) -> bool:
+        return self._printer.mark > 0
+
+    @property
+    def known(self) -> Known:
+        return Known.of(self.position())
+
+    @property
+    def unread_bytes(self) -> int:
+        """How much is known to be in it, and was not taken."""
+        return max(self._size_bytes, self._content.offset) - self._stream.place.offset
+
+    def is_done(self, now_s: float) -> bool:
+        """Whether all was taken, and nothing has come for long; a line that has begun is taken as it is by then."""
+        status = self._content.look()
+        self.deleted = status.st_nlink == 0
+        if self.is_compressed:
+            return self._ended and not len(self)
+        if self._grew or status.st_size > self._content.offset:
+            self._grew, self._grew_s = False, now_s
+            return False
+        if len(self) or now_s - self._grew_s < QUIET_S:
+            return False
+        if self._stream.has_begun_line:
+            self._position = None
+            self._stream.end()
+        return not len(self)
+
+
+class LostFile:
+    """Takes the place of a file that cannot be found any more: it is told of, once."""
+
+    id: FileId | None = None
+    replaced = False
+
+    def __init__(self, known: Known, path: str, problem: str) -> None:
+        self._known = known
+        self._told: list[Any] = [Rejected(path, SourceError(problem))]
+
+    def __len__(self) -> int:
+        return len(self._told)
+
+    def fill(self) -> bool:
+        return False
+
+    def take(self, max_items: int) -> list[Any]:
+        told, self._told = self._told[:max_items], self._told[max_items:]
+        return told
+
+    def position(self) -> list[Any]:
+        return self._known.to_position()
+
+    def close(self) -> None:
+        pass
+
+
+Open = Callable[[str, Known | None], FollowedFile]
+
+
+class Trail:
+    """What lies, and has lain, at a path: ``files``, the oldest first.
+
+    ``open_file`` opens one, at the place where it is known; ``followed`` says which files are followed at any path.
+    `look` finds what has changed, `take` gives records. SourceError if a file cannot be read.
+    """
+
+    def __init__(self, path: str, open_file: Open, followed: Callable[[], set[FileId]]) -> None:
+        self.path = path
+        self.files: list[FollowedFile | LostFile] = []
+        self.quiet = False
+        """There was nothing more at the last look."""
+        self._open_file = open_file
+        self._followed = followed
+        self._newest_ns = 0
+        """When the newest file that was read, or begun, was written to: what is later is new. 0: there was none yet."""
+        self._copied: set[tuple[int, bytes]] = set()
+        """What files began with that were truncated: another file that begins so is a copy that was made before."""
+
+    # -- where it stands -------------------------------------------------------------------------
+
+    def position(self) -> list[Any]:
+        """Without the files of which nothing was read: by their times they are new again, whatever became of them."""
+        begun = [file for file in self.files if isinstance(file, LostFile) or file.was_read]
+        for file in begun:
+            if isinstance(file, FollowedFile):
+                self._note(file)
+        return [self.path, self._newest_ns, [file.position() for file in begun]]
+
+    def go_on(self, newest_ns: int, positions: list[Any]) -> None:
+        """With the files that were followed before: as they are called now, or as what tells what was lost."""
+        self._newest_ns = newest_ns
+        for known in map(Known.of, positions):
+            found = self._find(known, self._there_before(known))
+            if found is None:
+                self.files.append(self._lose(known))
+            else:
+                self._add(found)
+
+    def _there_before(self, known: Known) -> list[str]:
+        """Where a file of an earlier life may be, the likeliest first."""
+        beside = _paths_beside(self.path)
+        with_inode = [path for path in beside if (id := id_of(path)) is not None and id[1] == known.inode]
+        others = [self.path, *(path for path, _ in _rotated(self.path))]
+        return with_inode + [path for path in others if path in beside and path not in with_inode]
+
+    def _find(self, known: Known, paths: Iterable[str]) -> FollowedFile | None:
+        for path in paths:
+            try:
+                file = self._open_file(path, known)
+            except SourceError:
+                if os.path.exists(path) and not os.access(path, os.R_OK):
+                    raise
+                continue  # Another one, or one that is just being compressed.
+            if file.id not in self._followed():
+                return file
+            file.close()
+        return None
+
+    def _lose(self, known: Known) -> LostFile:
+        self._note_copies(known)
+        problem = (
+            f"{self.path}, of which {known.taken_bytes} bytes were taken, was rotated away or truncated, and neither "
+            f"the file nor a copy of it is in {os.path.dirname(self.path)}: what it had after byte "
+            f"{known.taken_bytes}, if anything, is lost to this run, which goes on with what is there now. If you find "
+            "it, read its rest in a run of its own, and drop this entry"
+        )
+        logging.getLogger("consecution").warning("files source: %s", problem)
+        return LostFile(known, self.path, problem)
+
+    def _add(self, file: FollowedFile) -> None:
+        self.files.append(file)
+        self.quiet = False
+        self._note(file)
+
+    def _note(self, file: FollowedFile) -> None:
+        if file.was_read:
+            self._newest_ns = max(self._newest_ns, file.mtime_ns)
+        elif not self._newest_ns:
+            self._newest_ns = file.mtime_ns - 1
+
+    # -- what has changed ------------------------------------------------------------------------
+
+    def look(self, now_s: float, there: set[FileId]) -> None:
+        """See what lies at the path now; ``there`` are files that are to be followed whatever they are called."""
+        self.quiet = False
+        current = id_of(self.path)
+        newest = self.files[-1] if self.files else None
+        if current is None or newest is None or newest.id != current:
+            self._catch_up(current)
+        for place, file in enumerate(list(self.files)):
+            if isinstance(file, LostFile) or file.id == current:
+                continue
+            old = place < len(self.files) - 2 and file.id not in there
+            if file.is_done(now_s) and (file.deleted or file.is_compressed or old):
+                self._note(file)
+                self.files.remove(file)
+                file.close()
+
+    def _catch_up(self, current: FileId | None) -> None:
+        """Go on with the files that came after the newest one, and with the one that is there now.
+
+        Where names change meanwhile, the rest is left to the next look.
+        """
+        newest_ns = self._newest_ns
+        for file in self.files:
+            if isinstance(file, FollowedFile):
+                file.note()
+                newest_ns = max(newest_ns, file.mtime_ns)
+        missed = self._missed(newest_ns) if newest_ns else []
+        if missed is None or not all(self._begin(path, id) for path, id in missed if id != current):
+            return
+        self._copied.clear()
+        if current is not None and current not in self._followed():
+            self._begin(self.path, current)
+
+    def _begin(self, path: str, id: FileId) -> bool:
+        """Follow this file from its beginning. False: it is not there any more."""
+        try:
+            file = self._open_file(path, None)
+        except SourceError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return False
+            raise
+        if file.id != id:
+            file.close()
+            return False
+        self._add(file)
+        return True
+
+    def _missed(self, newest_ns: int) -> list[tuple[str, FileId]] | None:
+        """The later files that were rotated away before anybody saw them, oldest first; None: they are just moved."""
+        found, followed = [], self._followed()
+        rotated = _rotated(self.path)
+        try:
+            for path, id in rotated:
+                mtime_ns = os.stat(path).st_mtime_ns
+                if mtime_ns > newest_ns and id not in followed and not self._is_copy(path):
+                    found.append((mtime_ns, path, id))
+        except FileNotFoundError:
+            return None
+        except SourceError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        return [(path, id) for _, path, id in sorted(found)] if _rotated(self.path) == rotated else None
+
+    def _note_copies(self, known: Known) -> None:
+        self._copied.add((min(PRINT_BYTES, known.content.mark), known.content.head))
+
+    def _is_copy(self, path: str) -> bool:
+        if not self._copied:
+            return False
+        try:
+            with Content(path) as content:
+                head = content.read_exactly(PRINT_BYTES)
+        except CutShortError:
+            return False
+        return any(digest(head[:count]) == known for count, known in self._copied)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def take(self, max_items: int) -> list[Any]:
+        """Records of the oldest file that has any; [] if there are none before the next look."""
+        for file in list(self.files):
+            if len(file) or file.fill():
+                found = file.take(max_items)
+                if isinstance(file, LostFile):
+                    self.files.remove(file)
+                return found
+            if file.replaced:
+                assert isinstance(file, FollowedFile)
+                self._start_over(file)
+                return self.take(max_items)
+        self.quiet = True
+        return []
+
+    def _start_over(self, file: FollowedFile) -> None:
+        """A file was truncated, or written anew: go on in the copy that was made of it, if there is one, and in it."""
+        known, unread_bytes = file.known, file.unread_bytes
+        place = self.files.index(file)
+        self.files.remove(file)
+        file.close()
+        copy = self._find(known, [path for path, _ in _rotated(self.path)])
+        if copy is not None:
+            self.files.insert(place, copy)
+            self._note(copy)
+        elif unread_bytes:
+            self.files.insert(place, self._lose(known))
+        else:
+            self._note_copies(known)
+            logging.getLogger("consecution").warning(
+                "files source: %s was truncated: it had been taken up to byte %d, and is read from its beginning",
+                self.path,
+                known.taken_bytes,
+            )
+        self._catch_up(id_of(self.path))
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+        self.files = []
+
+
+# -- what is in the folder -------------------------------------------------------------------------
+
+
+def id_of(path: str) -> FileId | None:
+    """None: no file is there, just now. SourceError for what is there and is no file."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SourceError(f"{path} cannot be looked at: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceError(why_no_file(path))
+    return status.st_dev, status.st_ino
+
+
+def _paths_beside(path: str) -> list[str]:
+    """The files of the folder that the path is in."""
+    folder = os.path.dirname(path)
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.path for entry in entries if entry.is_file())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be searched: {error.strerror}") from error
+
+
+def _rotated(path: str) -> list[tuple[str, FileId]]:
+    """What is called as a file that was rotated away from the path: app.log.1, app.log-20260101.gz, ..."""
+    name = os.path.basename(path)
+    stem, suffix = os.path.splitext(name)
+    compressed = "|".join(map(re.escape, COMPRESSED))
+    names = f"(?:{re.escape(name)}{_NUMBER}|{re.escape(stem)}{_DATE}{re.escape(suffix)})(?:{compressed})?"
+    found = [beside for beside in _paths_beside(path) if re.fullmatch(names, os.path.basename(beside))]
+    return [(beside, id) for beside in found if (id := id_of(beside)) is not None]
