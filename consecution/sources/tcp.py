@@ -37,6 +37,8 @@ LAST_WORDS_BLOCKS = 256
 """At the end: so much of what a client has sent is looked at no more, so that it can still read what it is told."""
 
 HTTP_REQUEST = re.compile(rb"[A-Z]+ \S+ HTTP/\d")
+LONG_HTTP_REQUEST = re.compile(rb"[A-Z]+ \S+\Z")
+"""The beginning of one whose first line is longer than a line may be."""
 NO_HTTP = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n"
     b"Producer('tcp') takes lines, not HTTP; Producer('http') does\n"
@@ -357,6 +359,8 @@ class _Client:
         newline = block.find(b"\n")
         if newline >= 0 and self._begun_bytes + newline > self._max_line_bytes:
             self._begin(block[:newline])
+            if self._speaks_http(LONG_HTTP_REQUEST, self._begun):
+                return
             self._reject(f"it has more than {self._max_line_bytes} bytes (max_line_bytes), and only so many are here")
             block = block[newline + 1 :]
         head, ended, tail = block.rpartition(b"\n")
@@ -370,11 +374,16 @@ class _Client:
 
     def _parse(self, lines: bytes) -> None:
         self._begun, self._begun_bytes = bytearray(), 0
-        if not self.place.line and HTTP_REQUEST.match(lines):
-            self.is_sending, self.unsent, self._acknowledge = False, NO_HTTP, False
-            self._send()
-            return
-        self._records, _ = self._form.parse(lines, self.place, self._name, final=False)
+        if not self._speaks_http(HTTP_REQUEST, lines):
+            self._records, _ = self._form.parse(lines, self.place, self._name, final=False)
+
+    def _speaks_http(self, request: re.Pattern[bytes], lines: bytes | bytearray) -> bool:
+        """Whether its first line is a request; then it is shown out. No browser gets at a Unix socket."""
+        if self.place.line or self.connection.family == socket.AF_UNIX or not request.match(lines):
+            return False
+        self.is_sending, self.unsent, self._acknowledge = False, NO_HTTP, False
+        self._send()
+        return True
 
     def _reject(self, problem: str) -> None:
         text = self._begun.decode(self._form.encoding, "surrogateescape")

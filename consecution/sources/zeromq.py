@@ -176,11 +176,12 @@ class ZmqSource(Source):
         """What is there. The descriptor tells only of what comes after a look that found nothing."""
         self._let_in()
         items: list[Any] = []
-        receive, get, make = self._socket.recv, self._socket.get, FORMATS[self._format]
+        receive, make = self._socket.recv, FORMATS[self._format]
         with contextlib.suppress(zmq.Again):
             while len(items) < max_items:
-                message = receive(zmq.DONTWAIT)
-                if get(zmq.RCVMORE):
+                frame = receive(zmq.DONTWAIT, copy=False)
+                message = frame.bytes
+                if frame.more:
                     parts = [message, *self._socket.recv_multipart()]
                     items.append(_reject(parts, f"expected a message of one part, found {len(parts)}"))
                     continue
