@@ -95,7 +95,7 @@ def test_an_item_that_raises_leaves_state_and_outputs_as_before_it(mode: str, tm
 
     lines, expected = (
         lines_of(tmp_path / "out"),
-        [("a", 1), ("b", 2), ("a", 4), ("b at the end", 2), ("a at the end", 4)],
+        [("a", 1), ("b", 2), ("a", 4), ("a at the end", 4), ("b at the end", 2)],
     )
     in_order = mode != "two workers"  # each of which has its keys
     assert (lines if in_order else sorted(lines)) == (expected if in_order else sorted(expected))
