@@ -85,7 +85,7 @@ KINDS: dict[str, Callable[[], Callable[..., Source]]] = {
 class Producer(Node):
     """Begins a pipeline: ``Producer("pipe") | parse | ...``. Several may: ``[Producer(a), Producer(b) | f] | g``.
 
-    ``Producer(x) * n`` reads a source that can be split (a list, a range, files) in n shares at once. Unasked,
+    ``Producer(x) * n`` reads a source that can be split (a list, a range, files, `sql`) in n shares at once. Unasked,
     ``workers`` splits files where nothing behind them minds the order; ``* 1`` never does.
 
     ``what`` is a kind (one of `KINDS`, whose arguments and options follow: ``Producer("pipe", format="csv")``), any

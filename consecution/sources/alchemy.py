@@ -122,6 +122,9 @@ class Alchemy:
         else:
             rows = asked.query.subquery("consecution_rows")
         known = [sa.column(name).is_not(None) for name in asked.order_by]
+        if asked.shares > 1:
+            whole = sa.cast(sa.column(asked.order_by[-1]), sa.BigInteger)
+            known.append((whole % asked.shares + asked.shares) % asked.shares == asked.share)
         return sa.select(*what).select_from(rows).where(*known)
 
     def _params(self, asked: Asked) -> dict[str, Any]:

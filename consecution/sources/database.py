@@ -42,12 +42,14 @@ CANCEL_WITHIN_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Which rows, in which order."""
+    """Which rows, in which order. Of several shares, those whose last key column leaves ``share`` as a remainder."""
 
     table: str | None
     query: Any
     params: Any
     order_by: tuple[str, ...]
+    share: int = 0
+    shares: int = 1
 
     def __str__(self) -> str:
         return f"table {self.table!r}" if self.table is not None else "the query"
@@ -311,7 +313,17 @@ class _Builder:
 
     @property
     def known(self) -> str:
-        return " AND ".join(f"{self._quote(name)} IS NOT NULL" for name in self._asked.order_by)
+        asked = self._asked
+        conditions = [f"{self._quote(name)} IS NOT NULL" for name in asked.order_by]
+        if asked.shares > 1:
+            conditions.append(self._in_share(self._quote(asked.order_by[-1]), asked.share, asked.shares))
+        return " AND ".join(conditions)
+
+    def _in_share(self, name: str, share: int, shares: int) -> str:
+        """A whole number whatever the column holds, and never negative: so each row is in just one share."""
+        modulo = "%%" if self._style in ("format", "pyformat") else "%"
+        whole = f"CAST({name} AS {'SIGNED' if name.startswith('`') else 'BIGINT'})"
+        return f"(({whole} {modulo} {shares}) + {shares}) {modulo} {shares} = {share}"
 
     def compared(self, how: str, key: Key) -> str:
         names = ", ".join(map(self._quote, self._asked.order_by))

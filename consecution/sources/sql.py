@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import logging
 import os
@@ -67,6 +69,10 @@ class SqlSource(Source):
     cursor of the server page by page: for a query that is dear to begin, at the price of a transaction that stays
     open as long as the pipeline needs. At most four pages are in memory.
 
+    **In shares.** ``Producer("sql", ...) * n`` reads with n connections at once, each the rows whose last column of
+    ``order_by``, a whole number, leaves another remainder when divided by n. ``engine``, which stays in one process,
+    has no shares.
+
     **Errors.** A lost connection is made again, with pauses of up to two seconds, for as long as it takes; a database
     that has never answered is given up after ten seconds. What the database says against the statement ends the run
     with a SourceError.
@@ -127,6 +133,15 @@ class SqlSource(Source):
         from consecution.sources.alchemy import of_engine, of_url
 
         return of_engine(self._engine) if self._url is None else of_url(self._url)
+
+    def split(self, shares: int) -> list[Source] | None:
+        """By the remainder of the key: rows that are added later have their share, too."""
+        return None if self.in_parent else [self._make_share(share, shares) for share in range(shares)]
+
+    def _make_share(self, share: int, shares: int) -> SqlSource:
+        made = copy.copy(self)
+        made._asked = dataclasses.replace(self._asked, share=share, shares=shares)
+        return made
 
     def open(self, position: Any) -> None:
         self._key = None if position is None else key_at(self._asked.order_by, position)

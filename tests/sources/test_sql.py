@@ -226,6 +226,69 @@ def test_no_name_and_no_value_becomes_part_of_a_statement(tmp_path: Path) -> Non
         assert connection.execute("SELECT count(*) FROM t").fetchone() == (len(ROWS),)
 
 
+# -- in shares ---------------------------------------------------------------------------------------
+
+WHOLE_KEYS: list[Any] = [-7, -6, -2, -1, 0, 1, 2, 3, 4, 9, 16, 2**40 + 1]
+
+
+def read_shares(source: SqlSource, shares: int) -> list[list[Any]]:
+    found = []
+    for share in source.split(shares) or []:
+        assert isinstance(share, SqlSource)
+        with opened(share):
+            found.append([row["id"] for row in read_all(share)])
+    return found
+
+
+@pytest.mark.parametrize("way", ["url", "connect", "alchemy"])
+def test_each_row_is_in_one_share_and_each_share_is_in_order(tmp_path: Path, way: str) -> None:
+    rows = [{"part": 0, "id": key, "text": None, "share": 0.0} for key in WHOLE_KEYS]
+    source = SqlSource(**way_to(make_table(tmp_path / "in.db", rows), way), table="t", order_by="id", page_rows=2)
+
+    assert read_shares(source, 3) == [[key for key in WHOLE_KEYS if key % 3 == share] for share in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["bigint", "numeric", "float8"])
+@pytest.mark.parametrize("scheme", ["postgresql://", "postgresql+psycopg://"])
+def test_each_row_of_postgresql_is_in_one_share_whatever_numbers_its_key_has(
+    postgres: PostgresDatabase, kind: str, scheme: str
+) -> None:
+    keys = WHOLE_KEYS if kind == "bigint" else [*WHOLE_KEYS, 0.5, 1.5, -0.25]
+    postgres.query(f"CREATE TABLE t (id {kind})")
+    for key in keys:
+        postgres.query("INSERT INTO t VALUES (%s)", key)
+    url = postgres.url.replace("postgresql://", scheme)
+
+    found = read_shares(SqlSource(url, table="t", order_by="id"), 3)
+
+    assert sorted(float(key) for share in found for key in share) == sorted(map(float, keys))
+    assert all(share == sorted(share) and share for share in found)
+
+
+def test_rows_that_are_added_later_have_their_share_and_a_share_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = make_table(tmp_path / "in.db", [{"part": 0, "id": 1, "text": "", "share": 0.0}])
+    even, odd = SqlSource(f"sqlite:///{path}", table="t", order_by="id").split(2) or []
+    assert isinstance(even, SqlSource)
+    assert isinstance(odd, SqlSource)
+    with opened(odd):
+        assert len(read_all(odd)) == 1
+        position = odd.position()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.executemany("INSERT INTO t (id) VALUES (?)", [(2,), (3,), (4,)])
+
+    with opened(odd, position):
+        assert [row["id"] for row in read_all(odd)] == [3]
+    with opened(even):
+        assert [row["id"] for row in read_all(even)] == [2, 4]
+
+
+def test_an_engine_is_read_in_one_place(tmp_path: Path) -> None:
+    producer = Producer("sql", table="t", order_by="id", **way_to(make_table(tmp_path / "in.db"), "engine"))
+
+    with pytest.raises(UsageError, match="is read in one place"):
+        Pipeline(producer * 2 | Map(str)).run()
+
+
 def test_names_and_percent_signs_pass_through_a_driver_that_formats(postgres: PostgresDatabase) -> None:
     quoted = database.quote_name("50% %s")
     postgres.query(f"CREATE TABLE t ({quoted.replace('%', '%%')} text)".replace("%%", "%"))
@@ -497,6 +560,10 @@ def test_rows_need_little_memory_many_or_large(
     assert peak < most_bytes, f"{peak} bytes"
 
 
+def count_selects(statements: list[str]) -> int:
+    return sum(statement.startswith("SELECT") for statement in statements)
+
+
 def test_while_nobody_reads_a_few_pages_wait(tmp_path: Path) -> None:
     fetched: list[str] = []
 
@@ -511,11 +578,11 @@ def test_while_nobody_reads_a_few_pages_wait(tmp_path: Path) -> None:
         feeder = source._reader
         assert isinstance(feeder, sql._Feeder)
         deadline_s = time.monotonic() + DEADLINE_S
-        while not feeder._handover._waiting_for_room:
-            assert time.monotonic() < deadline_s, "it goes on reading"
+        while count_selects(fetched) < 4 or not feeder._handover._waiting_for_room:
+            assert time.monotonic() < deadline_s, "it has stopped too soon, or goes on reading"
             time.sleep(0.001)
 
-        assert len([statement for statement in fetched if statement.startswith("SELECT")]) == 4
+        assert count_selects(fetched) == 4
         assert len(read_exactly(source, len(ROWS) - 1)) == len(ROWS) - 1
 
 
