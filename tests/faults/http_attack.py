@@ -308,18 +308,26 @@ class _Wrk:
             self._slice += 1
             threads, script = [f"-t{WRK_THREADS}", f"-c{WRK_THREADS}"], str(self._folder / "load.lua")
             command = ["wrk", *threads, f"-d{WRK_SLICE_S}", "-s", script, self._url]
-            self._process = subprocess.Popen(
-                [*command, "--", str(self._folder), str(self._slice)], stdout=subprocess.PIPE, text=True
-            )
+            command += ["--", str(self._folder), str(self._slice)]
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self._outcome.acked = sum(path.read_bytes().count(b"\n") for path in self._folder.glob("acked-*"))
 
     def _finish(self) -> None:
         if self._process is None:
             return
-        told, _ = self._process.communicate()
+        process, self._process = self._process, None
+        told, _ = process.communicate()
+        if process.returncode:
+            self._look_why(told)
         found = re.findall(r"(connect|read|write|timeout) (\d+)", told) + re.findall(r"(Non-2xx).*: (\d+)", told)
         self._outcome.statuses.update({what: int(count) for what, count in found if int(count)})
-        self._process = None
+
+    def _look_why(self, told: str) -> None:
+        """It has not even begun: nobody listens, for the victim has just died. Anything else is wrong."""
+        if "unable to connect" not in told:
+            raise RuntimeError(f"wrk cannot send: {told}")
+        self._outcome.statuses["nobody listens"] += 1
+        time.sleep(GIVES_UP_S)
 
     def judge(self, found: collections.Counter[str]) -> list[str]:
         acked = [name for path in self._folder.glob("acked-*") for name in path.read_text().split()]
