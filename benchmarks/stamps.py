@@ -18,20 +18,32 @@ from consecution.options import Options
 from consecution.report import Report
 
 
-class StampedSource(IterableSource):
-    """A list, a range or a text; stamps its first read."""
+class FirstRead:
+    """Left of a source among the bases of a class: its first read is stamped in the folder ``stamps``."""
 
-    def __init__(self, items: Any, folder: Path) -> None:
-        super().__init__(items)
-        self._stamp = folder / "first"
-        self._stamped = False
+    stamps: Path
+    _stamped = False
 
     def read(self, max_items: int) -> list[Any] | None:
         if not self._stamped:
             self._stamped = True
-            with contextlib.suppress(FileExistsError), open(self._stamp, "x") as file:  # of several shares the first
-                file.write(repr(time.time()))
-        return super().read(max_items)
+            stamp_first(self.stamps)
+        found: list[Any] | None = super().read(max_items)  # type: ignore[misc]
+        return found
+
+
+class StampedSource(FirstRead, IterableSource):
+    """A list, a range or a text; stamps its first read."""
+
+    def __init__(self, items: Any, folder: Path) -> None:
+        super().__init__(items)
+        self.stamps = folder
+
+
+def stamp_first(folder: Path) -> None:
+    """The first item is read, or sent, now; of several shares or senders the first one counts."""
+    with contextlib.suppress(FileExistsError), open(folder / "first", "x") as file:
+        file.write(repr(time.time()))
 
 
 class StampedSink(Sink):
@@ -70,7 +82,12 @@ def run(build: Callable[[Path], Pipeline], items: Any, *, shares: int = 1, **opt
         producer = Producer(StampedSource(items, folder)) * shares
         report = Pipeline(producer | pipeline.top_node).run(**options)
         assert report.exit_code == 0, str(report)
-        first_s = float((folder / "first").read_text())
-        told = [path.read_text().split() for path in folder.glob("sink*")]
-        last_s = max(float(last) for last, _ in told)
-        return Outcome(last_s - first_s, sum(int(total) for _, total in told)), report
+        return outcome(folder), report
+
+
+def outcome(folder: Path) -> Outcome:
+    """What the stamps say: from the first item to the last write, and the sum of all sinks."""
+    first_s = float((folder / "first").read_text())
+    told = [path.read_text().split() for path in folder.glob("sink*")]
+    last_s = max(float(last) for last, _ in told)
+    return Outcome(last_s - first_s, sum(int(total) for _, total in told))

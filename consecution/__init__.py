@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from consecution.sources.manual import Receipt as Receipt
     from consecution.sources.pipe import PipeSource as PipeSource
     from consecution.sources.schedule import ScheduleSource as ScheduleSource
+    from consecution.sources.sql import SqlSource as SqlSource
     from consecution.sources.tcp import TcpSource as TcpSource
     from consecution.sources.zeromq import ZmqSource as ZmqSource
     from consecution.stateful import KeyedNode as KeyedNode
@@ -108,6 +109,7 @@ _HOMES = {
     "Sink": "sink",
     "Source": "source",
     "SqlSink": "sinks.sql",
+    "SqlSource": "sources.sql",
     "StatefulNode": "stateful",
     "Status": "report",
     "TcpSource": "sources.tcp",
