@@ -33,6 +33,7 @@ NAMES = (
     "pg_copy",
     "profit_share",
     "tour",
+    "weblog",
 )
 DEADLINE_S = 60
 
