@@ -1,0 +1,273 @@
+"""The life of a daemon: work comes all the time, and so does trouble; what it takes of the machine is looked at.
+
+Trouble: workers, or everything, are killed; the log is rotated; the database of the results is locked; some lines are
+no payments; a node is slow now and then. In the end every payment must be in the totals and in the file once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.faults import processes
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 60.0
+TURN_S = 0.05
+ACCOUNTS = 100
+LINES_PER_FILE = 4000
+FILES_KEPT = 20
+BAD_LINES = 5
+LOCKED_S = 0.5
+SLACK = {"memory_mib": 24.0, "handles": 12.0, "disk_mib": 8.0}
+"""By so much more than at first, or by a quarter, what it takes may be in the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What all processes of the daemon hold, and its state directory."""
+
+    at_s: float
+    memory_mib: float
+    handles: float
+    disk_mib: float
+
+
+@dataclass(slots=True)
+class Story:
+    """What has happened. ``problems`` is empty where all is as it should be."""
+
+    seed: int
+    lines: int = 0
+    rows: int = 0
+    rotations: int = 0
+    kills: int = 0
+    locks: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        told = f"seed {self.seed}: {self.lines:,} lines, {self.rows:,} rows, {self.rotations} rotations, "
+        told += f"{self.kills} kills, {self.locks} locks"
+        for name in SLACK if len(self.samples) >= 10 else ():
+            first, last = ends_of(self.samples, name)
+            told += f"\n  {name} {first:.1f} at first, {last:.1f} in the end"
+        return "\n".join([told, *(f"  WRONG: {problem}" for problem in self.problems)])
+
+
+def ends_of(samples: list[Sample], name: str) -> tuple[float, float]:
+    """The medians of the second tenth, when all has warmed up, and of the last one."""
+    tenth = max(1, len(samples) // 10)
+    values = [getattr(sample, name) for sample in samples]
+    return statistics.median(values[tenth : 2 * tenth]), statistics.median(values[-tenth:])
+
+
+def growths(samples: list[Sample]) -> list[str]:
+    """What has grown, in words."""
+    found = []
+    for name, slack in SLACK.items():
+        first, last = ends_of(samples, name)
+        if last > max(first + slack, 1.25 * first):
+            found.append(f"{name} has grown from {first:.1f} to {last:.1f}")
+    return found
+
+
+class Daemon:
+    """`consecution run`, started again whenever it was killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.mark = f"daemon-{os.getpid()}-{time.monotonic_ns()}"
+        self._folder = folder
+        self._start()
+
+    def _start(self) -> None:
+        target = str(Path(__file__).with_name("job.py"))
+        command = [sys.executable, "-m", "consecution", "run", target, "--state-dir", "state", "--quiet", "--json"]
+        environment = {**os.environ, processes.VARIABLE: self.mark, "PYTHONPATH": str(ROOT)}
+        with open(self._folder / "report.json", "wb") as out, open(self._folder / "log", "ab") as log:
+            self.process = subprocess.Popen(command, stdout=out, stderr=log, cwd=self._folder, env=environment)
+
+    def revive(self) -> None:
+        code = self.process.poll()
+        if code is not None:
+            assert code == -signal.SIGKILL, f"it ended by itself with {code}: {self.log()}"
+            self._start()
+
+    def log(self) -> str:
+        return (self._folder / "log").read_text()[-4000:]
+
+    def pids(self) -> list[int]:
+        return sorted(one.pid for one in processes.of_run(self.mark))
+
+    def kill(self, pids: list[int]) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def stop(self) -> dict[str, Any]:
+        """Stop it in order; what it reports."""
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(DEADLINE_S)
+        report: dict[str, Any] = json.loads((self._folder / "report.json").read_text())
+        assert code == (1 if report["failed"] else 0), self.log()
+        return report
+
+    def remove(self) -> None:
+        self.kill(self.pids())
+        self.process.wait(DEADLINE_S)
+
+
+class World:
+    """Everything around the daemon: who writes, rotates, kills, locks and looks."""
+
+    def __init__(self, folder: Path, seed: int, *, per_second: int, kill_every_s: float) -> None:
+        self.story = Story(seed)
+        self._folder = folder
+        self._random = random.Random(seed)
+        self._per_second = per_second
+        self._kill_every_s = kill_every_s
+        self._totals: Counter[str] = Counter()
+        self._given: Counter[tuple[str, int]] = Counter()
+        self._bad_left = BAD_LINES
+        (folder / "logs").mkdir()
+        self._table = sqlite3.connect(folder / "in.db", timeout=DEADLINE_S)
+        self._table.execute("CREATE TABLE payments (id INTEGER PRIMARY KEY, account TEXT, cents INTEGER)")
+        self._table.commit()
+
+    def live(self, seconds: float) -> Story:
+        """So long a life, then the judgement."""
+        daemon = Daemon(self._folder)
+        try:
+            self._live(daemon, seconds)
+            self._await_all(daemon)
+            self._judge(daemon.stop())
+        finally:
+            daemon.remove()
+            self._table.close()
+        return self.story
+
+    def _live(self, daemon: Daemon, seconds: float) -> None:
+        began_s = time.monotonic()
+        kill_s = began_s + self._kill_every_s
+        sample_s = began_s + 1.0
+        while (now_s := time.monotonic()) < began_s + seconds:
+            self._work()
+            if now_s >= kill_s:
+                kill_s = now_s + self._kill_every_s * self._random.uniform(0.5, 1.5)
+                self._trouble(daemon)
+            daemon.revive()
+            if now_s >= sample_s:
+                sample_s = now_s + 1.0
+                self._sample(daemon, now_s - began_s)
+            time.sleep(TURN_S)
+
+    def _work(self) -> None:
+        count = int(self._per_second * TURN_S)
+        lines = [self._next_line() for _ in range(count)]
+        with open(self._folder / "logs" / "app.log", "a") as file:
+            file.writelines(lines)
+        rows = [self._pay("table", self.story.rows + 1 + at) for at in range(count // 4)]
+        self.story.rows += len(rows)
+        self._table.executemany("INSERT INTO payments (account, cents) VALUES (?, ?)", rows)
+        self._table.commit()
+        if self.story.lines // LINES_PER_FILE > self.story.rotations:
+            self._rotate()
+
+    def _next_line(self) -> str:
+        self.story.lines += 1
+        if self._bad_left and self.story.lines % 100 == 0:
+            self._bad_left -= 1
+            return "no payment at all\n"
+        account, cents = self._pay("log", self.story.lines)
+        return f"{self.story.lines} {account} {cents}\n"
+
+    def _pay(self, source: str, number: int) -> tuple[str, int]:
+        account, cents = f"account {number % ACCOUNTS}".replace(" ", "-"), self._random.randrange(10_000)
+        self._totals[account] += cents
+        self._given[source, number] += 1
+        return account, cents
+
+    def _rotate(self) -> None:
+        self.story.rotations += 1
+        log = self._folder / "logs" / "app.log"
+        for number in range(FILES_KEPT, 0, -1):
+            older = log.with_name(f"app.log.{number}")
+            if older.exists():
+                older.rename(log.with_name(f"app.log.{number + 1}"))
+        log.rename(log.with_name("app.log.1"))
+
+    def _trouble(self, daemon: Daemon) -> None:
+        if self._random.random() < 0.25:
+            self._lock_the_results()
+            return
+        pids = daemon.pids()
+        self.story.kills += 1
+        daemon.kill(pids if self._random.random() < 0.3 else self._random.sample(pids, min(len(pids), 2)))
+
+    def _lock_the_results(self) -> None:
+        self.story.locks += 1
+        made = sqlite3.connect(self._folder / "out.db", isolation_level=None)
+        with contextlib.closing(made) as database, contextlib.suppress(sqlite3.OperationalError):
+            database.execute("BEGIN EXCLUSIVE")
+            time.sleep(LOCKED_S)
+            database.execute("ROLLBACK")
+
+    def _sample(self, daemon: Daemon, at_s: float) -> None:
+        memory, handles = 0, 0
+        for pid in daemon.pids():
+            with contextlib.suppress(OSError, ValueError):
+                memory += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+                handles += len(os.listdir(f"/proc/{pid}/fd"))
+        disk = 0
+        for path in (self._folder / "state").rglob("*"):
+            with contextlib.suppress(OSError):
+                disk += path.stat().st_blocks * 512
+        self.story.samples.append(Sample(at_s, memory / 2**20, handles, disk / 2**20))
+
+    # -- in the end ------------------------------------------------------------------------------
+
+    def _written(self) -> Iterator[tuple[str, int]]:
+        path = self._folder / "audit.jsonl"
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):  # the last one may be half written
+                source, number, *_ = json.loads(line)
+                yield source, number
+
+    def _await_all(self, daemon: Daemon) -> None:
+        self._wait_for(lambda: sum(1 for _ in self._written()) >= len(self._given), daemon)
+
+    def _wait_for(self, happened: Callable[[], bool], daemon: Daemon) -> None:
+        give_up_s = time.monotonic() + DEADLINE_S
+        while not happened() and time.monotonic() < give_up_s:
+            daemon.revive()
+            time.sleep(0.2)
+
+    def _judge(self, report: dict[str, Any]) -> None:
+        problems = self.story.problems
+        written = Counter(self._written())
+        if written != self._given:
+            lost, twice = self._given - written, written - self._given
+            problems.append(
+                f"the file lacks {len(lost)} payments, and has {len(twice)} too often: {[*lost, *twice][:5]}"
+            )
+        with contextlib.closing(sqlite3.connect(self._folder / "out.db")) as database:
+            totals = dict(database.execute("SELECT account, cents FROM totals"))
+        if totals != self._totals:
+            problems.append("the totals are wrong")
+        emitted = self.story.lines + self.story.rows
+        books = (report["emitted"], report["completed"], report["pending"], report["failed"])
+        if books != (emitted, emitted, 0, BAD_LINES - self._bad_left):
+            problems.append(f"the books say {books} of {emitted} items, {BAD_LINES - self._bad_left} of them bad")
