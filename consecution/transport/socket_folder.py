@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 PREFIX = "consecution-"
+OWN_NAME = re.compile(re.escape(PREFIX) + r"\w{8}")
+"""As `tempfile.mkdtemp` makes them; others begin so, too."""
 LONGEST_BASE_BYTES = 60
 """Leaves room for the folder's own name, and for a task's number and incarnation."""
 
@@ -29,7 +32,10 @@ class SocketFolder:
     def _make(self, base: str) -> bool:
         """Make and lock a folder. False: another run has swept it away before it was locked."""
         self.path = tempfile.mkdtemp(prefix=PREFIX, dir=base)
-        self._lock = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._lock = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            return False
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         if os.fstat(self._lock).st_nlink:
             return True
@@ -45,8 +51,15 @@ class SocketFolder:
 
 
 def sweep(base: str) -> None:
-    """Remove socket folders of this user that no living run holds."""
+    """Remove socket folders of this user that no living run holds.
+
+    One that is empty has no lock yet, or not any more: whoever made or removed it was killed on the way. If it is just
+    being made, another one is.
+    """
     for folder in Path(base).glob(PREFIX + "*"):
+        if OWN_NAME.fullmatch(folder.name):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
         with contextlib.suppress(OSError):
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:

@@ -57,6 +57,33 @@ def test_a_sweep_removes_the_dead_and_never_the_living(base: Path) -> None:
     living.close()
 
 
+def test_a_sweep_removes_what_was_left_without_a_lock(base: Path) -> None:
+    left, another = base / (socket_folder.PREFIX + "7lp6ak7t"), base / (socket_folder.PREFIX + "state-7lp6ak7t")
+    left.mkdir()
+    another.mkdir()
+
+    sweep(str(base))
+
+    assert list(base.iterdir()) == [another]
+
+
+def test_a_folder_swept_away_before_it_had_a_lock_is_made_again(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, made = tempfile.mkdtemp, list[str]()
+
+    def make_and_sweep(**options: Any) -> str:
+        made.append(make(**options))
+        if len(made) == 1:
+            sweep(str(base))
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_sweep)
+
+    folder = SocketFolder()
+
+    assert [Path(folder.path)] == [Path(made[1])] == list(base.iterdir())
+    folder.close()
+
+
 def test_a_sweep_follows_no_links(base: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
