@@ -46,6 +46,12 @@ class Place:
         return cls(*position) if isinstance(position, (list, tuple)) else cls(int(position))
 
 
+def reject(found: Any, where: str, problem: str) -> Rejected:
+    """What takes the place of something that is no record, with an error that says where it was and what to do."""
+    said = f"{where}: {problem}; found {shorten_repr(found)}: mend it and put it back; the others went on without it"
+    return Rejected(found, BadRecordError(said))
+
+
 class Records:
     """The records of a block, taken in parts.
 
@@ -272,14 +278,7 @@ class _Where:
 
     def reject(self, lines: list[str], at: int, end: int, problem: str) -> Rejected:
         """What takes the place of the lines from ``at`` to ``end``."""
-        text = "\n".join(lines[at:end])
-        return Rejected(
-            text,
-            BadRecordError(
-                f"{self.name}, line {self.before + at + 1}: {problem}; found {shorten_repr(text)}: mend it and put it "
-                "back; the others went on without it"
-            ),
-        )
+        return reject("\n".join(lines[at:end]), f"{self.name}, line {self.before + at + 1}", problem)
 
 
 # -- JSON ------------------------------------------------------------------------------------------

@@ -20,11 +20,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import BadRecordError, SourceError, UsageError
-from consecution.protocol.step import shorten_repr
-from consecution.source import Rejected, Source
+from consecution.errors import SourceError, UsageError
+from consecution.source import Source
 from consecution.sources.listening import check_reach, listen_tcp, listen_unix
-from consecution.sources.records import BLOCK_BYTES, NOTHING, Place, RecordFormat
+from consecution.sources.records import BLOCK_BYTES, NOTHING, Place, RecordFormat, reject
 
 KIND = "tcp"
 FORMATS = ("lines", "ndjson")
@@ -389,8 +388,7 @@ class _Client:
         text = self._begun.decode(self._form.encoding, "surrogateescape")
         self._begun, self._begun_bytes = bytearray(), 0
         self.place.line += 1
-        told = f"{self._name}, line {self.place.line}: {problem}; found {shorten_repr(text)}: mend it and put it back"
-        self._rejected = [Rejected(text, BadRecordError(f"{told}; the others went on without it"))]
+        self._rejected = [reject(text, f"{self._name}, line {self.place.line}", problem)]
 
     @property
     def has_records(self) -> bool:

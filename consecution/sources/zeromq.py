@@ -25,10 +25,10 @@ from typing import Any
 import msgpack
 import zmq
 
-from consecution.errors import BadRecordError, SourceError, UsageError
-from consecution.protocol.step import shorten_repr
-from consecution.source import Rejected, Source
+from consecution.errors import SourceError, UsageError
+from consecution.source import Source
 from consecution.sources.listening import IN_USE_WAIT_S, check_reach, remove_left_over
+from consecution.sources.records import reject
 
 KIND = "zmq"
 LONGEST_WAIT_S = 0.5
@@ -183,12 +183,12 @@ class ZmqSource(Source):
                 message = frame.bytes
                 if frame.more:
                     parts = [message, *self._socket.recv_multipart()]
-                    items.append(_reject(parts, f"expected a message of one part, found {len(parts)}"))
+                    items.append(reject(parts, KIND, f"expected a message of one part, found {len(parts)}"))
                     continue
                 try:
                     items.append(make(message))
                 except (ValueError, TypeError, RecursionError) as error:
-                    items.append(_reject(message, f"expected {self._format} ({error or 'nested too deeply'})"))
+                    items.append(reject(message, KIND, f"expected {self._format} ({error or 'nested too deeply'})"))
         return items
 
     def position(self) -> int:
@@ -220,13 +220,4 @@ def _check_endpoint(endpoint: str, *, reaches_out: bool) -> Path | None:
         return None if place == "*" else Path(place)
     raise UsageError(
         f"Producer('zmq', {endpoint!r}): expected an endpoint as 'tcp://127.0.0.1:5170' or 'ipc:///run/me/in' (a path)"
-    )
-
-
-def _reject(item: Any, problem: str) -> Rejected:
-    return Rejected(
-        item,
-        BadRecordError(
-            f"zmq: {problem}; found {shorten_repr(item)}: mend it and put it back; the others went on without it"
-        ),
     )
