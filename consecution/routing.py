@@ -121,7 +121,15 @@ _BASES: tuple[tuple[type, Callable[[Any], bytes]], ...] = (*_ENCODERS.items(), (
 """Looked through for everything that is not exactly one of these: a datetime before a date, which it also is."""
 
 
-_SLOTS_BY_CRC = tuple(int(f"{low_bits:012b}"[::-1], 2) for low_bits in range(SLOTS))
+def _reversed_bits() -> list[int]:
+    """Each number below `SLOTS` with its bits in reverse order."""
+    found = [0]
+    while len(found) < SLOTS:
+        found = [2 * number for number in found] + [2 * number + 1 for number in found]
+    return found
+
+
+_SLOTS_BY_CRC = _reversed_bits()
 """The lowest bits of a CRC, in reverse. In the lowest ones keys differ that follow each other: with these in front, a
 handful of account numbers does not meet in one range of slots."""
 
