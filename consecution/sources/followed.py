@@ -13,10 +13,10 @@ from typing import Any
 
 from consecution.errors import SourceError, UsageError
 from consecution.source import Source
+from consecution.sources.alarm import Alarm
 from consecution.sources.content import COMPRESSED
 from consecution.sources.files import FilesSource, Path, absolute, is_pattern
 from consecution.sources.records import MOST_LINE_BYTES, RecordFormat
-from consecution.sources.ticker import Ticker
 from consecution.sources.trail import FileId, FollowedFile, Known, Trail, id_of
 
 POLL_S = 0.25
@@ -94,7 +94,7 @@ class FollowedFilesSource(Source):
         self._form = RecordFormat(format, encoding=encoding, delimiter=delimiter, columns=columns, header=header)
         self._max_line_bytes = max_line_bytes
         self._poll_s = poll_s
-        self._ticker: Ticker | None = None
+        self._alarm: Alarm | None = None
         self._trails: dict[str, Trail] = {}
         self._turn = 0
         self._due_s = 0.0
@@ -115,7 +115,7 @@ class FollowedFilesSource(Source):
             if not is_pattern(path) and id_of(path) is None:
                 logging.getLogger("consecution").warning("files source: no file is at %s: waiting for one", path)
         if not self.may_block:
-            self._ticker = Ticker(self._poll_s)
+            self._alarm = Alarm(time.monotonic)
 
     def _is_asked_for(self, path: str) -> bool:
         """Whether it is among the paths, or matches a pattern: the paths may be others than in the last run."""
@@ -167,6 +167,8 @@ class FollowedFilesSource(Source):
             records = self._read(max_items)
         if not records and self._error is not None:
             raise self._error
+        if not records and self._alarm is not None:
+            self._alarm.ring_at(self._due_s)
         return records
 
     def _read(self, max_items: int) -> list[Any]:
@@ -182,8 +184,7 @@ class FollowedFilesSource(Source):
 
     def _look_again(self) -> None:
         now_s = time.monotonic()
-        ticked = self._ticker is not None and self._ticker.clear()
-        if ticked or now_s >= self._due_s:
+        if now_s >= self._due_s:
             self._due_s = now_s + self._poll_s
             self._look(now_s)
 
@@ -202,12 +203,12 @@ class FollowedFilesSource(Source):
         return [trail.position() for trail in self._trails.values()]
 
     def fileno(self) -> int | None:
-        return None if self._ticker is None else self._ticker.fileno()
+        return None if self._alarm is None else self._alarm.fileno()
 
     def close(self) -> None:
         for trail in self._trails.values():
             trail.close()
         self._trails = {}
-        if self._ticker is not None:
-            self._ticker.close()
-            self._ticker = None
+        if self._alarm is not None:
+            self._alarm.close()
+            self._alarm = None

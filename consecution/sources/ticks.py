@@ -5,9 +5,6 @@ Times are whole microseconds since 1970 here, in UTC: they can be compared and k
 
 from __future__ import annotations
 
-import os
-import select
-import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -15,6 +12,7 @@ from typing import Any
 
 from consecution.errors import UsageError
 from consecution.source import Source
+from consecution.sources.alarm import Alarm
 
 MISSED = ("skip", "once", "all")
 SECOND = 1_000_000
@@ -23,8 +21,6 @@ LOOKED_BACK = tuple(seconds * SECOND for seconds in (1, 60, 3600, 86_400, 32 * 8
 """Where the newest of many times is looked for: in the last second, minute, hour, day, month, year, then before."""
 LONGEST_WAIT_S = 0.5
 """With ``may_block``: how long a read waits before it lets the caller look at other things."""
-LONGEST_SLEEP_S = 1.0
-"""The clock may be set, and the machine may sleep: so often the alarm looks at it anew."""
 
 After = Callable[[int], int]
 """Time → the first time after it when something is due."""
@@ -84,7 +80,7 @@ class TickSource(Source):
         self._start = None if start is None else to_microseconds(start)
         self._given: int | None = None
         self._ticks: Ticks | None = None
-        self._alarm: _Alarm | None = None
+        self._alarm: Alarm | None = None
 
     def after(self, moment: int) -> int:
         """The first time after ``moment`` when something is due."""
@@ -103,7 +99,7 @@ class TickSource(Source):
         now = self.now()
         begins = now if self._start is None else self._start
         self._ticks = Ticks(self.after, self._missed, last=begins if self._given is None else self._given, now=now)
-        self._alarm = _Alarm(self.now)
+        self._alarm = Alarm(self.now, per_second=SECOND)
 
     def read(self, max_items: int) -> list[Any]:
         assert self._ticks is not None, "read before open"
@@ -128,54 +124,6 @@ class TickSource(Source):
         if self._alarm is not None:
             self._alarm.close()
         self._ticks = self._alarm = None
-
-
-class _Alarm:
-    """A descriptor that becomes readable at a time. Its thread is there once there is a time to wait for."""
-
-    def __init__(self, now: Callable[[], int]) -> None:
-        self._now = now
-        self._changed = threading.Condition()
-        self._due: int | None = None
-        self._thread: threading.Thread | None = None
-        self._closed = False
-        self._readable, self._bell = os.pipe()
-        os.set_blocking(self._readable, False)
-
-    def fileno(self) -> int:
-        return self._readable
-
-    def ring_at(self, due: int) -> None:
-        """Be silent until then."""
-        with self._changed:
-            if due == self._due:
-                return
-            self._due = due
-            if select.select([self._readable], [], [], 0)[0]:
-                os.read(self._readable, 1)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="consecution-alarm", daemon=True)
-                self._thread.start()
-            self._changed.notify()
-
-    def _run(self) -> None:
-        with self._changed:
-            while not self._closed:
-                left_s = None if self._due is None else (self._due - self._now()) / SECOND
-                if left_s is None or left_s > 0:
-                    self._changed.wait(left_s and min(left_s, LONGEST_SLEEP_S))
-                else:
-                    self._due = None
-                    os.write(self._bell, b".")
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
-        os.close(self._readable)
-        os.close(self._bell)
 
 
 def to_microseconds(moment: datetime) -> int:
