@@ -10,23 +10,18 @@ import contextlib
 import json
 import os
 import random
-import signal
 import sqlite3
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from consecution.runtime.state_table import LOG_LIMIT_BYTES
-from tests.faults import processes
+from tests.faults.revived import DEADLINE_S, Revived
 
-ROOT = Path(__file__).parents[2]
-DEADLINE_S = 60.0
 TURN_S = 0.05
 ACCOUNTS = 100
 LINES_PER_FILE = 4000
@@ -87,51 +82,6 @@ def growths(samples: list[Sample]) -> list[str]:
     return found
 
 
-class Daemon:
-    """`consecution run`, started again whenever it was killed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.mark = f"daemon-{os.getpid()}-{time.monotonic_ns()}"
-        self._folder = folder
-        self._start()
-
-    def _start(self) -> None:
-        target = str(Path(__file__).with_name("job.py"))
-        command = [sys.executable, "-m", "consecution", "run", target, "--state-dir", "state", "--quiet", "--json"]
-        environment = {**os.environ, processes.VARIABLE: self.mark, "PYTHONPATH": str(ROOT)}
-        with open(self._folder / "report.json", "wb") as out, open(self._folder / "log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=out, stderr=log, cwd=self._folder, env=environment)
-
-    def revive(self) -> None:
-        code = self.process.poll()
-        if code is not None:
-            assert code == -signal.SIGKILL, f"it ended by itself with {code}: {self.log()}"
-            self._start()
-
-    def log(self) -> str:
-        return (self._folder / "log").read_text()[-4000:]
-
-    def pids(self) -> list[int]:
-        return sorted(one.pid for one in processes.of_run(self.mark))
-
-    def kill(self, pids: list[int]) -> None:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def stop(self) -> dict[str, Any]:
-        """Stop it in order; what it reports."""
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(DEADLINE_S)
-        report: dict[str, Any] = json.loads((self._folder / "report.json").read_text())
-        assert code == (1 if report["failed"] else 0), self.log()
-        return report
-
-    def remove(self) -> None:
-        self.kill(self.pids())
-        self.process.wait(DEADLINE_S)
-
-
 class World:
     """Everything around the daemon: who writes, rotates, kills, locks and looks."""
 
@@ -151,17 +101,19 @@ class World:
 
     def live(self, seconds: float) -> Story:
         """So long a life, then the judgement."""
-        daemon = Daemon(self._folder)
+        daemon = Revived(self._folder, str(Path(__file__).with_name("job.py")))
         try:
             self._live(daemon, seconds)
             self._await_all(daemon)
-            self._judge(daemon.stop())
+            code, report = daemon.stop(), daemon.report()
+            assert code == (1 if report["failed"] else 0), daemon.log()
+            self._judge(report)
         finally:
             daemon.remove()
             self._table.close()
         return self.story
 
-    def _live(self, daemon: Daemon, seconds: float) -> None:
+    def _live(self, daemon: Revived, seconds: float) -> None:
         began_s = time.monotonic()
         kill_s = began_s + self._kill_every_s
         sample_s = began_s + 1.0
@@ -197,7 +149,7 @@ class World:
         return f"{self.story.lines} {account} {cents}\n"
 
     def _pay(self, source: str, number: int) -> tuple[str, int]:
-        account, cents = f"account {number % ACCOUNTS}".replace(" ", "-"), self._random.randrange(10_000)
+        account, cents = f"account-{number % ACCOUNTS}", self._random.randrange(10_000)
         self._totals[account] += cents
         self._given[source, number] += 1
         return account, cents
@@ -211,7 +163,7 @@ class World:
                 older.rename(log.with_name(f"app.log.{number + 1}"))
         log.rename(log.with_name("app.log.1"))
 
-    def _trouble(self, daemon: Daemon) -> None:
+    def _trouble(self, daemon: Revived) -> None:
         if self._random.random() < 0.25:
             self._lock_the_results()
             return
@@ -227,7 +179,7 @@ class World:
             time.sleep(LOCKED_S)
             database.execute("ROLLBACK")
 
-    def _sample(self, daemon: Daemon, at_s: float) -> None:
+    def _sample(self, daemon: Revived, at_s: float) -> None:
         memory, handles = 0, 0
         for pid in daemon.pids():
             with contextlib.suppress(OSError, IndexError):  # it is gone, or a zombie
@@ -249,12 +201,9 @@ class World:
                 source, number, *_ = json.loads(line)
                 yield source, number
 
-    def _await_all(self, daemon: Daemon) -> None:
-        self._wait_for(lambda: sum(1 for _ in self._written()) >= len(self._given), daemon)
-
-    def _wait_for(self, happened: Callable[[], bool], daemon: Daemon) -> None:
+    def _await_all(self, daemon: Revived) -> None:
         give_up_s = time.monotonic() + DEADLINE_S
-        while not happened() and time.monotonic() < give_up_s:
+        while sum(1 for _ in self._written()) < len(self._given) and time.monotonic() < give_up_s:
             daemon.revive()
             time.sleep(0.2)
 

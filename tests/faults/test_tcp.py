@@ -5,18 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.faults import processes
+from tests.faults.revived import DEADLINE_S, Revived
 
-ROOT = Path(__file__).parents[2]
-DEADLINE_S = 60.0
 LINES = 6000
 AT_ONCE = 500
 PROGRAM = """
@@ -26,54 +21,12 @@ pipeline = Pipeline(Producer("tcp", path="in", acknowledge=True) | TextLines("ou
 """
 
 
-class Run:
-    """`consecution run`, started again whenever it has died."""
-
-    def __init__(self, folder: Path) -> None:
-        self.mark = f"tcp-{os.getpid()}-{time.monotonic_ns()}"
-        self._folder = folder
-        (folder / "program.py").write_text(PROGRAM)
-        self._start()
-
-    def _start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "consecution",
-            "run",
-            "program.py",
-            "--mode",
-            "process",
-            "--state-dir",
-            "state",
-        ]
-        environment = {**os.environ, processes.VARIABLE: self.mark, "PYTHONPATH": str(ROOT)}
-        with open(self._folder / "log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder, env=environment)
-
-    def revive(self) -> None:
-        if self.process.poll() is not None:
-            assert self.process.returncode == -signal.SIGKILL, (self._folder / "log").read_text()
-            self._start()
-
-    def kill(self, *, everybody: bool, draw: random.Random) -> None:
-        found = sorted(one.pid for one in processes.of_run(self.mark))
-        workers = [pid for pid in found if pid != self.process.pid]
-        for pid in found if everybody else [draw.choice(workers)]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if everybody:
-            self.process.wait(DEADLINE_S)
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(DEADLINE_S)
-
-    def end(self) -> None:
-        for found in processes.of_run(self.mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(found.pid, signal.SIGKILL)
-        self.process.wait(DEADLINE_S)
+def kill(run: Revived, *, everybody: bool, draw: random.Random) -> None:
+    found = run.pids()
+    workers = [pid for pid in found if pid != run.process.pid]
+    run.kill(found if everybody else [draw.choice(workers)])
+    if everybody:
+        run.process.wait(DEADLINE_S)
 
 
 @contextlib.contextmanager
@@ -102,12 +55,13 @@ def test_every_line_that_a_client_was_told_of_is_there_and_none_is_missing(tmp_p
     draw = random.Random(seed)
     lines = [f"line {n}" for n in range(LINES)]
     kills = {draw.randrange(500, 2500): False, draw.randrange(3000, 5500): True}
-    run = Run(tmp_path)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    run = Revived(tmp_path, "program.py")
     told, deadline_s = 0, time.monotonic() + DEADLINE_S
 
     def kill_when_due() -> None:
         for at in [at for at in kills if at <= told]:
-            run.kill(everybody=kills.pop(at), draw=draw)
+            kill(run, everybody=kills.pop(at), draw=draw)
 
     try:
         while told < LINES:
@@ -119,7 +73,7 @@ def test_every_line_that_a_client_was_told_of_is_there_and_none_is_missing(tmp_p
                 time.sleep(0.02)
         assert run.stop() == 0
     finally:
-        run.end()
+        run.remove()
 
     assert not kills
     written = (tmp_path / "out").read_text().splitlines()
