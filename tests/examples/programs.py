@@ -90,6 +90,26 @@ def start_listening(name: str, port: int, folder: Path, *arguments: str) -> subp
     return process
 
 
+@contextlib.contextmanager
+def following(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """An example as a daemon; killed at the end, if it is still there."""
+    program = subprocess.Popen(script(name, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield program
+    finally:
+        program.kill()
+        program.communicate(timeout=DEADLINE_S)
+
+
+def wait_for(happened: Callable[[], bool], program: subprocess.Popen[str]) -> None:
+    """Wait until it has happened; the program must go on meanwhile."""
+    give_up_s = time.monotonic() + DEADLINE_S
+    while not happened():
+        assert program.poll() is None, program.communicate()
+        assert time.monotonic() < give_up_s, "it did not happen"
+        time.sleep(0.02)
+
+
 def answers(port: int) -> bool:
     try:
         return httpx.get(f"http://localhost:{port}/health").status_code == 200

@@ -3,9 +3,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -30,26 +28,9 @@ def copied(out: Path) -> list[Any]:
         return []
 
 
-def wait_for(happened: Callable[[], bool], program: subprocess.Popen[str]) -> None:
-    give_up_s = time.monotonic() + programs.DEADLINE_S
-    while not happened():
-        assert program.poll() is None, program.communicate()
-        assert time.monotonic() < give_up_s, "it did not happen"
-        time.sleep(0.02)
-
-
-@contextmanager
-def following(postgres: PostgresDatabase, out: Path) -> Iterator[subprocess.Popen[str]]:
-    """The example as a daemon; killed at the end, if it is still there."""
+def following(postgres: PostgresDatabase, out: Path) -> AbstractContextManager[subprocess.Popen[str]]:
     arguments = ["--follow", "--url", postgres.url, "--out", str(out), "--state-dir", str(out / "state")]
-    program = subprocess.Popen(
-        programs.script("pg_copy", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        yield program
-    finally:
-        program.kill()
-        program.communicate(timeout=programs.DEADLINE_S)
+    return programs.following("pg_copy", *arguments)
 
 
 def test_a_row_is_tidied_up() -> None:
@@ -89,10 +70,10 @@ def test_what_is_written_meanwhile_is_copied_though_the_copy_is_killed(
     try:
         for enough in (1, 600):
             with following(postgres, tmp_path) as program:
-                wait_for(lambda enough=enough: len(copied(tmp_path)) >= enough, program)
+                programs.wait_for(lambda enough=enough: len(copied(tmp_path)) >= enough, program)
                 program.send_signal(signal.SIGKILL)
         with following(postgres, tmp_path) as program:
-            wait_for(lambda: written.is_set() and len(copied(tmp_path)) >= 2500, program)
+            programs.wait_for(lambda: written.is_set() and len(copied(tmp_path)) >= 2500, program)
             program.send_signal(signal.SIGTERM)
             said, errors = program.communicate(timeout=programs.DEADLINE_S)
     finally:

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,8 @@ weblog = programs.load("weblog")
 ROWS = "SELECT minute, hits, errors, bytes FROM minutes ORDER BY minute"
 
 
-@contextlib.contextmanager
-def following(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """The example as a daemon; killed at the end."""
-    line = programs.script("weblog", "--log", str(folder / "logs" / "access.log"), "--out", str(folder / "out"))
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def following(folder: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+    return programs.following("weblog", "--log", str(folder / "logs" / "access.log"), "--out", str(folder / "out"))
 
 
 def counted(lines: list[str]) -> list[Any]:
@@ -48,11 +39,7 @@ def rows_in(folder: Path) -> list[Any]:
 
 
 def wait_for(folder: Path, hits: int, process: subprocess.Popen[str]) -> None:
-    give_up_s = time.monotonic() + programs.DEADLINE_S
-    while sum(row[1] for row in rows_in(folder)) < hits:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < give_up_s, rows_in(folder)
-        time.sleep(0.02)
+    programs.wait_for(lambda: sum(row[1] for row in rows_in(folder)) >= hits, process)
 
 
 def test_a_line_is_parsed_and_another_is_refused() -> None:
