@@ -71,7 +71,7 @@ class Parquet(FileSink):
     def encode(self, items: list[Any]) -> bytes:
         shape = self._shape or shape_of(items[0], self._names_given(), str(self))
         types = self._types or self._types_known()
-        columns = list(zip(*shape.rows_of(items), strict=True))
+        columns = shape.columns_of(items)
         if types is None:
             types = self._types_of(shape, columns)
         arrays = [self._arrow.array(column, type=kind) for column, kind in zip(columns, types.types, strict=True)]

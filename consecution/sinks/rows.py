@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +26,25 @@ class Shape:
         """The values of each item, in the order of the columns."""
         if self.as_they_are and set(map(type, items)) == {self.kind}:
             return items
+        if self._are_alike(items):
+            get = operator.itemgetter(*self.columns)
+            with contextlib.suppress(KeyError):
+                return list(map(get, items)) if len(self.columns) > 1 else list(zip(map(get, items)))
         return map(self.values_of, items)
+
+    def columns_of(self, items: list[Any]) -> list[Sequence[Any]]:
+        """The values of each column, in the order of the items."""
+        if self._are_alike(items):
+            with contextlib.suppress(KeyError):
+                return [list(map(operator.itemgetter(column), items)) for column in self.columns]
+        return list(zip(*self.rows_of(items), strict=True))
+
+    def _are_alike(self, items: list[Any]) -> bool:
+        """Dicts with as many keys as there are columns: where none lacks a column, none has another key."""
+        columns = len(self.columns)
+        return (
+            self.kind is dict and columns > 0 and set(map(type, items)) == {dict} and set(map(len, items)) == {columns}
+        )
 
 
 def shape_of(row: Any, columns: tuple[str, ...] | None, sink: str) -> Shape:

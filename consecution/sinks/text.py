@@ -29,7 +29,8 @@ class TextLines(FileSink):
         self.format = format
 
     def encode(self, items: list[Any]) -> bytes:
-        return ("\n".join(map(self.format, items)) + "\n").encode("utf-8", "surrogateescape")
+        are_lines = self.format is str and set(map(type, items)) == {str}
+        return ("\n".join(items if are_lines else map(self.format, items)) + "\n").encode("utf-8", "surrogateescape")
 
     def found(self, size_bytes: int) -> None:
         if self._compress is None and os.pread(self._fd, 1, size_bytes - 1) != b"\n":
