@@ -301,6 +301,7 @@ class Worker:
         worked = self._deliver() or worked
         for task, source in self._sources.items():
             worked = self._turn_source(task, source) or worked
+        worked = self._deliver() or worked  # so that the tasks' commits hold it: half as many for each batch
         for task, host in self._hosts.items():
             worked = self._turn_task(task, host) or worked
         if not worked and not self._orders and not self._quit and not self._outbox.waiting:

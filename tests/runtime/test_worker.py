@@ -13,11 +13,12 @@ import multiprocess
 import pytest
 import zmq
 
-from consecution import Node, Pipeline, Producer
+from consecution import Node, Pipeline, Producer, Sink
 from consecution.errors import ConsecutionError, DamagedStoreError, ShippingError, SourceError, WorldError
 from consecution.protocol.origin import BatchDecided, Change
 from consecution.protocol.values import Ack, Acks, Frame, FrameId, Message, Stage, TaskIndex, WorkerIndex
 from consecution.runtime import control
+from consecution.runtime.local_run import open_run_state
 from consecution.runtime.shipping import Shipment
 from consecution.runtime.worker import Worker, WorkerSpec, _pickled
 from consecution.source import Source
@@ -377,6 +378,47 @@ def test_a_source_that_is_told_to_stop_says_when_it_has_drained(bench: Make) -> 
 
     assert beat.origin.pending == 0
     assert not beat.finished
+
+
+class Written(Sink):
+    """Keeps what it is given."""
+
+    def open(self) -> None:
+        self.items: list[Any] = []
+
+    def write(self, batch_id: Any, items: list[Any]) -> None:
+        self.items += items
+
+
+def test_a_batch_that_stays_in_its_worker_is_written_two_turns_after_its_birth(tmp_path: Path) -> None:
+    """Each turn is a commit of the source and one of the sink: so it costs two of each, and one to be forgotten."""
+    sink = Written("sink")
+    pipeline = Pipeline(Producer([1, 2, 3]) | Copy("node") | sink)
+    plan = pipeline.plan(mode="process", workers=1, state_dir=tmp_path, sync="process")
+    state, sockets, pipe = open_run_state(plan), SocketFolder(), multiprocess.Pipe()
+    producer: Any = pipeline.top_node
+    nodes = {node.name: node.node for node in plan.nodes if not node.is_source}
+    shipment = Shipment(plan, nodes, {TaskIndex(0): producer.make_source()}, None)
+    tasks = tuple(TaskIndex(task.index) for task in plan.tasks)
+    stores = {
+        TaskIndex(0): str(state.origin_path(plan.sources[TaskIndex(0)])),
+        TaskIndex(2): str(state.origin_path("sink.0")),
+    }
+    spec = WorkerSpec(WorkerIndex(0), tasks, 1, state.epoch, stores, sockets.path, "", {})
+    worker = Worker(spec, pipe[1], shipment, in_process=False)
+    try:
+        worker._begin()
+        worker._replay(control.Replay(after_death=False))
+        written = []
+        for _ in range(2):
+            worker._turn()
+            written.append(list(sink.items))
+    finally:
+        worker._close()
+        state.close(keep=False)
+        sockets.close()
+
+    assert written == [[], [1, 2, 3]]
 
 
 def test_quit_closes_and_leaves_no_socket(bench: Make) -> None:
