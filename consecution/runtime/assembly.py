@@ -190,8 +190,8 @@ def end_stages(plan: Plan) -> list[list[TaskIndex]]:
 
 
 def drain_stages(plan: Plan) -> list[list[TaskIndex]]:
-    """The tasks that may still have something open when the sources have nothing: the durable ones."""
-    return [[TaskIndex(t) for t in node.tasks] for node in plan.nodes if node.durable]
+    """The tasks that may still have something open when the sources have nothing: durable ones, and timers."""
+    return [[TaskIndex(t) for t in node.tasks] for node in plan.nodes if node.durable or node.timer_s is not None]
 
 
 def origin_namer(plan: Plan, epoch: str) -> Callable[[TaskIndex], str]:

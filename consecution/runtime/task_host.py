@@ -98,9 +98,6 @@ class TaskHost(Occupied):
                 node.begin()
         if self._is_watched():
             self._watch = AttributeWatch(node)
-        if self._node_plan.timer_s is not None:
-            self._timer = Timer(self._node_plan.timer_s)
-            self._become_origin()
 
     def _is_watched(self) -> bool:
         """Whether attributes that change are worth a warning: in processes that may die, and of one replica."""
@@ -211,7 +208,9 @@ class TaskHost(Occupied):
         return host.turn()
 
     def drain(self) -> None:
-        """Nothing to wait for: what this task pushes is part of others' trees."""
+        """Push nothing more by itself; `ended` once what the timer has pushed is processed."""
+        self._timer.stop()
+        self._end_asked = True
 
     @property
     def settled(self) -> bool:
@@ -223,7 +222,15 @@ class TaskHost(Occupied):
         return self._timer.left_s()
 
     def replay(self) -> None:
-        """Others replay; this task is no origin that could."""
+        """Others replay; this task is no origin that could. From the first time on it reaches all others."""
+        self._start_timer()
+
+    def _start_timer(self) -> None:
+        """Not before all tasks are wired: what ``on_timer`` pushed would be lost, and the end wait for it for ever."""
+        if self._node_plan.timer_s is None or self.origin_host is not None:
+            return
+        self._timer = Timer(self._node_plan.timer_s)
+        self._become_origin()
 
     @property
     def ended(self) -> bool:
@@ -233,6 +240,7 @@ class TaskHost(Occupied):
         """A task died: trees of this task's own are closed as not confirmed."""
         if self.origin_host is not None:
             self.origin_host.origin.abandon()
+        self._start_timer()
 
     def replica_restarted(self, task: TaskIndex) -> None:
         if self.origin_host is not None:

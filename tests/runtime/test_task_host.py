@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from typing import Any
 
 import pytest
@@ -43,6 +44,14 @@ class Summing(Node):
             self.push(number)
         if self.sum == 13:
             raise ValueError("unlucky")
+
+
+class Ticks(Node):
+    def process(self, item: Any) -> None:
+        pass
+
+    def on_timer(self) -> None:
+        self.push("tick")
 
 
 class Keeps(Sink):
@@ -325,3 +334,45 @@ def test_a_death_closes_what_end_pushed_as_not_confirmed() -> None:
     assert task.host.ended
     assert task.host.origin_host is not None
     assert not task.host.origin_host.confirmed
+
+
+def ticking() -> Task:
+    return Task(plan_of(Ticks("ticks").every(0.001) | Pass("below"), robustness="confirm"), "ticks")
+
+
+def turn_until_it_has_ticked(task: Task) -> Frame:
+    deadline_s = time.monotonic() + 30
+    while not task.diary.all("send"):
+        assert time.monotonic() < deadline_s
+        task.host.turn()
+    ((_, sent),) = task.diary.all("send")
+    assert isinstance(sent, Frame)
+    return sent
+
+
+@pytest.mark.parametrize("wired", ["replay", "abandon"])
+def test_a_timer_does_not_tick_before_what_it_pushes_reaches_anybody(wired: str) -> None:
+    task = ticking()
+    task.host.begin()
+    time.sleep(0.005)  # time that passes cannot fail this
+
+    assert task.host.next_wake_s() is None
+    assert not task.host.turn()
+    getattr(task.host, wired)()
+
+    assert turn_until_it_has_ticked(task).origin == task.index
+
+
+def test_who_drains_waits_for_what_its_timer_has_pushed_and_pushes_nothing_more() -> None:
+    task = ticking()
+    task.host.begin()
+    task.host.replay()
+    sent = turn_until_it_has_ticked(task)
+
+    task.host.drain()
+    assert not task.host.ended
+    task.host.receive(Acks(TaskIndex(2), [Ack(sent.seq, sent.generation, sent.frame_id, 0, ())]))
+    task.host.turn()
+
+    assert task.host.ended
+    assert task.host.next_wake_s() is None
