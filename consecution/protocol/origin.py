@@ -35,7 +35,9 @@ from consecution.protocol.values import Ack, Action, Entry, FailedItem, Go, Stag
 SLOW_S = 1.0
 """A batch that took longer than this from birth to completion halves the size of the next ones."""
 QUICK_S = 0.25
-"""A full batch that took less than this doubles it."""
+"""A full batch that took less than this makes the next ones larger: so large that they would take that long, but"""
+MOST_GROWTH = 8
+"""not more times as large than this, and not less than two. Where little is done with an item, three steps will do."""
 FIRST_BATCH_SIZE = 16
 WINDOW_SHARE = 4
 """So many batches of large items, at least, share the window's bytes."""
@@ -352,6 +354,8 @@ class Origin:
         self._running = False
         self._no_expiry_before_s = math.inf
         self._target = min(FIRST_BATCH_SIZE, limits.batch_size)
+        self.growing = self._target < limits.batch_size
+        """Batches of this stream have not found their size yet: make few of them until more is known."""
         self._fitting = limits.batch_size
         """How many items like those of the last batch fit into a batch's share of the window."""
         self._restore(restored, now_s)
@@ -588,8 +592,12 @@ class Origin:
         took_s = now_s - batch.born_s
         if took_s > SLOW_S and not batch.replays:
             self._target = max(1, min(self._target, batch.record.count) // 2)
-        elif took_s < QUICK_S and batch.record.count >= self._target:
-            self._target = min(self.limits.batch_size, self._target * 2)
+        elif batch.record.count < self._target:
+            return
+        elif took_s < QUICK_S:
+            growth = max(2, int(QUICK_S / max(took_s, QUICK_S / MOST_GROWTH)))
+            self._target = min(self.limits.batch_size, self._target * growth)
+        self.growing = self.growing and took_s < QUICK_S and self._target < self.limits.batch_size
 
     # -- decision --------------------------------------------------------------------------------
 

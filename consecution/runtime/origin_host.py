@@ -464,7 +464,8 @@ class SourceHost:
         read = False
         now = self.host.now
         until_s = now() + max(QUICK_READ_S, COMMIT_STRETCH * self.host.commit_s)
-        for _ in range(max(BATCHES_PER_TURN, self.origin.limits.max_pending // 2)):
+        most = BATCHES_PER_TURN if self.origin.growing else max(BATCHES_PER_TURN, self.origin.limits.max_pending // 2)
+        for _ in range(most):
             room = self.origin.room()
             if not room:
                 break

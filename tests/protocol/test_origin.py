@@ -150,6 +150,38 @@ def test_batches_grow_while_they_are_quick_and_shrink_when_they_are_slow() -> No
     assert [*sizes, origin.room()] == [16, 32, 64, 32, 32]
 
 
+def test_the_quicker_a_batch_was_the_larger_is_the_next_but_none_by_more_than_eight_times() -> None:
+    origin = running(batch_size=10_000, max_pending=1)
+    sizes = []
+    for number, took_s in enumerate((0.07, 0.0, 0.24, 0.001)):
+        assert origin.growing
+        sizes.append(origin.room())
+        complete(origin, origin.born(origin.room(), b"", 0, float(number)), number + took_s)
+
+    assert [*sizes, origin.room()] == [16, 48, 384, 768, 6144]
+    assert origin.growing
+
+
+def test_batches_have_found_their_size_when_they_are_the_largest() -> None:
+    origin = running(batch_size=100)
+    small = origin.growing
+
+    complete(origin, origin.born(16, b"", 0, 0.0), 0.0)
+
+    assert (small, origin.growing) == (True, False)
+    assert not running(batch_size=16).growing
+
+
+def test_batches_have_found_their_size_when_a_full_one_is_not_quick() -> None:
+    origin = running(batch_size=100)
+
+    complete(origin, origin.born(1, b"", 0, 0.0), 0.3)
+    not_full = origin.growing
+    complete(origin, origin.born(16, b"", 0, 1.0), 1.3)
+
+    assert (not_full, origin.growing) == (True, False)
+
+
 def test_batches_of_large_items_are_small_whatever_their_speed() -> None:
     origin = running(batch_size=1000, max_pending_bytes=400, max_pending=1)
     sizes = []

@@ -89,6 +89,19 @@ def test_batches_that_are_there_at_once_share_one_commit() -> None:
     assert shell.items() == list("abcde")
 
 
+def test_few_batches_share_a_commit_until_they_have_found_their_size() -> None:
+    shell = running(one_node(batch_size=32), [["x"] * 16] * 8 + [["x"] * 32] * 40)
+
+    shell.source_host.turn()
+    small = shell.diary.words().count("born")
+    shell.acknowledge()
+    shell.diary.clear()
+    shell.source_host.turn()
+
+    assert small == 8
+    assert shell.diary.words().count("born") == 32
+
+
 def test_a_batch_is_told_after_its_decision_is_committed() -> None:
     shell = running(one_node(), [["x"]])
     shell.source_host.turn()
