@@ -192,7 +192,6 @@ class Reduce(KeyedNode):
             return
         states, step = self._states, self._step
         cached, get = states.cached, states.get
-        states.touch_all(keys)
         for key, item in zip(keys, cursor, strict=False):
             try:
                 state = cached[key]

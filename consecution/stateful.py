@@ -12,6 +12,7 @@ from typing import Any
 
 from consecution.errors import GraphError
 from consecution.nodes import Node
+from consecution.routing import encode_key
 from consecution.states import MISSING, Backing, Key, StateMapping, States
 
 WHOLE = ""
@@ -119,7 +120,11 @@ class KeyedNode(DurableNode):
     def _process_item(self, item: Any) -> None:
         key = self.key(item)
         states = self._states
-        state = self.state = states.get(key)
+        try:
+            state = self.state = states.get(key)
+        except TypeError:
+            encode_key(key)  # raises, for what cannot be hashed, an error that says what a key may be
+            raise
         self._logged_process(item)
         if self.state is not state:
             states.put(key, self.state)
@@ -130,16 +135,16 @@ class KeyedNode(DurableNode):
             return
         try:
             keys = list(map(self.key, copy.copy(cursor)))
+            self._states.touch_all(keys)
         except Exception:
-            super()._process_frame(cursor, out)  # finds the item whose key it is
+            super()._process_frame(cursor, out)  # finds the item whose key it is, or that has none
             return
         self._process_keyed(keys, cursor, out)
 
     def _process_keyed(self, keys: list[Key], cursor: Iterator[Any], out: list[Any]) -> None:
-        """The loop over a frame whose keys are known; a call less per item than `_process_item`."""
+        """The loop over a frame whose keys are known, and touched; a call less per item than `_process_item`."""
         states, process = self._states, self.process
         cached, get = states.cached, states.get
-        states.touch_all(keys)
         mark = len(out)
         try:
             for key, item in zip(keys, cursor, strict=False):

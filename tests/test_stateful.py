@@ -405,3 +405,19 @@ def test_attributes_that_cannot_be_kept_are_made_anew(runs: Any) -> None:
 
     assert run([1]) == [(1, "first", 0)]
     assert run([2]) == [(2, "first", 0)]
+
+
+@pytest.mark.parametrize("robustness", ["track", "robust"])
+def test_a_key_that_cannot_be_hashed_says_what_a_key_may_be(robustness: str) -> None:
+    class Counts(KeyedNode):
+        def key(self, item: Any) -> Any:
+            return item
+
+        def process(self, item: Any) -> None:
+            self.state["count"] = 1
+
+    report = Pipeline(Counts("counts")).run([["a"], "b"], mode="inline", robustness=robustness, retries=0)
+
+    assert [failure.error.split(";")[1] for failure in report.failures] == [
+        " found list ['a']: let the key function return, say, a tuple of its fields"
+    ]
