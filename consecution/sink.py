@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from consecution.errors import OutageError
+from consecution.errors import OutageError, UsageError
 from consecution.nodes import Node
 from consecution.protocol.values import BatchId
 
@@ -155,6 +156,20 @@ class Sink(Node):
 
     def _may_be_spread(self) -> bool:
         return False
+
+
+def refuse_unknown(sink: Sink, given: Mapping[str, Any]) -> None:
+    """For a sink whose options are known: what is no attribute of its class is a word that was misspelt.
+
+    Nodes otherwise take any keyword as an attribute, and ``keys="id"`` for ``key="id"`` would pass in silence.
+    """
+    unknown = [option for option in given if not hasattr(type(sink), option)]
+    if unknown:
+        known = {name for kind in type(sink).__mro__ for name in inspect.signature(kind).parameters} - _NO_OPTIONS
+        raise UsageError(f"{sink}: unknown option {unknown[0]!r}; it takes {', '.join(sorted(known))}")
+
+
+_NO_OPTIONS = {"name", "args", "kwargs"}
 
 
 class AppendSink(Sink):

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from consecution import Node, Pipeline
+from consecution import Csv, JsonLines, Node, Pipeline, SqlSink, TextLines
+from consecution.errors import UsageError
 from consecution.protocol.values import BatchId
 from consecution.sink import CONSUME_BUFFER, Sink
 
@@ -126,3 +127,23 @@ def test_opening_and_closing_are_optional() -> None:
     Pipeline(Only("only")).consume([1, 2])
 
     assert kept == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: TextLines("file", "x.txt", rotate_byte=5), "unknown option 'rotate_byte'; it takes .*rotate_bytes"),
+        (lambda: Csv("file", "x.csv", delim=";"), "unknown option 'delim'; it takes .*delimiter"),
+        (lambda: SqlSink("table", "sqlite:///x.db", table="t", keys="a"), "unknown option 'keys'; it takes .*key, "),
+    ],
+)
+def test_a_misspelt_option_of_a_bundled_sink_is_refused(make: Any, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        make()
+
+
+def test_what_a_sinks_class_has_may_be_said_for_one_of_them() -> None:
+    class Named(JsonLines):
+        colour = "red"
+
+    assert Named("file", "x.jsonl", colour="blue", after_decision=False).colour == "blue"

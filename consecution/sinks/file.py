@@ -25,7 +25,7 @@ from typing import Any
 
 from consecution.errors import DamagedStoreError, UsageError, WorldError
 from consecution.protocol.values import BatchId
-from consecution.sink import AppendSink
+from consecution.sink import AppendSink, refuse_unknown
 from consecution.sinks.compression import Compress, compression_of
 from consecution.sinks.rotation import FileNames, RotationLimits
 
@@ -102,6 +102,7 @@ class FileSink(AppendSink):
         **kwargs: Any,
     ) -> None:
         super().__init__(name, **kwargs)
+        refuse_unknown(self, kwargs)
         self.path = Path(path)
         self.limits = RotationLimits(rotate_bytes, rotate_items, rotate_s)
         self.limits.check(str(self))

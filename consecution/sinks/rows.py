@@ -59,6 +59,7 @@ def shape_of(row: Any, columns: tuple[str, ...] | None, sink: str) -> Shape:
         names = columns or tuple(getattr(row, "_fields", ()))
         if not names:
             raise UsageError(f"{sink}: a row is a {type(row).__name__} without names; give columns=[...]")
+        _values_of_sequence(row, names)
         return Shape(type(row), names, lambda item: _values_of_sequence(item, names), True)
     raise UsageError(
         f"{sink}: a row must be a dict, a dataclass, a named tuple, or a tuple with columns=[...]; found "
@@ -71,7 +72,10 @@ def _values_of_mapping(row: Any, columns: tuple[str, ...]) -> Row:
         raise UsageError(f"expected a dict as the rows before, found {type(row).__name__}")
     unknown = row.keys() - set(columns)
     if unknown:
-        raise UsageError(f"the row has a column {min(unknown, key=str)!r}; the columns are {', '.join(columns)}")
+        raise UsageError(
+            f"the row has a column {min(unknown, key=str)!r}; the columns are {', '.join(columns)}, those of the first "
+            "row unless columns=[...] names them: leave it out, or name it there"
+        )
     return [row.get(column) for column in columns]
 
 
@@ -86,7 +90,7 @@ def _values_of_sequence(row: Any, columns: tuple[str, ...]) -> Row:
     if not isinstance(row, (tuple, list)):
         raise UsageError(f"expected a tuple as the rows before, found {type(row).__name__}")
     if len(row) != len(columns):
-        raise UsageError(f"the row has {len(row)} values; the columns are {', '.join(columns)}")
+        raise UsageError(f"the row has {len(row)} values; the columns are {', '.join(columns)}: as many are needed")
     return row
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from consecution.errors import UsageError, WorldError
 from consecution.postgresql import SCHEMES
 from consecution.protocol.values import BatchId
-from consecution.sink import TransactionSink
+from consecution.sink import TransactionSink, refuse_unknown
 from consecution.sinks import sqlite
 from consecution.sinks.database import MARKS, Database, Insert, Target
 from consecution.sinks.postgres import Postgres
@@ -58,6 +58,7 @@ class SqlSink(TransactionSink):
         **kwargs: Any,
     ) -> None:
         super().__init__(name, **kwargs)
+        refuse_unknown(self, kwargs)
         self._database = _database(url, str(self))
         self._target = Target(table, check_names("key", key) or (), create, str(self))
         self.columns = check_names("columns", columns)

@@ -22,8 +22,8 @@ class EverySource(TickSource):
 
     def __init__(self, seconds: float, *, missed: str = "skip", start: datetime | None = None) -> None:
         super().__init__(missed, start)
-        if not SHORTEST_S <= seconds < float("inf"):
-            raise UsageError(f"Producer('every', seconds={seconds!r}): expected at least {SHORTEST_S:g}")
+        if not isinstance(seconds, (int, float)) or not SHORTEST_S <= seconds < float("inf"):
+            raise UsageError(f"Producer('every', seconds={seconds!r}): expected a number of at least {SHORTEST_S:g}")
         self._period = round(seconds * SECOND)
 
     def __repr__(self) -> str:

@@ -25,7 +25,7 @@ from consecution.errors import SourceError, UsageError
 from consecution.report import Failure
 from consecution.source import Note, Source
 from consecution.sources.http_server import HttpServer, import_http
-from consecution.sources.listening import check_reach, is_loopback, listen_tcp
+from consecution.sources.listening import check_port, check_reach, is_loopback, listen_tcp
 from consecution.sources.taken_keys import TakenKeys, digest
 from consecution.sources.waiting_room import Answer, Request, WaitingRoom
 
@@ -79,6 +79,19 @@ class HttpSource(Source):
         import_http(KIND)
         if token_env is not None and token_file is not None:
             raise UsageError("Producer('http'): token_env and token_file: give one of them")
+        check_port(KIND, port)
+        limits = {
+            "max_body_bytes": max_body_bytes,
+            "max_waiting_items": max_waiting_items,
+            "max_waiting_bytes": max_waiting_bytes,
+            "max_connections": max_connections,
+            "body_within_s": body_within_s,
+            "taken_within_s": taken_within_s,
+            "complete_within_s": complete_within_s,
+        }
+        for option, limit in limits.items():
+            if not limit > 0:
+                raise UsageError(f"Producer('http', {option}={limit!r}): expected more than 0")
         self._guarded = token_env is not None or token_file is not None
         check_reach(
             KIND,

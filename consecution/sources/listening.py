@@ -37,6 +37,12 @@ def check_reach(kind: str, host: str, *, allowed: bool, remedy: str) -> None:
         )
 
 
+def check_port(kind: str, port: object) -> None:
+    """UsageError for what no port can be."""
+    if not isinstance(port, int) or not 0 <= port <= 65535:
+        raise UsageError(f"Producer({kind!r}, port={port!r}): expected a number from 0 (any that is free) to 65535")
+
+
 def listen_tcp(kind: str, host: str, port: int) -> socket.socket:
     """A listening socket. SourceError, naming the address, where it cannot be had."""
     try:

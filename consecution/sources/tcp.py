@@ -22,7 +22,7 @@ from typing import Any
 
 from consecution.errors import SourceError, UsageError
 from consecution.source import Source
-from consecution.sources.listening import check_reach, listen_tcp, listen_unix
+from consecution.sources.listening import check_port, check_reach, listen_tcp, listen_unix
 from consecution.sources.records import BLOCK_BYTES, NOTHING, Place, RecordFormat, reject
 
 KIND = "tcp"
@@ -78,6 +78,8 @@ class TcpSource(Source):
     ) -> None:
         if (port is None) == (path is None):
             raise UsageError("Producer('tcp'): give port=..., or path=... for a Unix socket")
+        if port is not None:
+            check_port(KIND, port)
         if format not in FORMATS:
             raise UsageError(f"Producer('tcp', format={format!r}): expected one of {', '.join(map(repr, FORMATS))}")
         if max_line_bytes < 1 or max_clients < 1:

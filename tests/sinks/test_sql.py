@@ -98,6 +98,12 @@ def test_a_column_that_a_dict_lacks_is_null(db: Database) -> None:
     assert db.query() == [(1, 2), (3, None)]
 
 
+def test_a_first_row_that_is_too_short_says_what_is_needed(db: Database) -> None:
+    report = Pipeline(db.sink(columns=["a", "b"])).run([(1,)], mode="inline", robustness="track")
+
+    assert report.failures[0].error == "UsageError: the row has 1 values; the columns are a, b: as many are needed"
+
+
 @pytest.mark.parametrize(
     ("first", "wrong", "reason"),
     [

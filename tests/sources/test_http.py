@@ -372,6 +372,20 @@ def test_a_token_that_is_not_there_stops_the_run(tmp_path: Path, monkeypatch: py
             HttpSource(0, **options).open(None)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"port": 99999}, "port=99999.*from 0 .* to 65535"),
+        ({"port": "80"}, "port='80'.*from 0 .* to 65535"),
+        ({"max_waiting_items": 0}, "max_waiting_items=0.*expected more than 0"),
+        ({"body_within_s": -1}, "body_within_s=-1.*expected more than 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        HttpSource(**options)
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.com", ""])
 def test_it_is_not_open_to_the_world_by_mistake(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="everybody who reaches this address could put items in; ask for a token"):

@@ -235,7 +235,8 @@ def test_it_goes_on_alike_from_every_minute_around_a_change(cron: str, day: date
         (lambda: Producer("schedule", cron="* * *"), "Wrong number of fields"),
         (lambda: Producer("schedule", cron="* * * * *", timezone="Mars/Base"), "there is no such timezone here"),
         (lambda: Producer("schedule", cron="* * * * *", missed="some"), "expected one of 'skip', 'once', 'all'"),
-        (lambda: Producer("every", seconds=0), r"expected at least 0\.001"),
+        (lambda: Producer("every", seconds=0), r"expected a number of at least 0\.001"),
+        (lambda: Producer("every", seconds="5"), r"seconds='5'\): expected a number of at least 0\.001"),
         (lambda: Producer("every", seconds=1, start=datetime(2026, 1, 1)), "give its timezone"),
     ],
 )

@@ -240,6 +240,7 @@ def test_a_unix_socket_is_for_its_owner(tmp_path: Path) -> None:
         ({}, r"give port=\.\.\., or path=\.\.\. for a Unix socket"),
         ({"port": 1, "path": "x"}, r"give port=\.\.\., or path=\.\.\. for a Unix socket"),
         ({"port": 1, "host": "0.0.0.0"}, r"everybody who reaches this address .*allow_anyone=True"),
+        ({"port": 70000}, "port=70000.*from 0 .* to 65535"),
         ({"port": 1, "format": "csv"}, "expected one of 'lines', 'ndjson'"),
         ({"port": 1, "max_clients": 0}, "must be at least 1"),
         ({"port": 1, "encoding": "utf-16"}, "does not write newlines and ASCII as single bytes"),
