@@ -16,6 +16,12 @@ __all__ = ["cluster", "postgres"]
 WriteModule = Callable[[str, str], Path]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def base_of_tmp_path(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Make the folder of every `tmp_path` before a test points `tempfile` elsewhere: they would all lie there."""
+    tmp_path_factory.getbasetemp()
+
+
 @pytest.fixture
 def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WriteModule]:
     """Write a module into a folder that is the current one; what it leaves behind is forgotten afterwards."""

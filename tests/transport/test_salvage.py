@@ -102,7 +102,7 @@ def found(items: list[Any]) -> tuple[list[Any], list[str]]:
         (lambda x=bad(): x,),
         (lambda: 1, bad()),
     ],
-    ids=repr,
+    ids=lambda item: type(item).__name__,
 )
 def test_the_item_at_fault_is_lost_and_no_other(item: Any) -> None:
     items = [1, "two", Fussy(2), item, [3], Trusting(4), {5: 6}]
