@@ -608,6 +608,40 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """The plan in plain values, for JSON."""
+    return {
+        "mode": plan.options.mode,
+        "robustness": plan.options.robustness,
+        "placement": plan.placement,
+        "nodes": [
+            {
+                "node": node.name,
+                "kind": _kind_of(node),
+                "durable": node.durable,
+                "replicas": node.replicas,
+                "tasks": [plan.task(task).name for task in node.tasks],
+            }
+            for node in plan.nodes
+        ],
+        "edges": [
+            {
+                "from": edge.source,
+                "to": edge.target,
+                "grouping": edge.grouping.value,
+                "failed": edge.failed,
+                "output": edge.output or None,
+                "branch": edge.branch or None,
+                "route": route or None,
+            }
+            for edge, route in _edges_of(plan)
+        ],
+        "workers": [
+            {"worker": worker.name, "tasks": [plan.task(task).name for task in worker.tasks]} for worker in plan.workers
+        ],
+    }
+
+
 def _kind_of(node: NodePlan) -> str:
     return "source" if node.is_source else "sink" if node.is_sink else "node"
 

@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     for name, description in ACTIONS.items():
         action = actions.add_parser(name, help=description.split(".")[0].lower(), description=description, **shaped)
-        action.add_argument("state_dir", metavar="STATE_DIR", type=Path)
+        action.add_argument("state_dir", metavar="STATE_DIR", type=Path, help="the state_dir that the run was given")
         _add_filters(action)
         _ADD_FLAGS[name](action)
         action.set_defaults(command=_COMMANDS[name])
@@ -78,6 +78,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON, which is what it does anyway")
     parser.add_argument("--output", metavar="FILE", type=Path, help="write to this file, which must be new")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Iterator
 from importlib import resources
@@ -38,6 +39,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", metavar="NAME", type=Path, help="the folder to make; its name is the project's")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(command=make_project)
 
 
@@ -53,6 +55,9 @@ def make_project(arguments: argparse.Namespace) -> int:
         _write(folder, {"{name}": name, "{version}": consecution.__version__})
     except OSError as error:
         raise UsageError(f"{folder}: {error.strerror or error}; give another folder") from error
+    if arguments.json:
+        print(json.dumps({"name": name, "folder": str(folder.resolve())}))
+        return 0
     print(f"{folder} is there. Now:\n  cd {folder}\n  make run\n  make test\nand see README.md.")
     return 0
 

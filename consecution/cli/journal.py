@@ -58,16 +58,16 @@ def add_parser(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    check.add_argument("state_dir", metavar="STATE_DIR", type=Path)
+    check.add_argument("state_dir", metavar="STATE_DIR", type=Path, help="the state_dir that the run was given")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(command=check_journal)
     shaped = {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
     listing = actions.add_parser("list", help="the batches that are not done", description=LIST, **shaped)
-    listing.add_argument("state_dir", metavar="STATE_DIR", type=Path)
+    listing.add_argument("state_dir", metavar="STATE_DIR", type=Path, help="the state_dir that the run was given")
     listing.add_argument("--json", action="store_true", help="print JSON, a line for each batch")
     listing.set_defaults(command=list_batches)
     replay = actions.add_parser("replay", help="the items that are pending, as JSON", description=REPLAY, **shaped)
-    replay.add_argument("state_dir", metavar="STATE_DIR", type=Path)
+    replay.add_argument("state_dir", metavar="STATE_DIR", type=Path, help="the state_dir that the run was given")
     replay.add_argument("--json", action="store_true", help="print JSON, which is what it does anyway")
     replay.add_argument("--items", action="store_true", help="only the items themselves; those of JSON")
     replay.add_argument("--node", action="append", default=[], help="only what enters at this node; may be repeated")
@@ -152,6 +152,8 @@ def replay_items(arguments: argparse.Namespace) -> int:
                 print(json.dumps(told["item"] if arguments.items else told), file=out)
     if arguments.to is not None:
         print(f"{number:,} items written to {arguments.to}")
+    elif not number and not left_out:
+        print(f"nothing is pending{' there' if arguments.node else ''}", file=sys.stderr)
     if left_out:
         print(
             f"{left_out:,} items are left out, for JSON cannot hold them; without --items they are there",

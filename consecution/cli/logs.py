@@ -52,7 +52,7 @@ def add_parser(commands: Any) -> None:
 
 def _count_of(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 0 or more")
     return int(text)
 
 
@@ -60,7 +60,10 @@ def show_logs(arguments: argparse.Namespace) -> int:
     """Print the latest lines; go on with the next."""
     outside = Outside(arguments.state_dir)
     if not arguments.follow:
-        _show(arguments, _latest(arguments, read_log(outside.path)))
+        latest = list(_latest(arguments, read_log(outside.path)))
+        _show(arguments, latest)
+        if arguments.node and not latest:
+            _tell_who_has_lines(read_log(outside.path))
         return 0
     try:
         lines = follow_log(outside.path)
@@ -71,6 +74,12 @@ def show_logs(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def _tell_who_has_lines(lines: Iterable[LogLine]) -> None:
+    """A name that was misspelt must not look like a node that is silent."""
+    names = sorted({line.task for line in lines})
+    print(f"no such lines; there are lines of {', '.join(names)}" if names else "the log is empty", file=sys.stderr)
 
 
 def _until_none(lines: Iterable[LogLine | None]) -> Iterable[LogLine]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 from consecution.cli.run import add_option_flags, options_from
 from consecution.cli.target import HELP, load_target
 from consecution.errors import UsageError
-from consecution.plan import Plan, describe, to_dot, to_mermaid
+from consecution.plan import Plan, describe, to_dict, to_dot, to_mermaid
+from consecution.runtime.assembly import make_sources
 from consecution.runtime.state import foresee
 
 DRAW_TIMEOUT_S = 60
@@ -31,6 +32,7 @@ EXAMPLES = """examples:
   consecution plan examples/profit_share.py
   consecution plan etl.py --workers 2
   consecution plan new_etl.py --state-dir state
+  consecution plan etl.py --json | jq .workers
   consecution plan etl.py --format mermaid
   consecution plan etl.py --format svg > plan.svg
 """
@@ -52,6 +54,7 @@ def add_parser(commands: Any) -> None:
         default="text",
         help="text (default), mermaid, dot, or svg, which needs Graphviz",
     )
+    parser.add_argument("--json", action="store_true", help="print JSON instead, with the tasks of each worker")
     add_option_flags(parser)
     parser.set_defaults(command=show)
 
@@ -59,17 +62,29 @@ def add_parser(commands: Any) -> None:
 def show(arguments: argparse.Namespace) -> int:
     """Print the plan."""
     plan = load_target(arguments.target).plan(**options_from(arguments))
+    make_sources(plan, None)  # what they are given wrong would stop a run
+    if arguments.json:
+        print(json.dumps({**to_dict(plan), "state_dir": _going_on(plan)}))
+        return 0
     formats = {"text": describe, "mermaid": to_mermaid, "dot": to_dot, "svg": to_svg}
     print(formats[arguments.format](plan))
-    if arguments.format == "text" and plan.options.state_dir is not None and plan.options.robust:
-        _show_going_on(plan, plan.options.state_dir.absolute())
+    foreseen = _going_on(plan) if arguments.format == "text" else None
+    if foreseen is not None:
+        print(f"\nover the state directory {foreseen['path']}:")
+        for line in foreseen["foreseen"]:
+            print(f"  {line}")
     return 0
 
 
-def _show_going_on(plan: Plan, path: Path) -> None:
-    print(f"\nover the state directory {path}:")
-    for line in ["it would be forgotten (fresh)"] if plan.options.fresh else foresee(path, plan):
-        print(f"  {line}")
+def _going_on(plan: Plan) -> dict[str, Any] | None:
+    """What would become of the state directory, line by line; None where there is none."""
+    if plan.options.state_dir is None or not plan.options.robust:
+        return None
+    path = plan.options.state_dir.absolute()
+    return {
+        "path": str(path),
+        "foreseen": ["it would be forgotten (fresh)"] if plan.options.fresh else foresee(path, plan),
+    }
 
 
 def to_svg(plan: Plan) -> str:

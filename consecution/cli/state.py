@@ -40,11 +40,12 @@ def add_parser(commands: Any) -> None:
     getting = actions.add_parser("get", help="the state under a key", **shaped)
     exporting = actions.add_parser("export", help="all states, a JSON object a line", **shaped)
     for action in (listing, getting, exporting):
-        action.add_argument("state_dir", metavar="STATE_DIR", type=Path)
-    getting.add_argument("node", metavar="NODE")
+        action.add_argument("state_dir", metavar="STATE_DIR", type=Path, help="the state_dir that the run was given")
+    getting.add_argument("node", metavar="NODE", help="a durable node, as `list` names it")
     getting.add_argument("key", metavar="KEY", nargs="?", help=KEY)
     exporting.add_argument("--node", action="append", default=[], help="only of this node; may be repeated")
     exporting.add_argument("--output", metavar="FILE", type=Path, help="write to this file, which must be new")
+    exporting.add_argument("--json", action="store_true", help="print JSON, which is what it does anyway")
     for action in (listing, getting):
         action.add_argument("--json", action="store_true", help="print JSON, a line for each")
     listing.set_defaults(command=list_nodes)

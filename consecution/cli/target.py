@@ -26,12 +26,13 @@ def load_target(target: str) -> Pipeline:
     found = getattr(module, name, None)
     if isinstance(found, Pipeline):
         return found
+    remedy = f"it has no pipeline: write {name} = Pipeline(...) there"
     there = sorted(key for key, value in vars(module).items() if isinstance(value, Pipeline))
     if found is not None:
-        what = f"{name!r} in {place} is a {type(found).__name__}, not a Pipeline"
+        what = f"{name!r} in {place} is of the type {type(found).__name__}, and no Pipeline"
     else:
         what = f"{place} has no {name!r}"
-    hint = f"it has the pipelines {', '.join(there)}: use {place}:{there[0]}" if there else "it has no pipeline"
+    hint = f"it has the pipelines {', '.join(there)}: use {place}:{there[0]}" if there else remedy
     raise UsageError(f"{what}; {hint}")
 
 

@@ -207,7 +207,7 @@ def test_a_time_without_a_zone_is_local() -> None:
 
 def test_items_are_exported_edited_and_put_back(call: Call, state_dir: Path, tmp_path: Path) -> None:
     exported = tmp_path / "failed.jsonl"
-    written = call("export", "--output", exported)
+    written = call("export", "--json", "--output", exported)
     lines = [json.loads(line) for line in exported.read_text().splitlines()]
     lines[0]["item"] = 30
     (tmp_path / "edited.jsonl").write_text("\n".join(json.dumps(line) for line in (lines[0], lines[2])))

@@ -41,10 +41,11 @@ def test_a_new_project_runs_and_tests_itself(
     assert [(total["customer"], total["cents"]) for total in totals] == [("ada", 1250), ("grace", 400), ("ada", 2000)]
 
 
-def test_a_project_has_its_name_and_code_that_is_in_order(tmp_path: Path) -> None:
-    main(["init", str(tmp_path / "shop")])
+def test_a_project_has_its_name_and_code_that_is_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["init", str(tmp_path / "shop"), "--json"])
 
     project = tmp_path / "shop"
+    assert json.loads(capsys.readouterr().out) == {"name": "shop", "folder": str(project)}
     assert tomllib.loads((project / "pyproject.toml").read_text())["project"] == {
         "name": "shop",
         "version": "0.1.0",

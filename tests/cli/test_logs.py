@@ -63,6 +63,8 @@ def test_the_log_of_a_run_is_kept_and_found_by_node(
     assert len(printed("-n", "3")) == 3
     assert printed("--since", "2999-01-01") == []
     assert len(printed("--since", "1h", "--node", "quiet")) == 1
+    assert main(["logs", "state", "--node", "lout"]) == 0
+    assert capfd.readouterr() == ("", "no such lines; there are lines of loud.0, quiet.0\n")
 
 
 @pytest.fixture

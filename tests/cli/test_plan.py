@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,32 @@ def test_the_plan_is_printed_as_text(target: str, capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     assert "2 nodes, 3 tasks, 1 edges; thread mode: 3 threads; robust" in text
     assert "text.0, text.1" in text
+
+
+def test_the_plan_is_printed_as_json(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", target, "--json", "--workers", "1", "--state-dir", str(tmp_path / "state")]) == 0
+
+    told = json.loads(capsys.readouterr().out)
+    assert [(node["node"], node["kind"], node["tasks"]) for node in told["nodes"]] == [
+        ("numbers", "source", ["numbers.0"]),
+        ("text", "node", ["text.0", "text.1"]),
+    ]
+    assert [(edge["from"], edge["to"], edge["grouping"]) for edge in told["edges"]] == [("numbers", "text", "shuffle")]
+    assert told["workers"] == [{"worker": "worker.0", "tasks": ["numbers.0", "text.0", "text.1"]}]
+    assert told["state_dir"]["path"] == str(tmp_path / "state")
+    assert len(told["state_dir"]["foreseen"]) == 1
+
+
+def test_a_source_that_a_run_would_refuse_is_refused(
+    write_module: WriteModule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_module(
+        "bad_source",
+        "from consecution import Pipeline, Producer\npipeline = Pipeline(Producer('files', 'x', delimeter=';') | str)",
+    )
+
+    assert main(["plan", str(path)]) == 2
+    assert "unknown option 'delimeter'; it takes paths, format" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("form", "start"), [("mermaid", "flowchart LR"), ("dot", "digraph plan {")])

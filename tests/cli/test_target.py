@@ -50,14 +50,14 @@ def test_a_missing_name_lists_what_is_there(write_module: WriteModule) -> None:
 def test_something_else_than_a_pipeline_is_refused(write_module: WriteModule) -> None:
     path = write_module("target_number", TWO)
 
-    with pytest.raises(UsageError, match=r"'number' in .* is a int, not a Pipeline"):
+    with pytest.raises(UsageError, match=r"'number' in .* is of the type int, and no Pipeline"):
         load_target(f"{path}:number")
 
 
 def test_a_module_without_pipelines_says_so(write_module: WriteModule) -> None:
     path = write_module("target_empty", "x = 1")
 
-    with pytest.raises(UsageError, match="it has no pipeline"):
+    with pytest.raises(UsageError, match="it has no pipeline: write pipeline = "):
         load_target(str(path))
 
 
