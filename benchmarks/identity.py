@@ -41,12 +41,13 @@ def old(size: int) -> Outcome:
     return Outcome(time.perf_counter() - started_s, pipeline["total"].total)
 
 
-def ours(size: int, *, on_the_way: bool = False, **options: Any) -> Outcome:
+def ours(size: int, *, on_the_way: bool = False, sinks: int = 1, **options: Any) -> Outcome:
     from benchmarks.stamps import StampedSink, run
     from consecution import Map, Pipeline
 
     def build(folder: Path) -> Pipeline:
-        return Pipeline(Map(identity, "identity") | StampedSink("sink", folder, measure=sum, on_the_way=on_the_way))
+        sink = StampedSink("sink", folder, measure=sum, on_the_way=on_the_way) * sinks
+        return Pipeline(Map(identity, "identity") | sink)
 
     return run(build, range(size), **options)[0]
 
@@ -72,6 +73,9 @@ QUESTION = Question(
         "ours process robust": lambda size: ours(size, mode="process", robustness="robust"),
         "ours process robust, workers=2": lambda size: ours(size, mode="process", workers=2),
         "ours process robust, workers=2, split": lambda size: ours(size, shares=2, mode="process", workers=2),
+        "ours process robust, workers=2, split, a sink in each": lambda size: ours(
+            size, sinks=2, shares=2, mode="process", workers=2
+        ),
         "ours process robust, sink on the way": lambda size: ours(size, mode="process", on_the_way=True),
     },
     old=("0.2.0 consume",),

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.identity import identity
-from benchmarks.stamps import StampedSink, StampedSource
+from benchmarks.stamps import StampedSink, StampedSource, outcome
 from consecution import KeyedNode, Map, Node, Pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -107,8 +107,8 @@ def live(case: Case, folder: Path) -> None:
     report = Pipeline(graph).run(StampedSource(case.items(), folder), state_dir=folder / "state", workers=workers)
     if report.exit_code:
         raise RuntimeError(str(report))
-    last_s, answer = (folder / "sink").read_text().split()
-    print(json.dumps([float(last_s) - float((folder / "first").read_text()), int(answer)]))
+    found = outcome(folder)
+    print(json.dumps([found.seconds, found.answer]))
 
 
 def measure(case: Case) -> Figures:

@@ -6,6 +6,7 @@ Stamps are wall-clock seconds in small files, so that they may come from any pro
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -66,7 +67,7 @@ class StampedSink(Sink):
         self._last_s = time.time()
 
     def close(self) -> None:
-        (self._folder / self.name).write_text(f"{self._last_s!r} {self._sum}")
+        (self._folder / f"{self.name}.{os.getpid()}.{id(self)}").write_text(f"{self._last_s!r} {self._sum}")
 
 
 def run(build: Callable[[Path], Pipeline], items: Any, *, shares: int = 1, **options: Any) -> tuple[Outcome, Report]:
