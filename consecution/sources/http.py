@@ -12,6 +12,7 @@ The rules it keeps:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import os
@@ -337,6 +338,27 @@ class _Door:
                 )
 
     async def _receive(self, request: HttpRequest) -> bytes:
+        try:
+            return await self._receive_body(request)
+        except _RefusedError as refused:
+            if refused.answer.status in (413, 429) and request.headers.get("connection", "").lower() == "close":
+                await self._discard_rest(request)
+            raise
+
+    async def _discard_rest(self, request: HttpRequest) -> None:
+        """After this answer the connection is closed: while more comes, the client would be cut off before it reads."""
+        from starlette.requests import ClientDisconnect
+
+        with contextlib.suppress(TimeoutError, ClientDisconnect):
+            async with asyncio.timeout(self._body_within_s) as limit:
+                self._receiving.add(limit)
+                try:
+                    async for _ in request.stream():
+                        pass
+                finally:
+                    self._receiving.discard(limit)
+
+    async def _receive_body(self, request: HttpRequest) -> bytes:
         from starlette.requests import ClientDisconnect
 
         length = request.headers.get("content-length", "0")

@@ -7,6 +7,8 @@ import os
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -185,6 +187,17 @@ def test_a_body_without_a_length_has_its_limit_too(client: httpx.Client, taken: 
     assert answer.status_code == 413
     assert taken() == []
     assert client.post("/", json=1).status_code == 202
+
+
+def test_a_body_that_is_too_large_is_told_so_also_to_one_who_closes_the_connection(reading: Reading) -> None:
+    host, port = reading.source.address
+    request = urllib.request.Request(f"http://{host}:{port}/", b"1" * 20_000_000, JSON)
+
+    with pytest.raises(urllib.error.HTTPError) as told:
+        urllib.request.urlopen(request, timeout=30)
+
+    assert told.value.code == 413
+    told.value.close()
 
 
 def test_elsewhere_there_is_nothing(client: httpx.Client) -> None:
