@@ -31,6 +31,8 @@ def import_sqlalchemy() -> Any:
 class Alchemy:
     """A connection of an engine; ``make_engine`` is called once for each, ``owned``: the engine goes with it."""
 
+    gives_views = True
+
     def __init__(self, make_engine: Callable[[], Any], where: str, *, owned: bool) -> None:
         self.where = where
         self._make_engine = make_engine

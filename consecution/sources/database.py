@@ -66,6 +66,8 @@ class RowDatabase(Protocol):
     """One connection, used by the thread that opened it; `interrupt` is for others."""
 
     where: str
+    gives_views: bool
+    """Whether values may be views of memory, which are good as long as the connection only."""
 
     def open(self) -> None:
         """Connect. OutageError, or SourceError where it makes no sense to try again."""
@@ -95,8 +97,11 @@ class RowDatabase(Protocol):
 class DbApi:
     """Any connection of the Python DB-API 2.0, made by ``make``."""
 
-    def __init__(self, make: Callable[[], Any], where: str, *, paramstyle: str | None = None) -> None:
+    def __init__(
+        self, make: Callable[[], Any], where: str, *, paramstyle: str | None = None, gives_views: bool = True
+    ) -> None:
         self.where = where
+        self.gives_views = gives_views
         self._make = make
         self._paramstyle = paramstyle
         self._connection: Any = None
@@ -386,7 +391,7 @@ def of_sqlite(url: str) -> DbApi:
             raise
         return connection
 
-    return DbApi(connect, str(path))
+    return DbApi(connect, str(path), gives_views=False)
 
 
 def of_postgres(url: str) -> DbApi:
@@ -404,7 +409,7 @@ def of_postgres(url: str) -> DbApi:
         more: dict[str, Any] = {name: value for name, value in DEFAULTS.items() if name not in given}
         return psycopg.connect(url, autocommit=True, prepare_threshold=None, **more)
 
-    return DbApi(connect, without_password(url))
+    return DbApi(connect, without_password(url), gives_views=False)
 
 
 def check_url(url: Any) -> str:

@@ -83,17 +83,17 @@ def key_at(columns: Sequence[str], place: Any) -> Key:
 
 
 def count_known(
-    keys: Sequence[Key], before: Key | None, where: str, columns: Sequence[str], *, again: bool = True
+    values: Sequence[Sequence[Any]], before: Key | None, where: str, columns: Sequence[str], *, again: bool = True
 ) -> int:
     """How many of these keys, which follow ``before``, were taken already: 0; or 1 where it was asked for ``again``.
 
-    SourceError where the keys do not grow from row to row. The order of texts is the database's own: of these
-    only those that are equal are found out.
+    ``values`` are those of each column of the key, row by row. SourceError where the keys do not grow from row to
+    row. The order of texts is the database's own: of these only those that are equal are found out.
     """
-    if not keys:
-        return 0
-    known = 1 if again and before is not None and keys[0] == before else 0
-    after = list(itertools.islice(keys, known, None))
+    known = 1 if again and before is not None and tuple([column[0] for column in values]) == before else 0
+    if len(values) == 1 and _clearly_grows(values[0] if before is None or known else [*before, *values[0]]):
+        return known
+    after = list(itertools.islice(zip(*values, strict=True), known, None))
     line = after if before is None else [before, *after]
     wrong = _first_that_does_not_grow(line)
     if wrong is None and before is not None and before in after:
@@ -109,6 +109,14 @@ def count_known(
 
 def _shown(key: Key) -> str:
     return repr(key[0] if len(key) == 1 else key)
+
+
+def _clearly_grows(values: Sequence[Any]) -> bool:
+    """Whether each value is larger than the one before, in the eyes of every database. So none is there twice."""
+    try:
+        return _grows_everywhere(values) and all(map(operator.lt, values, itertools.islice(values, 1, None)))
+    except TypeError:
+        return False
 
 
 def _first_that_does_not_grow(line: Sequence[Key]) -> int | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import logging
+import operator
 import os
 import select
 import sys
@@ -282,7 +284,9 @@ class _Reading:
 
     def _fit(self, rows: Sequence[Any]) -> None:
         """The size of the next page: so that it has no more bytes than a page may, by what some of these rows have."""
-        some = [row.values() if isinstance(row, Mapping) else row for row in (*rows[:SAMPLE], *rows[-SAMPLE:])]
+        some = [*rows[:SAMPLE], *rows[-SAMPLE:]]
+        if isinstance(rows[0], Mapping):
+            some = [row.values() for row in some]
         row_bytes = ROW_BYTES + sum(map(sys.getsizeof, itertools.chain.from_iterable(some))) / len(some)
         self._size = max(1, min(self._source._page_rows, self._size * GROWTH, int(PAGE_BYTES / row_bytes)))
 
@@ -292,14 +296,15 @@ class _Reading:
             return []
         names, rows = page
         self._check_names(names)
-        keys = _keys_of(names, rows, self._asked.order_by)
         order_by, again = self._asked.order_by, not self._in_statement
+        keys = _keys_of(names, rows, order_by)
         known = count_known(keys, self._after, self._database.where, order_by, again=again)
         self._in_statement = self._pages is not None
-        place_of(self._asked.order_by, keys[-1])
+        last = tuple([values[-1] for values in keys])
+        place_of(order_by, last)
         self._fit(rows)
-        self._after = keys[-1]
-        return _as_dicts(names, rows[known:] if known else rows)
+        self._after = last
+        return _as_dicts(names, rows[known:] if known else rows, self._database.gives_views)
 
     def _check_names(self, names: tuple[str, ...]) -> None:
         twice = [name for name in names if names.count(name) > 1]
@@ -375,20 +380,32 @@ class _Reading:
                 self._stop_r = self._stop_w = -1
 
 
-def _keys_of(names: tuple[str, ...], rows: Sequence[Any], order_by: tuple[str, ...]) -> list[Key]:
-    if isinstance(rows[0], Mapping):
-        return [tuple([row[name] for name in order_by]) for row in rows]
-    at = [names.index(name) for name in order_by]
-    return list(zip(*([row[place] for row in rows] for place in at), strict=True))
+def _keys_of(names: tuple[str, ...], rows: Sequence[Any], order_by: tuple[str, ...]) -> list[list[Any]]:
+    """The values of each column of the key, row by row."""
+    at = order_by if isinstance(rows[0], Mapping) else [names.index(name) for name in order_by]
+    return [list(map(operator.itemgetter(place), rows)) for place in at]
 
 
-def _as_dicts(names: tuple[str, ...], rows: Sequence[Any]) -> list[Any]:
+def _as_dicts(names: tuple[str, ...], rows: Sequence[Any], may_be_views: bool) -> list[Any]:
     """What cannot leave its connection, a view of memory, becomes bytes."""
     if rows and isinstance(rows[0], Mapping):
         return [dict(row) for row in rows]
-    if memoryview in set(map(type, itertools.chain.from_iterable(rows))):
+    if may_be_views and memoryview in set(map(type, itertools.chain.from_iterable(rows))):
         rows = [[bytes(value) if type(value) is memoryview else value for value in row] for row in rows]
-    return list(map(dict, map(zip, itertools.repeat(names), rows)))
+    return _dict_maker(names)(rows)
+
+
+@functools.lru_cache(maxsize=64)
+def _dict_maker(names: tuple[str, ...]) -> Callable[[Sequence[Any]], list[Any]]:
+    """Makes dicts of rows, in a quarter of the time of ``dict(zip(names, row))``.
+
+    It is written for so many columns; the names themselves are handed to it, and are no part of the code.
+    """
+    keys, values = ([f"{kind}_{place}" for place in range(len(names))] for kind in ("key", "value"))
+    pairs = ", ".join(f"{key}: {value}" for key, value in zip(keys, values, strict=True))
+    code = f"lambda {', '.join(keys)}: lambda rows: [{{{pairs}}} for {', '.join(values)}, in rows]"
+    made: Callable[[Sequence[Any]], list[Any]] = eval(code)(*names)
+    return made
 
 
 class _Taking:
@@ -406,6 +423,8 @@ class _Taking:
             self._rows, self._at = found, 0
         rows = self._rows[self._at : self._at + max_items]
         self._at += len(rows)
+        if self._at == len(self._rows):
+            self._rows, self._at = [], 0  # Or they would be in memory until the next page is, too.
         return rows
 
     def _page(self) -> list[Any] | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import decimal
+import math
 import select
 import sqlite3
 import sys
@@ -386,12 +387,43 @@ def test_a_row_with_the_key_of_the_last_one_that_was_read_is_no_reason_to_pass_i
             read_some(source)
 
 
-def test_rows_that_do_not_come_in_order_are_refused() -> None:
-    assert count_known([(1,), (2,)], None, "db", ["id"]) == 0
-    assert count_known([(1, "b"), (1, "a")], (1, "b"), "db", ["id", "x"]) == 1
-    for keys, before in ([[(2,), (1,)], None], [[(1,)], (2,)], [[("a",), ("b",), ("a",)], ("a",)]):
-        with pytest.raises(SourceError, match="does not tell the rows apart, or does not order them"):
-            count_known(keys, before, "db", ["id"])  # type: ignore[arg-type]
+NAIVE = datetime.datetime(2026, 1, 1)
+AWARE = NAIVE.replace(tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("values", "before", "expected"),
+    [
+        ([[1, 2]], None, 0),
+        ([[1, 2.5, decimal.Decimal(3)]], (0,), 0),
+        ([[1, 2]], (1,), 1),
+        ([["b", "a"]], ("c",), 0),  # the database knows in which order texts come
+        ([[NAIVE, AWARE]], None, 0),
+        ([[1, 1], ["b", "a"]], (1, "b"), 1),
+    ],
+)
+def test_a_row_that_was_asked_for_again_is_known(values: Any, before: Any, expected: int) -> None:
+    assert count_known(values, before, "db", ["id", "x"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "before"),
+    [
+        ([[2, 1]], None),
+        ([[1, 1]], None),
+        ([[1, 2, 2.0]], None),
+        ([[1]], (2,)),
+        ([[1, 1]], (1,)),
+        ([[math.nan, 2, 1]], None),
+        ([["a", "b", "a"]], ("a",)),
+        ([["b", "b"]], ("a",)),
+        ([[AWARE, NAIVE, NAIVE]], None),
+        ([[1, 1], [2, 2]], None),
+    ],
+)
+def test_rows_that_do_not_come_in_order_are_refused(values: Any, before: Any) -> None:
+    with pytest.raises(SourceError, match="does not tell the rows apart, or does not order them"):
+        count_known(values, before, "db", ["id"])
 
 
 def test_rows_without_a_key_are_left_out_until_they_have_one(tmp_path: Path) -> None:
