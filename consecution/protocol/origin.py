@@ -871,4 +871,4 @@ class Origin:
 
 
 def _size_of(payload: Any) -> int:
-    return len(payload) if isinstance(payload, (bytes, bytearray, memoryview)) else 0
+    return 0 if payload is None or isinstance(payload, list) else len(payload)

@@ -59,6 +59,7 @@ from consecution.protocol.origin import (
 from consecution.protocol.values import Entry, Stage, TaskIndex
 from consecution.runtime.pages import PageError, check_file
 from consecution.transport.frames import decode_failed
+from consecution.transport.pieces import LARGE_BYTES, Pieces, pieces_of
 
 FORMAT = 3
 MAP_SIZE_BYTES = 16 * 1024**3
@@ -80,6 +81,8 @@ _DAMAGE = (
 )
 _KEY = struct.Struct(">Q")
 _CRC = struct.Struct(">I")
+_LARGE_CODE, _LARGE_HEADER = 0xC6, struct.Struct(">BI")
+"""Before 64 KiB of bytes or more, msgpack has this, and their number."""
 _COMMIT = struct.Struct("=Q")
 _COMMIT_AT = 144
 """Where LMDB has a commit's number, in the page that it ends with: behind 16 bytes of header and 128 of others."""
@@ -470,9 +473,12 @@ class Journal:
         return body
 
 
-def seal(key: bytes, body: bytes) -> bytes:
-    """A value as it is stored: the checksum of key and body, then the body."""
-    return _CRC.pack(zlib.crc32(body, zlib.crc32(key))) + body
+def seal(key: bytes, *body: Any) -> bytes:
+    """A value as it is stored: the checksum of key and body, then the body, which may be given in pieces."""
+    checksum = zlib.crc32(key)
+    for piece in body:
+        checksum = zlib.crc32(piece, checksum)
+    return b"".join((_CRC.pack(checksum), *body))
 
 
 def unseal(key: bytes, value: bytes) -> bytes | None:
@@ -494,7 +500,24 @@ def damaged_record(path: Path, record: str, what: str) -> DamagedStoreError:
 
 
 def _seal(key: bytes, fields: list[Any]) -> bytes:
-    return seal(key, msgpack.packb(fields, unicode_errors="surrogatepass"))
+    return seal(key, *_packed(fields))
+
+
+def _packed(fields: list[Any]) -> list[Any]:
+    """The msgpack of these fields, in pieces: what is large is not copied to stand beside the others."""
+    if not any(map(_is_large, fields)):
+        return [msgpack.packb(fields, unicode_errors="surrogatepass")]
+    pieces: list[Any] = [msgpack.Packer().pack_array_header(len(fields))]
+    for field in fields:
+        if _is_large(field):
+            pieces += _LARGE_HEADER.pack(_LARGE_CODE, len(field)), *pieces_of(field)
+        else:
+            pieces.append(msgpack.packb(field, unicode_errors="surrogatepass"))
+    return pieces
+
+
+def _is_large(field: Any) -> bool:
+    return isinstance(field, (Pieces, bytes, memoryview)) and len(field) >= LARGE_BYTES
 
 
 def _seal_head(head: Head) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 
 from consecution.protocol.poison import PartlyDecodedError
 from consecution.protocol.values import USER_ERRORS
+from consecution.transport.pieces import Pieces, gather, load
 from consecution.transport.salvage import salvage
 
 LIVE_ITEM_BYTES = 64
@@ -22,10 +23,7 @@ class PickleCodec:
     """
 
     def encode(self, items: list[Any]) -> bytes:
-        try:
-            return _dumps(items)
-        except (pickle.PicklingError, AttributeError, TypeError):
-            return _dill_dumps(items)
+        return bytes(_dumps(items))
 
     def decode(self, payload: Any) -> list[Any]:
         return _loads(payload)
@@ -34,7 +32,7 @@ class PickleCodec:
         return len(payload)
 
     def encode_failed(self, item: Any) -> bytes:
-        return self.encode([item])
+        return bytes(_dumps([item]))
 
 
 class _LiveOrBytes:
@@ -47,8 +45,10 @@ class _LiveOrBytes:
         return len(payload) * LIVE_ITEM_BYTES if isinstance(payload, list) else len(payload)
 
 
-class ReusingCodec(_LiveOrBytes, PickleCodec):
-    """Encodes the list it encoded last only once: the journal's payload is often the frame's, too, and one
+class ReusingCodec(_LiveOrBytes):
+    """The codec of what is sent: as `PickleCodec`, but what is large comes in `Pieces`.
+
+    Encodes the list it encoded last only once: the journal's payload is often the frame's, too, and one
     frame's that of the next edge.
 
     It knows the list by its identity, and keeps it, so that no other one can take its place. Whoever encodes
@@ -57,13 +57,16 @@ class ReusingCodec(_LiveOrBytes, PickleCodec):
 
     def __init__(self) -> None:
         self._items: list[Any] | None = None
-        self._payload = b""
+        self._payload: bytes | Pieces = b""
 
-    def encode(self, items: list[Any]) -> bytes:
+    def encode(self, items: list[Any]) -> bytes | Pieces:
         if items is not self._items:
-            self._payload = super().encode(items)
+            self._payload = _dumps(items)
             self._items = items
         return self._payload
+
+    def encode_failed(self, item: Any) -> bytes:
+        return bytes(_dumps([item]))
 
 
 class LiveCodec(_LiveOrBytes):
@@ -88,20 +91,20 @@ class _Gathering:
         self.write = write
 
 
-def _dumps(items: list[Any]) -> bytes:
-    """`pickle.dumps`, which copies what is large again and again as its output grows: here once, at the end."""
+def _dumps(items: list[Any]) -> bytes | Pieces:
+    """`pickle.dumps`, which copies what is large again and again as its output grows: here at most once."""
     parts: list[Any] = []
-    pickle.Pickler(_Gathering(parts.append), 5).dump(items)
-    if len(parts) == 1:
-        whole: bytes = parts[0]
-        return whole
-    return b"".join([part if type(part) is bytes else pickle.PickleBuffer(part).raw() for part in parts])
+    try:
+        pickle.Pickler(_Gathering(parts.append), 5).dump(items)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return _dill_dumps(items)
+    return parts[0] if len(parts) == 1 else gather(parts)
 
 
 def _loads(payload: Any) -> list[Any]:
     """The items. PartlyDecodedError if some of them cannot be had; what pickle raises if the bytes are none of ours."""
     try:
-        items: list[Any] = pickle.loads(payload)
+        items: list[Any] = load(payload) if type(payload) is Pieces else pickle.loads(payload)
     except USER_ERRORS as error:
         try:
             return salvage(payload)

@@ -1,10 +1,11 @@
 """The byte layout of what travels between tasks.
 
 Every message is one ZeroMQ multipart message. The first part is a msgpack array whose first element
-is the kind and whose second is the task it goes to; a frame's payload is a second part of its own, so that it
-is never copied into a header::
+is the kind and whose second is the task it goes to; a frame's payload is a second part of its own, or as many as
+``pieces`` says where some of it is large, so that it is never copied into a header::
 
-    frame    [0, target, origin, seq, generation, [path...], frame_id, low, sender, stage, credited, sent_s] | payload
+    frame    [0, target, origin, seq, generation, [path...], frame_id, low, sender, stage, credited, sent_s, pieces]
+             | payload
     acks     [1, target, sender, [[seq, generation, xor, produced_bytes, [failed...], staged], ...]]
     credits  [2, target, replica, count]
     gos      [3, target, origin, [[seq, generation, after, low, xor], ...]]
@@ -41,13 +42,15 @@ from consecution.protocol.values import (
     TaskIndex,
     Treatment,
 )
+from consecution.transport.pieces import Pieces, pieces_of
 
 FRAME, ACKS, CREDITS, GOS, CONFIRMS = range(5)
 
 
 def encode_message(target: TaskIndex, message: Message) -> list[Any]:
-    """The parts of a message to ``target``, ready for ``send_multipart``. A frame's payload must be bytes."""
+    """The parts of a message to ``target``, ready for ``send_multipart``. A frame's payload is bytes or `Pieces`."""
     if isinstance(message, Frame):
+        pieces = pieces_of(message.payload)
         header = (
             FRAME,
             target,
@@ -61,8 +64,9 @@ def encode_message(target: TaskIndex, message: Message) -> list[Any]:
             int(message.stage),
             message.credited,
             message.sent_s,
+            len(pieces),
         )
-        return [msgpack.packb(header), message.payload]
+        return [msgpack.packb(header), *pieces]
     if isinstance(message, Acks):
         acks = [(a.seq, a.generation, a.xor, a.produced_bytes, a.failed, a.staged) for a in message.acks]
         return [msgpack.packb((ACKS, target, message.sender, acks), unicode_errors="surrogatepass")]
@@ -88,9 +92,12 @@ def decode_message(parts: Sequence[Any]) -> tuple[TaskIndex, Message]:
 
 
 def _decode_frame(fields: list[Any], parts: Sequence[Any]) -> Frame:
-    origin, seq, generation, path, frame_id, low, sender, stage, credited, sent_s = fields
+    origin, seq, generation, path, frame_id, low, sender, stage, credited, sent_s, count = fields
     _check_numbers(origin, seq, generation, frame_id, low, sender, *path)
-    _, payload = parts
+    _, *pieces = parts
+    if len(pieces) != count:
+        raise ValueError(f"expected {count} parts of a payload, found {len(pieces)}")
+    payload = pieces[0] if count == 1 else Pieces(pieces)
     return Frame(
         TaskIndex(origin),
         seq,

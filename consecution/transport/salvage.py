@@ -39,7 +39,7 @@ def salvage(payload: Any, meet: Meet | None = None) -> list[Any]:
     """
     if isinstance(payload, list):
         return payload.copy()
-    unpickler = _Salvager(io.BytesIO(payload), meet)
+    unpickler = _Salvager(io.BytesIO(bytes(payload)), meet)
     items: list[Any] = unpickler.load()
     if not unpickler.lost:
         return items

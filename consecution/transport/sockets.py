@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import zmq
 
-from consecution.protocol.values import Message, TaskIndex, WorkerIndex
+from consecution.protocol.values import Frame, Message, TaskIndex, WorkerIndex
 from consecution.transport.frames import decode_message, encode_message
+from consecution.transport.pieces import LARGE_BYTES
 
 
 class Inbox:
@@ -29,13 +31,21 @@ class Inbox:
 
     def take(self, most: int) -> Iterator[tuple[TaskIndex, Message]]:
         """Up to ``most`` messages that are there now, each with its task. FrameError for bytes that are none."""
-        receive = self.socket.recv_multipart
         for _ in range(most):
             try:
-                parts = receive(zmq.NOBLOCK)
+                parts = self._receive()
             except zmq.Again:
                 return
             yield decode_message(parts)
+
+    def _receive(self) -> list[Any]:
+        """The parts of one message. What is large stays in ZeroMQ's memory, which is freed with the last view of it."""
+        frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+        parts: list[Any] = [frame.bytes]
+        while frame.more:
+            frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+            parts.append(frame.bytes if len(frame) < LARGE_BYTES else frame.buffer)
+        return parts
 
     def close(self) -> None:
         self.socket.close(0)
@@ -74,7 +84,8 @@ class SocketOutbox:
             if endpoint is None:
                 return
             socket = self._sockets[worker] = self._connect(endpoint)
-        socket.send_multipart(encode_message(target, message), zmq.NOBLOCK, copy=True)
+        small = not isinstance(message, Frame) or len(message.payload) < LARGE_BYTES
+        socket.send_multipart(encode_message(target, message), zmq.NOBLOCK, copy=small)
 
     def _connect(self, endpoint: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUSH)

@@ -38,6 +38,7 @@ from consecution.protocol.values import Entry, FailedItem, Stage, TaskIndex
 from consecution.runtime import journal as journal_module
 from consecution.runtime.journal import Journal, NotesTaken
 from consecution.runtime.journal_check import check_state_dir
+from consecution.transport.pieces import LARGE_BYTES, Pieces
 from tests.runtime import records
 from tests.runtime.records import RawJournal, batch, entry, number, open_journal, open_state, seal
 
@@ -217,6 +218,19 @@ def test_a_position_that_cannot_be_kept_is_refused_and_changes_nothing(tmp_path:
 
     assert journal.restore() == before
     journal.close()
+
+
+@pytest.mark.parametrize("size", [LARGE_BYTES - 1, LARGE_BYTES, LARGE_BYTES + 1])
+def test_a_large_payload_in_pieces_lies_there_as_a_whole(tmp_path: Path, size: int) -> None:
+    pieces = [b"head", memoryview(b"x" * size), b""]
+    journal = make(tmp_path)
+    journal.apply(born(batch(0, Pieces(pieces)), batch(1, b"".join(pieces))))  # type: ignore[arg-type]
+    journal.close()
+
+    raw = RawJournal(tmp_path).records()
+
+    whole = [1, b"".join(pieces), None, []]
+    assert [raw["batches", number(seq)] for seq in (0, 1)] == [seal(number(seq), whole) for seq in (0, 1)]
 
 
 def test_a_new_journal_holds_nothing_and_closes_twice(tmp_path: Path) -> None:

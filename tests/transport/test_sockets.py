@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ import zmq
 
 from consecution.errors import FrameError
 from consecution.protocol.values import CreditReturn, Frame, FrameId, Message, Stage, TaskIndex, WorkerIndex
+from consecution.transport.pieces import Pieces
 from consecution.transport.sockets import Inbox, SocketOutbox
 
 ONE, TWO = TaskIndex(1), TaskIndex(2)
@@ -93,6 +96,29 @@ def test_a_large_frame_arrives_whole(net: Net) -> None:
     outbox.send(ONE, frame)
 
     assert take(inbox, 1) == [frame]
+
+
+def test_what_is_large_is_copied_neither_to_send_nor_to_receive_it_and_freed_afterwards(net: Net) -> None:
+    inbox, outbox = net.inbox("1.0"), net.outbox()
+    outbox.wire({HOME: inbox.endpoint})
+    large = os.urandom(5_000_000)
+    before = sys.getrefcount(large)
+    payload = Pieces([b"head", large, b"between", large[:-1], b""])
+    frame = Frame(TaskIndex(0), 1, 1, (1,), FrameId(9), 0, TWO, Stage.PROCESS, True, payload)
+
+    outbox.send(ONE, frame)
+    outbox.send(ONE, credit(1))
+    arrived, after = take(inbox, 2)
+
+    assert isinstance(arrived, Frame)
+    assert list(map(bytes, arrived.payload.pieces)) == payload.pieces
+    assert [type(piece) for piece in arrived.payload.pieces] == [bytes, memoryview, bytes, memoryview, bytes]
+    assert after == credit(1)
+    del payload, frame
+    deadline_s = time.monotonic() + DEADLINE_MS / 1000
+    while sys.getrefcount(large) > before:
+        assert time.monotonic() < deadline_s, "ZeroMQ holds what it has sent"
+        time.sleep(0.005)
 
 
 def test_taking_does_not_wait_and_takes_no_more_than_asked(net: Net) -> None:
