@@ -9,6 +9,7 @@ import pprint
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -160,8 +161,17 @@ def list_items(arguments: argparse.Namespace) -> int:
         number += 1
         print(json.dumps(_without_long(failed)) if arguments.json else _printable(_line(failed)))
     if not number and not arguments.json:
-        print("no failed items")
+        print(_none(arguments))
     return 0
+
+
+def _none(arguments: argparse.Namespace) -> str:
+    """Why nothing was found: a misspelt node should not look like good news."""
+    nodes = Counter(failed.node for failed in look(arguments.state_dir))
+    if not nodes:
+        return "no failed items"
+    there = ", ".join(f"{number:,} at {node}" for node, number in sorted(nodes.items()))
+    return f"no failed items like that; there are {there}"
 
 
 def _without_long(failed: Failed) -> dict[str, Any]:
@@ -172,10 +182,14 @@ def _without_long(failed: Failed) -> dict[str, Any]:
 
 
 def _line(failed: Failed) -> str:
-    tries = f"{failed.entry.attempts} tr{'y' if failed.entry.attempts == 1 else 'ies'}"
+    tries = _tries(failed)
     state = tries if failed.given_up else f"{tries}, waits for another"
     error = _shortened(" ".join(failed.entry.failed.error.split()))
     return f"{failed.id}  {_when(failed)}  at {failed.node}, {state}: {error}; item {failed.entry.failed.shown}"
+
+
+def _tries(failed: Failed) -> str:
+    return "1 try" if failed.entry.attempts == 1 else f"{failed.entry.attempts} tries"
 
 
 def _when(failed: Failed) -> str:
@@ -205,7 +219,7 @@ def _shown(failed: Failed) -> str:
     except UsageError as error:
         item = f"{entry.failed.shown}\n({error})"
     state = "given up" if failed.given_up else "waits for another try"
-    where = f"at {failed.node}, {_when(failed)}, after {entry.attempts} tries, {state}"
+    where = f"at {failed.node}, {_when(failed)}, after {_tries(failed)}, {state}"
     return f"{failed.id}: {where}\n\n{entry.failed.traceback.rstrip() or entry.failed.error}\n\nitem: {item}"
 
 
@@ -296,7 +310,7 @@ def _tell(arguments: argparse.Namespace, ids: list[str], done: str, would: str) 
         for found in ids:
             print(found)
     items = f"{len(ids):,} failed item{'' if len(ids) == 1 else 's'}"
-    print(f"{items} {would if arguments.dry_run else done}" if ids else "no failed items")
+    print(f"{items} {would if arguments.dry_run else done}" if ids else _none(arguments))
 
 
 _ADD_FLAGS = {

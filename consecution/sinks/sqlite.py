@@ -31,6 +31,8 @@ COLUMN_TYPES = (
     ("BLOB", {bytes}),
 )
 
+STORABLE = (int, float, str, bytes, bytearray, memoryview, type(None))
+
 OUTAGES = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
@@ -116,8 +118,12 @@ class Sqlite:
         self._check_fits(target, statement, len(shape.columns))
 
         def insert(items: list[Any]) -> None:
-            with self._explained() as connection:
-                connection.executemany(statement, shape.rows_of(items))
+            try:
+                with self._explained() as connection:
+                    connection.executemany(statement, shape.rows_of(items))
+            except (sqlite3.ProgrammingError, sqlite3.InterfaceError) as error:
+                _check_values(target, shape.columns, shape.rows_of(items), error)
+                raise
 
         return insert
 
@@ -152,6 +158,23 @@ class Sqlite:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _check_values(target: Target, columns: Sequence[str], rows: Iterable[Row], error: Exception) -> None:
+    """TypeError that names the column, where a value has a type that SQLite cannot hold."""
+    for row in rows:
+        for column, value in zip(columns, row, strict=True):
+            if not isinstance(value, STORABLE) and not _is_adapted(value):
+                kind = type(value).__name__
+                raise TypeError(
+                    f"{target.sink}: column {column!r} of the table {target.table}: SQLite takes None, int, float, str "
+                    f"and bytes, found {kind}: {value!r:.80}; make it one of these before, or tell sqlite3 how: "
+                    f"sqlite3.register_adapter({kind}, str)"
+                ) from error
+
+
+def _is_adapted(value: object) -> bool:
+    return hasattr(value, "__conform__") or (type(value), sqlite3.PrepareProtocol) in sqlite3.adapters
 
 
 def _create_statement(target: Target, columns: Sequence[str], rows: Iterable[Row]) -> str:

@@ -6,6 +6,7 @@ import multiprocessing
 import re
 import sqlite3
 import threading
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,7 +114,12 @@ def test_a_first_row_that_is_too_short_says_what_is_needed(db: Database) -> None
         (Other(1, 2), {"x": 1}, "expected a tuple as the rows before, found dict"),
         (Distance("a", 1), 7, "'int' object has no attribute 'name'"),
         ({"a": 1}, {"a": 2**64}, "too large"),
-        ({"a": 1}, {"a": object()}, "not supported"),
+        ({"a": 1}, {"a": object()}, r"column 'a' of the table \w+: SQLite takes .*, found object"),
+        (
+            {"a": 1},
+            {"a": Decimal("1.50")},
+            r"found Decimal: Decimal\('1.50'\); .*sqlite3.register_adapter\(Decimal, str\)",
+        ),
     ],
 )
 def test_a_wrong_row_fails_alone_and_says_why(db: Database, first: Any, wrong: Any, reason: str) -> None:
