@@ -3,6 +3,8 @@
     python -m benchmarks.sources_sinks --rounds 3
     python -m benchmarks.sources_sinks tcp sql --quick
 
+PostgreSQL is a server of this run's own, as in the tests: where none is installed, its works are left out.
+
 Behind each source a number is taken from each row and summed up; before each sink the rows are made. The loop does
 just that. Ours does it ``inline`` without guarantees, where only the library's own cost is felt, and ``robust``: in
 processes, every row once whatever dies, as it comes out of the box.
@@ -16,22 +18,24 @@ import gzip
 import json
 import os
 import platform
+import queue
 import socket
 import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contest import ROOT, Outcome, Question, Run, run_child
-from benchmarks.stamps import FirstRead, StampedSink, StampedSource, outcome
+from benchmarks.stamps import FirstRead, StampedSink, StampedSource, outcome, stamp_first
 from consecution import (
     Csv,
     FilesSource,
@@ -51,6 +55,7 @@ from consecution import (
     TextLines,
     ZmqSource,
 )
+from tests.sinks.cluster import Cluster, Unavailable
 
 QUICK = 20
 AIM = 0.8
@@ -58,6 +63,8 @@ COLUMNS = ("n", "customer", "cents")
 ROWS_PER_COMMIT = 1000
 ROWS_PER_GROUP = 100_000
 LONGEST_WAIT_MS = 60_000
+POSTGRES = "CONSECUTION_BENCH_POSTGRES"
+"""The variable of the environment with the url of a database for those works that need one."""
 MODES: dict[str, dict[str, Any]] = {
     "inline none": {"mode": "inline", "robustness": "none"},
     "robust": {"mode": "process", "robustness": "robust"},
@@ -122,6 +129,20 @@ def write_table(path: Path, size: int) -> None:
         database.execute("CREATE TABLE paid (n INTEGER PRIMARY KEY, customer TEXT, cents INTEGER)")
         database.executemany("INSERT INTO paid VALUES (:n, :customer, :cents)", map(make_row, range(size)))
         database.commit()
+
+
+def write_postgres(path: Path, size: int) -> None:
+    """A table; the file holds its url."""
+    import psycopg
+
+    url = os.environ[POSTGRES]
+    with psycopg.connect(url) as database:
+        database.execute("DROP TABLE IF EXISTS paid")
+        database.execute("CREATE TABLE paid (n bigint PRIMARY KEY, customer text, cents bigint)")
+        with database.cursor().copy("COPY paid FROM STDIN") as copy:
+            for row in map(make_row, range(size)):
+                copy.write_row(tuple(row.values()))
+    path.write_text(url)
 
 
 # -- sources ---------------------------------------------------------------------------------------
@@ -201,6 +222,13 @@ def _table_of(path: Path) -> Iterator[Any]:
         yield from database.execute("SELECT * FROM paid ORDER BY n")
 
 
+def _postgres_table_of(path: Path) -> Iterator[Row]:
+    import psycopg
+
+    with psycopg.connect(path.read_text(), row_factory=psycopg.rows.dict_row) as database:
+        yield from database.execute("SELECT * FROM paid ORDER BY n")
+
+
 def _pour(path: Path) -> Any:
     """The file as a pipe."""
     return subprocess.Popen(["cat", path], stdout=subprocess.PIPE)
@@ -249,6 +277,14 @@ READINGS = {
         write_table,
         _table_of,
         lambda path: StampedSql(url=f"sqlite:///{path}", table="paid", order_by="n"),
+        _row_number,
+        sum_rows,
+    ),
+    "sql, PostgreSQL": Reading(
+        "url",
+        write_postgres,
+        _postgres_table_of,
+        lambda path: StampedSql(url=path.read_text(), table="paid", order_by="n"),
         _row_number,
         sum_rows,
     ),
@@ -376,6 +412,42 @@ LISTENINGS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Pushing:
+    """Rows that the program hands over one by one, as they come up; in the loop to a thread, through a queue."""
+
+    def run_loop(self, folder: Path, size: int) -> Outcome:
+        rows: queue.Queue[Row | None] = queue.Queue(10_000)
+        total = 0
+
+        def take() -> None:
+            nonlocal total
+            while (row := rows.get()) is not None:
+                total += _row_number(row)
+
+        taker = threading.Thread(target=take)
+        taker.start()
+        started_s = time.perf_counter()
+        for row in map(make_row, range(size)):
+            rows.put(row)
+        rows.put(None)
+        taker.join()
+        return Outcome(time.perf_counter() - started_s, total)
+
+    def run_ours(self, folder: Path, size: int, **options: Any) -> Outcome:
+        pipeline = Pipeline(Producer("manual") | StampedSink("sink", folder, sum_rows))
+        with pipeline.start(**options) as running:
+            stamp_first(folder)
+            for row in map(make_row, range(size)):
+                running.push(row)
+            running.finish_input()
+            running.wait()
+        return outcome(folder)
+
+
+PUSHINGS = {"manual": Pushing()}
+
+
 # -- sinks -----------------------------------------------------------------------------------------
 
 
@@ -459,6 +531,58 @@ def _total_of_table(path: Path) -> int:
         return int(database.execute("SELECT sum(n) FROM paid").fetchone()[0])
 
 
+class StampedSqlSink(SqlSink):
+    """Touches a file whenever something was committed, for the database keeps no time."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("out", os.environ[POSTGRES], "paid")
+        self._path = path
+
+    def open(self) -> None:
+        super().open()
+        self._path.touch()
+
+    def write(self, batch_id: Any, items: list[Any]) -> None:
+        super().write(batch_id, items)
+        self._path.touch()
+
+    def commit(self, owner: str, number: int, redo: bytes) -> None:
+        super().commit(owner, number, redo)
+        self._path.touch()
+
+
+def _postgres_sink(path: Path) -> Sink:
+    _drop_table()
+    return StampedSqlSink(path)
+
+
+def _drop_table() -> None:
+    import psycopg
+
+    with psycopg.connect(os.environ[POSTGRES]) as database:
+        database.execute("DROP TABLE IF EXISTS paid")
+
+
+def _write_postgres(path: Path, rows: Iterator[Row]) -> None:
+    import psycopg
+
+    _drop_table()
+    with psycopg.connect(os.environ[POSTGRES]) as database, database.cursor() as cursor:
+        cursor.execute("CREATE TABLE paid (n bigint, customer text, cents bigint)")
+        for part in _in_parts(rows, ROWS_PER_COMMIT):
+            cursor.executemany("INSERT INTO paid VALUES (%(n)s, %(customer)s, %(cents)s)", part)
+            database.commit()
+
+
+def _total_of_postgres(path: Path) -> int:
+    import psycopg
+
+    with psycopg.connect(os.environ[POSTGRES]) as database:
+        row = database.execute("SELECT sum(n)::bigint FROM paid").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 WRITINGS = {
     "TextLines": Writing(
         "out.txt", make_line, _write_text, lambda path: TextLines("out", path), lambda path: sum_lines(_lines_of(path))
@@ -479,17 +603,56 @@ WRITINGS = {
     "SqlSink, SQLite": Writing(
         "out.db", make_row, _write_table, lambda path: SqlSink("out", f"sqlite:///{path}", "paid"), _total_of_table
     ),
+    "SqlSink, PostgreSQL": Writing("out.pg", make_row, _write_postgres, _postgres_sink, _total_of_postgres),
 }
 
 
 # -- the contest -----------------------------------------------------------------------------------
 
-WORKS: dict[str, Reading | Listening | Writing] = {**READINGS, **LISTENINGS, **WRITINGS}
-FEWER = {"zmq, text": 2, "http, ndjson": 2, "files, parquet": 2, "Parquet": 2}
+Work = Reading | Listening | Pushing | Writing
+WORKS: dict[str, Work] = {**READINGS, **LISTENINGS, **PUSHINGS, **WRITINGS}
+FEWER = {
+    "zmq, text": 2,
+    "http, ndjson": 2,
+    "files, parquet": 2,
+    "Parquet": 2,
+    "sql, PostgreSQL": 2,
+    "SqlSink, PostgreSQL": 8,
+    "manual": 8,
+}
 """One in so many rows, because they take longer."""
 
 
-def do(work: Reading | Listening | Writing, mode: str | None, size: int) -> Outcome:
+@contextmanager
+def postgres() -> Iterator[None]:
+    """A server of its own, as the tests start it. Raises Unavailable where PostgreSQL is not installed."""
+    cluster = Cluster()
+    try:
+        cluster.make()
+        cluster.start()
+        os.environ[POSTGRES] = cluster.url("postgres")
+        yield
+    finally:
+        os.environ.pop(POSTGRES, None)
+        cluster.remove()
+
+
+@contextmanager
+def _with_what_they_need(names: list[str]) -> Iterator[list[str]]:
+    """Those of the works that can be done here; for what the others lack there is a message."""
+    if not any("PostgreSQL" in name for name in names):
+        yield names
+        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(postgres())
+        except Unavailable as reason:
+            print(f"left out what needs PostgreSQL: {reason}", file=sys.stderr)
+            names = [name for name in names if "PostgreSQL" not in name]
+        yield names
+
+
+def do(work: Work, mode: str | None, size: int) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="consecution-bench-") as made:
         folder = Path(made)
         if mode is None:
@@ -581,7 +744,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not names:
         parser.error(f"there is no such work; there are {', '.join(WORKS)}")
     size = QUESTION.size // QUICK if asked.quick else QUESTION.size
-    found = contest(names, size, 1 if asked.quick else asked.rounds)
+    with _with_what_they_need(names) as able:
+        found = contest(able, size, 1 if asked.quick else asked.rounds)
     machine = f"CPython {platform.python_version()}, {platform.system()}, {os.cpu_count()} cores"
     print(f"{page(found)}\n\n{machine}; {disturbed(found)}")
     return 0

@@ -6,13 +6,18 @@ import pytest
 
 from benchmarks import sources_sinks
 from benchmarks.contest import Run
-from benchmarks.sources_sinks import MODES, QUESTION, WORKS, do, expected
+from benchmarks.sources_sinks import MODES, POSTGRES, QUESTION, WORKS, do, expected
+from tests.sinks.cluster import Unavailable
 
 SIZE = 3000
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_the_loop_and_ours_have_the_same_answer(name: str) -> None:
+def test_the_loop_and_ours_have_the_same_answer(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "PostgreSQL" in name:
+        monkeypatch.setenv(POSTGRES, request.getfixturevalue("postgres").url)
     for mode in (None, "inline none"):
         found = do(WORKS[name], mode, SIZE)
 
@@ -23,6 +28,23 @@ def test_the_loop_and_ours_have_the_same_answer(name: str) -> None:
 @pytest.mark.parametrize("name", ["files, csv", "tcp, lines", "SqlSink, SQLite"])
 def test_so_it_is_in_processes(name: str) -> None:
     assert do(WORKS[name], "robust", SIZE).answer == expected(SIZE)
+
+
+def test_without_a_server_what_needs_it_is_left_out_with_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unavailable() -> None:
+        raise Unavailable("no initdb here")
+
+    monkeypatch.setattr(sources_sinks, "Cluster", unavailable)
+    monkeypatch.setattr(sources_sinks, "contest", lambda names, size, rounds: {name: {} for name in names})
+    monkeypatch.setattr(sources_sinks, "page", ", ".join)
+
+    assert sources_sinks.main(["sql, ", "--quick"]) == 0
+
+    told = capsys.readouterr()
+    assert told.out.splitlines()[0] == "sql, SQLite"
+    assert "left out what needs PostgreSQL: no initdb here" in told.err
 
 
 def runs(who: str, *seconds: float) -> list[Run]:
