@@ -114,5 +114,6 @@ class Source:
     def batch_settled(self, seq: int, failed: int, confirmed: bool) -> None:
         """Batch ``seq`` is completely processed, retries included; ``failed`` items were given up.
 
+        A crash just afterwards may have it told once more, to the next life of the source.
         ``confirmed`` False: a worker died and the batch is lost (never in ``robust``).
         """

@@ -201,6 +201,11 @@ class Durable:
         for seq in seqs:
             self._turn.changes.append(FramesDropped(tuple(incoming.staged.pop(seq).values())))
 
+    @property
+    def owes(self) -> bool:
+        """Whether `take_turn` would return anything."""
+        return bool(self._turn)
+
     def take_turn(self) -> DurableTurn:
         """Everything to be done since the last call: commit, then answer."""
         turn, self._turn = self._turn, DurableTurn()

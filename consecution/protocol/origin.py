@@ -13,7 +13,9 @@ The rules this file keeps:
    receiver drops what lies below, and that would be the batch itself if it had to run again.
 6. The failed inputs of a durable task are its own origin's: their retries enter at that very task, and
    descend from no batch (``root`` is `NO_ROOT`).
-7. An item that is given up at a node with a failed edge never becomes an entry: in the commit that would keep
+7. That a batch is forgotten needs no commit of its own: it rides with the next one, and waits for that as long as
+   anything is open. A crash before it is one just before the forgetting: the ``go`` is repeated, and confirmed again.
+8. An item that is given up at a node with a failed edge never becomes an entry: in the commit that would keep
    it, a batch is born that goes over that edge. In the books it is a retry, pending until it is over.
 
 The origin neither sends nor commits. It collects what has to be done in a `Turn`; the shell around it
@@ -348,6 +350,7 @@ class Origin:
         self._due: list[tuple[float, int]] = []
         self._roots: dict[int, _Root] = {}
         self._handed: dict[RetryMark, list[tuple[FailedItem, int]]] = {}
+        self._forgotten: list[BatchForgotten] = []
         self._handed_s = now_s
         self._head_moved = False
         self._turn = Turn()
@@ -403,7 +406,17 @@ class Origin:
     @property
     def settled(self) -> bool:
         """Nothing is open, nothing waits for a retry and no commit is owed."""
-        return not (self._batches or self._decided or self._waiting or self._turn or self._head_moved)
+        return not (self.open_count or self._waiting or self._forgotten or self._turn or self._head_moved)
+
+    @property
+    def owes(self) -> bool:
+        """Whether `take_turn` would return anything."""
+        return bool(self._turn or self._head_moved or self._handed or (self._forgotten and not self.open_count))
+
+    @property
+    def forgotten(self) -> tuple[int, ...]:
+        """Batches that are over, and still in the journal."""
+        return tuple(change.seq for change in self._forgotten)
 
     @property
     def finished(self) -> bool:
@@ -443,12 +456,10 @@ class Origin:
         """
         if not self._running:
             return None
-        times = []
-        if self._due and self._has_room():
-            times.append(self._due[0][0])
-        if self.limits.replays and (self._batches or self._decided):
-            times.append(self._no_expiry_before_s)
-        return min(times, default=None)
+        due_s = self._no_expiry_before_s if self.limits.replays and (self._batches or self._decided) else math.inf
+        if self._due and self._due[0][0] < due_s and self._has_room():
+            due_s = self._due[0][0]
+        return None if due_s == math.inf else due_s
 
     # -- birth -----------------------------------------------------------------------------------
 
@@ -663,7 +674,7 @@ class Origin:
         decision = decided.decision
         del self._decided[decision.seq]
         self._pending_bytes -= decided.size_bytes
-        self._turn.changes.append(BatchForgotten(decision.seq))
+        self._forgotten.append(BatchForgotten(decision.seq))
         self._close(decision.seq, decision.retry)
 
     def retry_of(self, seq: int) -> RetryMark | None:
@@ -854,8 +865,15 @@ class Origin:
         if self._head_moved:
             self._head_moved = False
             turn.changes.append(HeadMoved(self._head()))
+        if turn.changes or not self.open_count:
+            turn.changes += self.take_forgotten()
         turn.low = self.low
         return turn
+
+    def take_forgotten(self) -> list[BatchForgotten]:
+        """What any commit may hold beside its own: that these batches are over."""
+        forgotten, self._forgotten = self._forgotten, []
+        return forgotten
 
     def _head(self) -> Head:
         return Head(

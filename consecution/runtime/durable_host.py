@@ -301,6 +301,11 @@ class DurableHost(Occupied):
 
     # -- the commit (`origin_host.Companion`) ------------------------------------------------------
 
+    @property
+    def owes(self) -> bool:
+        """Something is to be committed, or answered."""
+        return self._applied or self._ending or self._end_undone or self._durable.owes
+
     def take_changes(self) -> list[Any]:
         """What the commit holds beside the origin's own changes."""
         self._answers = self._durable.take_turn()

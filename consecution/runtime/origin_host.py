@@ -76,6 +76,10 @@ OnStop = Callable[[TaskIndex, FailureEntry], None]
 class Companion(Protocol):
     """The durable task whose outputs this origin answers for: what it changes is part of the same commits."""
 
+    @property
+    def owes(self) -> bool:
+        """Whether there is anything to commit, or to answer after a commit."""
+
     def take_changes(self) -> list[Any]:
         """What the next commit has to hold beside the origin's own changes."""
 
@@ -218,9 +222,8 @@ class OriginHost:
 
     def start_due(self) -> None:
         """Start retries, and replay trees without progress, whose time has come."""
-        now_s = self.now()
         due_s = self.origin.next_due_s()
-        if due_s is not None and due_s <= now_s:
+        if due_s is not None and due_s <= (now_s := self.now()):
             self.origin.start_retries(now_s)
             self.origin.expire(now_s)
 
@@ -228,9 +231,13 @@ class OriginHost:
         """Do everything that is due: commit, launch, tell. Returns whether there was anything."""
         self.start_due()
         worked = False
-        while self._turn_once():
+        while self._owes and self._turn_once():
             worked = True
         return worked
+
+    @property
+    def _owes(self) -> bool:
+        return self.origin.owes or (self.companion is not None and self.companion.owes)
 
     def _turn_once(self) -> bool:
         """One commit, and everything that may be said after it."""
@@ -240,7 +247,7 @@ class OriginHost:
                 self._on_stop(self.task, entry)
         beside = self.companion.take_changes() if self.companion is not None else []
         if turn.changes or beside:
-            changes = [*beside, *turn.changes]
+            changes = [*beside, *turn.changes, *self.origin.take_forgotten()]
             if self.companion is not None:
                 self.companion.prepare(changes)
             failpoints.passed("origin.before_commit")
@@ -570,6 +577,10 @@ class _Births:
         note = self._source.take_note(seq)
         if note is not None:
             self._notes[seq] = note
+
+    @property
+    def owes(self) -> bool:
+        return bool(self._born)
 
     def take_changes(self) -> list[Any]:
         self._committing, self._born = self._born, []

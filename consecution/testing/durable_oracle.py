@@ -80,6 +80,7 @@ class DurableOracle(Oracle):
 
     def begun(self) -> None:
         """A new incarnation opens the store; what the last one had not committed is gone."""
+        self.restarted()
         self._group = None
         self._told_low.clear()
 

@@ -86,6 +86,7 @@ class Oracle:
         self._applied: dict[TaskIndex, set[int]] = {}
         self._read = 0
         self._stops_told: set[int] = set()
+        self._forgotten: tuple[int, ...] = ()
         self.reading_stopped = False
         """This incarnation was told to take nothing new, and has had a turn since."""
 
@@ -224,6 +225,17 @@ class Oracle:
         for task, _ in decision.participants:
             if self._durable[task].ledger.get(self.task, -1) < seq:
                 raise Violation(f"batch {seq} was forgotten, and task {task} has not applied it")
+
+    def restarted(self) -> None:
+        """A new incarnation. What the disk has open may be told to be over again."""
+        self._forgotten = ()
+        self._told -= self._open_roots().keys()
+
+    def forgot(self, seqs: tuple[int, ...]) -> None:
+        """These are over, says this incarnation, though the disk has them yet: a crash brings them back."""
+        for seq in seqs:
+            self._judge_forgetting(self._disk.decided.get(seq), seq)
+        self._forgotten = seqs
 
     def _judge_decision(self, seq: int, decision: Decision | None) -> Counter[FailureKey]:
         """Check the execution that was decided; returns the failures it must leave."""
@@ -385,7 +397,8 @@ class Oracle:
 
     def _open_roots(self) -> dict[int, int]:
         """Batches of the source stream that are not over, and how many of their items are pending."""
-        unapplied: list[BatchRecord | Decision] = [*self._disk.batches.values(), *self._disk.decided.values()]
+        decided = [decision for seq, decision in self._disk.decided.items() if seq not in self._forgotten]
+        unapplied: list[BatchRecord | Decision] = [*self._disk.batches.values(), *decided]
         found = {record.seq: record.count for record in unapplied if record.retry is None}
         marks = [record.retry.root for record in unapplied if record.retry is not None]
         for root in (*marks, *(entry.root for entry in self._disk.waiting)):

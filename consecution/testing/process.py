@@ -290,6 +290,7 @@ class SourceProcess(OriginProcess):
             handlers=self,
         )
         self._stop_heard = self._oracle.reading_stopped = False
+        self._oracle.restarted()
         self._source = SourceHost(self._host, NumberedSource(scene.items[task], scene.rng.random, self._settled))
         self._source.open()
         self._said = SourceBeat(False, False)
@@ -304,6 +305,7 @@ class SourceProcess(OriginProcess):
     def _work(self) -> None:
         self.restless = self._source.turn()
         self._oracle.reading_stopped = self._stop_heard
+        self._oracle.forgot(self.origin.forgotten)
         self._oracle.count(self.origin.counts())
         origin = self.origin
         beat = SourceBeat(origin.finished, origin.stopped and origin.settled)
@@ -324,6 +326,7 @@ class SourceProcess(OriginProcess):
 
     def _settled(self, seq: int, failed: int, confirmed: bool) -> None:
         self._scene.trace("{} tells batch {} settled", self.endpoint, seq)
+        self._oracle.forgot(self.origin.forgotten)
         self._oracle.settled(Settled(seq, failed, confirmed))
 
     def wake(self) -> float | None:
@@ -475,6 +478,7 @@ class DurableProcess(OriginProcess):
     def _work(self) -> None:
         self.restless = self._host.turn()
         self._host.flush()
+        self._oracle.forgot(self._host.origin.forgotten)
         self._oracle.count(self._host.origin.counts())
         self._oracle.check_low()
         if self._ending and self._host.ended:

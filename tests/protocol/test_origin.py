@@ -1049,6 +1049,41 @@ def test_a_batch_is_forgotten_at_the_last_confirm() -> None:
     assert origin.counts().pending == 0
 
 
+def test_a_forgetting_rides_with_the_next_commit_while_anything_is_open() -> None:
+    origin = running()
+    for _ in range(2):
+        birth(origin)
+    stage(origin, 0, STORE)
+    origin.take_turn()
+
+    origin.confirmed(STORE, [0], 0.0)
+    turn = origin.take_turn()
+    assert (turn.changes, turn.settled) == ([], [Settled(0, 0, confirmed=True)])
+    assert (origin.forgotten, origin.owes) == ((0,), False)
+
+    turn = stage(origin, 1, STORE)
+    assert BatchForgotten(0) in turn.changes
+    assert (turn.low, origin.forgotten) == (1, ())
+
+    origin.confirmed(STORE, [1], 0.0)
+    assert origin.owes
+    assert not origin.settled
+    assert origin.take_turn().changes == [BatchForgotten(1)]
+    assert origin.settled
+
+
+def test_a_forgetting_may_ride_with_what_is_committed_beside() -> None:
+    origin = running()
+    for _ in range(2):
+        birth(origin)
+    stage(origin, 0, STORE)
+    origin.take_turn()
+    origin.confirmed(STORE, [0], 0.0)
+
+    assert origin.take_forgotten() == [BatchForgotten(0)]
+    assert origin.take_forgotten() == []
+
+
 def test_a_go_says_which_batch_the_participant_has_not_confirmed() -> None:
     origin = running()
     for _ in range(3):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from consecution.protocol.durable import Application, Durable, FrameStaged
-from consecution.protocol.origin import Head, Origin
+from consecution.protocol.origin import BatchForgotten, Decision, Head, Origin
 from consecution.protocol.values import Acks, Confirms, Frame, Go, TaskIndex
 from consecution.runtime.appliers import TransactionApplier
 from consecution.runtime.durable_host import DurableHost
@@ -158,6 +158,22 @@ class ForgetsAtTheFirstConfirm(Origin):
             decided = self._decided.get(seq)
             for task in list(decided.waiting) if decided is not None else []:
                 super().confirmed(task, [seq], now_s)
+
+
+class ForgetsInMemoryOnly(Origin):
+    """What is to ride with the next commit never does."""
+
+    def take_forgotten(self) -> list[BatchForgotten]:
+        super().take_forgotten()
+        return []
+
+
+class ForgetsWithTheDecision(Origin):
+    """Does not wait for the confirms."""
+
+    def _await_confirms(self, decision: Decision, size_bytes: int, now_s: float) -> None:
+        super()._await_confirms(decision, size_bytes, now_s)
+        self._forgotten.append(BatchForgotten(decision.seq))
 
 
 class ForgetsParticipantsOfOldExecutions(Origin):
@@ -336,6 +352,8 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
     ("go not repeated", Parts(origin=TellsGosOnce), "stuck|has not ended", 50),
     ("confirm not repeated", Parts(durable=ConfirmsOnce), "stuck", 200),
     ("forgotten at the first confirm", Parts(origin=ForgetsAtTheFirstConfirm), "has not applied it", 50),
+    ("forgotten in memory only", Parts(origin=ForgetsInMemoryOnly), "told settled, but|said to be over", 50),
+    ("forgotten with the decision", Parts(origin=ForgetsWithTheDecision), "was forgotten, and", 10),
     ("participants of old executions", Parts(origin=ForgetsParticipantsOfOldExecutions), "was decided as", 50),
     (
         "replay before all have switched",
