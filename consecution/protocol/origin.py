@@ -35,11 +35,16 @@ from typing import Any, Protocol
 from consecution.protocol.values import Ack, Action, Entry, FailedItem, Go, Stage, TaskIndex
 
 SLOW_S = 1.0
-"""A batch that took longer than this from birth to completion halves the size of the next ones."""
+"""A batch that takes longer than this from birth to completion, where few others are open, halves the next ones."""
 QUICK_S = 0.25
-"""A full batch that took less than this makes the next ones larger: so large that they would take that long, but"""
+"""A full batch that takes less than this, beside few others, makes the next ones larger: to take about as long, but"""
 MOST_GROWTH = 8
 """not more times as large than this, and not less than two. Where little is done with an item, three steps will do."""
+FEW_OPEN = 8
+"""Where more are open, a batch has waited for others: its share of the time is what counts."""
+LARGE_BATCH = 500
+FEW_LARGE_OPEN = 16
+"""Where batches of more items are slow, first fewer are open at a time, down to so many: small ones cost more."""
 FIRST_BATCH_SIZE = 16
 WINDOW_SHARE = 4
 """So many batches of large items, at least, share the window's bytes."""
@@ -280,6 +285,8 @@ class _Batch:
     failed: list[FailedItem] = field(default_factory=list)
     produced_bytes: int = 0
     participants: dict[TaskIndex, int] = field(default_factory=dict)
+    beside: int = 0
+    """How many were open when it was born."""
 
 
 @dataclass(slots=True)
@@ -359,6 +366,8 @@ class Origin:
         self._target = min(FIRST_BATCH_SIZE, limits.batch_size)
         self.growing = self._target < limits.batch_size
         """Batches of this stream have not found their size yet: make few of them until more is known."""
+        self._window = limits.max_pending
+        """How many batches may be open just now."""
         self._fitting = limits.batch_size
         """How many items like those of the last batch fit into a batch's share of the window."""
         self._restore(restored, now_s)
@@ -522,7 +531,7 @@ class Origin:
             self._fitting = max(1, share_bytes * record.count // size_bytes)
 
     def _open(self, record: BatchRecord, size_bytes: int, now_s: float) -> _Batch:
-        batch = _Batch(record, self.generation, now_s, now_s, size_bytes)
+        batch = _Batch(record, self.generation, now_s, now_s, size_bytes, beside=self.open_count)
         self._batches[record.seq] = batch
         self._pending_bytes += size_bytes
         if record.retry is None:
@@ -548,8 +557,7 @@ class Origin:
         open_count = self.open_count
         if not open_count:
             return True
-        limits = self.limits
-        return open_count < limits.max_pending and self._pending_bytes < limits.max_pending_bytes
+        return open_count < self._window and self._pending_bytes < self.limits.max_pending_bytes
 
     # -- travel ----------------------------------------------------------------------------------
 
@@ -598,17 +606,25 @@ class Origin:
             self._decide(now_s)
 
     def _adapt(self, batch: _Batch, now_s: float) -> None:
+        """Learn from a batch that is complete how large the next ones should be, and how many may be open."""
         if batch.record.retry is not None:
             return
-        took_s = now_s - batch.born_s
-        if took_s > SLOW_S and not batch.replays:
-            self._target = max(1, min(self._target, batch.record.count) // 2)
-        elif batch.record.count < self._target:
-            return
-        elif took_s < QUICK_S:
-            growth = max(2, int(QUICK_S / max(took_s, QUICK_S / MOST_GROWTH)))
+        count, took_s, beside = batch.record.count, now_s - batch.born_s, max(FEW_OPEN, batch.beside)
+        share_s = took_s * FEW_OPEN / beside
+        is_slow = took_s > SLOW_S and not batch.replays
+        is_full = count >= self._target
+        if is_slow and count > LARGE_BATCH and beside > FEW_LARGE_OPEN:
+            self._window = min(self._window, max(FEW_LARGE_OPEN, beside // 2))
+        elif is_slow and share_s > SLOW_S:
+            self._target = min(self._target, max(1, count // 2))  # once, however many of that size are slow
+            self._window = self._window if count > LARGE_BATCH else min(self.limits.max_pending, self._window * 2)
+        elif share_s < QUICK_S and is_full:
+            growth = max(2, int(QUICK_S / max(share_s, QUICK_S / MOST_GROWTH)))
             self._target = min(self.limits.batch_size, self._target * growth)
-        self.growing = self.growing and took_s < QUICK_S and self._target < self.limits.batch_size
+        if took_s < QUICK_S:
+            self._window = min(self.limits.max_pending, self._window * 2)
+        if is_full or is_slow:
+            self.growing = self.growing and share_s < QUICK_S and self._target < self.limits.batch_size
 
     # -- decision --------------------------------------------------------------------------------
 

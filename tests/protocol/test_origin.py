@@ -182,6 +182,55 @@ def test_batches_have_found_their_size_when_a_full_one_is_not_quick() -> None:
     assert (not_full, origin.growing) == (True, False)
 
 
+def grown(**limits: Any) -> Origin:
+    """An origin whose batches have become as large as they may."""
+    origin = running(**limits)
+    while (room := origin.room()) < origin.limits.batch_size:
+        complete(origin, origin.born(room, b"", 0, 0.0), 0.1)
+    return origin
+
+
+def fill(origin: Origin, now_s: float) -> list[int]:
+    """Open as many batches as may be open."""
+    born = []
+    while room := origin.room():
+        born.append(origin.born(room, b"", 0, now_s))
+    return born
+
+
+def test_however_many_batches_are_slow_together_the_next_are_half_as_large() -> None:
+    origin = grown(batch_size=64, max_pending=8)
+
+    for seq in fill(origin, 1.0):
+        complete(origin, seq, 6.0)
+
+    assert origin.room() == 32
+
+
+def test_where_large_batches_wait_for_each_other_fewer_are_open_and_none_is_smaller() -> None:
+    origin = grown(batch_size=4000, max_pending=64)
+
+    for number, seq in enumerate(fill(origin, 1.0), start=1):
+        complete(origin, seq, 1.0 + number * 0.025)
+
+    assert origin.room() == 4000
+    fewer = fill(origin, 10.0)
+    assert 16 <= len(fewer) < 40
+    for seq in fewer:
+        complete(origin, seq, 10.1)
+    assert len(fill(origin, 20.0)) == 64, "once they are quick there is room for more"
+
+
+def test_batches_that_wait_for_the_disk_and_not_for_each_other_grow() -> None:
+    origin = running(batch_size=4000, max_pending=64)
+
+    for now_s in range(10):
+        for seq in fill(origin, now_s * 10.0):
+            complete(origin, seq, now_s * 10.0 + 0.6)
+
+    assert origin.room() > 500
+
+
 def test_batches_of_large_items_are_small_whatever_their_speed() -> None:
     origin = running(batch_size=1000, max_pending_bytes=400, max_pending=1)
     sizes = []
