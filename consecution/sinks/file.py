@@ -26,7 +26,7 @@ from typing import Any
 from consecution.errors import DamagedStoreError, UsageError, WorldError
 from consecution.protocol.values import BatchId
 from consecution.sink import AppendSink, refuse_unknown
-from consecution.sinks.compression import Compress, compression_of
+from consecution.sinks.compression import Compress, check_suffix, compression_of
 from consecution.sinks.rotation import FileNames, RotationLimits
 
 LOCK_WAIT_S = 5.0
@@ -80,9 +80,10 @@ class FileSink(AppendSink):
     complete when the stream ends or the run drains; after an abort or a crash the next run goes on with it. Numbers
     start above those that are there. A ``.part`` that a run without ``robust`` left when it was killed stays as it is.
 
-    **Compression** by suffix: ``.gz``, ``.bz2``, ``.xz``, ``.zst`` (before Python 3.14 with the extra ``zstd``). Each
-    commit ends a compressed piece, so that the file can be cut there: at low rates pieces are small, and little is
-    gained. The bytes depend on how items came in commits; what they are decompressed to does not.
+    **Compression** by suffix: ``.gz``, ``.bz2``, ``.xz``, ``.zst`` (before Python 3.14 with the extra ``zstd``);
+    suffixes of other compressions are refused. Each commit ends a compressed piece, so that the file can be cut
+    there: at low rates pieces are small, and little is gained. The bytes depend on how items came in commits; what
+    they are decompressed to does not.
 
     The folder must exist. One replica only.
     """
@@ -104,6 +105,7 @@ class FileSink(AppendSink):
         super().__init__(name, **kwargs)
         refuse_unknown(self, kwargs)
         self.path = Path(path)
+        check_suffix(self.path, str(self))
         self.limits = RotationLimits(rotate_bytes, rotate_items, rotate_s)
         self.limits.check(str(self))
         self.names = FileNames(self.path, in_parts=self.in_parts, sink=str(self))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from consecution.errors import MissingExtraError, UsageError
+from consecution.sinks.compression import SUFFIXES
 from consecution.sinks.file import FileSink
 from consecution.sinks.rows import Shape, check_names, shape_of
 
@@ -51,6 +52,11 @@ class Parquet(FileSink):
                 f"Parquet {name!r}: rotate_bytes does not go with Parquet files; use rotate_items or rotate_s"
             )
         super().__init__(name, path, **kwargs)
+        if self.path.suffix in SUFFIXES:
+            raise UsageError(
+                f"{self}: path={str(path)!r}: expected a name without the suffix of a compression; found "
+                f"{self.path.suffix}; a Parquet file is compressed inside: compression='gzip'"
+            )
         self.columns = check_names("columns", columns)
         self.schema = schema
         self.compression = compression
@@ -66,7 +72,6 @@ class Parquet(FileSink):
         arrow = _pyarrow(str(self))
         super().open()
         self._arrow = arrow
-        self._compress = None  # A suffix would speak of the Parquet file; its parts are not compressed.
 
     def encode(self, items: list[Any]) -> bytes:
         shape = self._shape or shape_of(items[0], self._names_given(), str(self))

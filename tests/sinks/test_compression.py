@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from consecution.errors import MissingExtraError
+from consecution import Parquet, TextLines
+from consecution.errors import MissingExtraError, UsageError
 from consecution.sinks.compression import compression_of
 
 
@@ -47,3 +48,15 @@ def test_without_a_library_zst_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", ["out", "out.txt", "out.gz.txt"])
 def test_other_suffixes_are_not_compressed(name: str) -> None:
     assert compression_of(Path(name), "sink") is None
+
+
+@pytest.mark.parametrize("suffix", [".lz4", ".zip", ".zstd", ".tgz", ".GZ", ".Zst"])
+def test_a_compression_that_is_not_written_is_refused(suffix: str) -> None:
+    with pytest.raises(UsageError, match=rf"N\(out\): path=.*: expected .*\.xz or \.zst.*; found \{suffix}, which"):
+        TextLines("out", path=f"out{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_parquet_file_is_compressed_inside(suffix: str) -> None:
+    with pytest.raises(UsageError, match=r"found \.\w+; a Parquet file is compressed inside: compression='gzip'"):
+        Parquet("out", path=f"out.parquet{suffix}")
