@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -113,16 +115,16 @@ class Sqlite:
 
     def make_insert(self, target: Target, shape: Shape, items: list[Any]) -> Insert:
         if target.create:
-            self._run(_create_statement(target, shape.columns, shape.rows_of(items)))
+            self._run(_create_statement(target, shape.columns, _plain(shape, items)))
         statement = insert_statement(target.table, shape.columns, target.key, "?" * len(shape.columns))
         self._check_fits(target, statement, len(shape.columns))
 
         def insert(items: list[Any]) -> None:
             try:
                 with self._explained() as connection:
-                    connection.executemany(statement, shape.rows_of(items))
+                    connection.executemany(statement, _plain(shape, items))
             except (sqlite3.ProgrammingError, sqlite3.InterfaceError) as error:
-                _check_values(target, shape.columns, shape.rows_of(items), error)
+                _check_values(target, shape.columns, _plain(shape, items), error)
                 raise
 
         return insert
@@ -175,6 +177,28 @@ def _check_values(target: Target, columns: Sequence[str], rows: Iterable[Row], e
 
 def _is_adapted(value: object) -> bool:
     return hasattr(value, "__conform__") or (type(value), sqlite3.PrepareProtocol) in sqlite3.adapters
+
+
+def _plain(shape: Shape, items: list[Any]) -> Iterable[Row]:
+    """The rows, with numbers of numpy as Python's: else their bytes would be stored. TypeError for its other kinds."""
+    rows, numpy = shape.rows_of(items), sys.modules.get("numpy")
+    if numpy is None:
+        return rows
+    rows = list(rows)
+    if not any(issubclass(kind, numpy.generic) for kind in set(map(type, itertools.chain.from_iterable(rows)))):
+        return rows
+    return [tuple(map(_plain_value, row)) for row in rows]
+
+
+def _plain_value(value: Any) -> Any:
+    numpy = sys.modules["numpy"]
+    if not isinstance(value, numpy.generic) or _is_adapted(value):
+        return value
+    # A datetime64 would become a bare number of nanoseconds; a longdouble stays what it is.
+    plain = value if isinstance(value, numpy.datetime64 | numpy.timedelta64) else value.item()
+    if isinstance(plain, numpy.generic):
+        raise TypeError(f"SQLite has no type for {value!r}; give it as a number, text or bytes")
+    return plain
 
 
 def _create_statement(target: Target, columns: Sequence[str], rows: Iterable[Row]) -> str:

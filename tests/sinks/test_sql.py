@@ -130,6 +130,26 @@ def test_a_wrong_row_fails_alone_and_says_why(db: Database, first: Any, wrong: A
     assert len(db.query()) == 2
 
 
+def test_numbers_of_numpy_are_numbers(db: Database) -> None:
+    numpy = pytest.importorskip("numpy")
+    one, half, yes = numpy.int64(1), numpy.float32(0.5), numpy.bool_(True)
+
+    db.write([(one, half, yes, numpy.str_("a"))], [(2, numpy.int8(3), None, "b")], columns=["i", "f", "b", "s"])
+
+    assert db.query() == [(1, 0.5, 1, "a"), (2, 3.0, None, "b")]
+    assert db.query('SELECT typeof(i), typeof(f), typeof(b), typeof(s) FROM "t" LIMIT 1') == [
+        ("integer", "real", "integer", "text")
+    ]
+
+
+@pytest.mark.parametrize("make", [lambda np: np.datetime64("2026-01-31", "ns"), lambda np: np.longdouble(1)])
+def test_what_sqlite_would_hold_as_bytes_of_numpy_is_refused(db: Database, make: Any) -> None:
+    numpy = pytest.importorskip("numpy")
+
+    with pytest.raises(TypeError, match=r"SQLite has no type for .*; give it as a number, text or bytes"):
+        db.write([(make(numpy),)], columns=["t"])
+
+
 def test_a_wrong_first_row_spoils_no_other(db: Database) -> None:
     report = Pipeline(db.sink()).run(["text", {"a": 1}, {"a": 2}], mode="inline", robustness="track")
 
