@@ -173,12 +173,14 @@ class Reduce(KeyedNode):
         states, combine = self._states, self._combine
         assert combine is not None
         cached = states.cached
-        for key in itertools.filterfalse(cached.__contains__, keys):
-            states.look(key)
-        joined = [
-            value if state is MISSING else combine(state, value)
-            for state, value in zip(map(cached.__getitem__, keys), values, strict=True)
-        ]
+        found = list(map(cached.get, keys, itertools.repeat(MISSING)))
+        unknown = list(itertools.compress(range(len(keys)), map(operator.is_, found, itertools.repeat(MISSING))))
+        for index in unknown:
+            found[index] = states.look(keys[index])
+        if unknown:
+            joined = [v if state is MISSING else combine(state, v) for state, v in zip(found, values, strict=True)]
+        else:
+            joined = list(map(combine, found, values))
         if states.careful:
             for key, state in zip(keys, joined, strict=True):
                 states.put(key, state)

@@ -139,7 +139,7 @@ class StateTable:
     def _note(self, number: bytes, keys: list[Key], size_bytes: int) -> None:
         """The log has this record now, and it is the latest of its keys."""
         self._records.append(_Record(number, keys, size_bytes))
-        self._unmerged.update(dict.fromkeys(keys, number))
+        self._unmerged.update(zip(keys, itertools.repeat(number)))
         self._next_number = _NUMBER.unpack(number)[0] + 1
         self._log_bytes += size_bytes
 
