@@ -22,7 +22,7 @@ from consecution.protocol.values import FrameId, Labelled, TaskIndex
 from consecution.reduction import PartTable
 from consecution.routing import ColumnSplitter, KeyedRouter, RouteChooser
 
-FRAME_STRETCH = 4
+FRAME_STRETCH = 16
 """A frame may hold this many times the batch size before a flat-map's output is cut into more."""
 
 

@@ -98,7 +98,7 @@ def test_every_dispatch_has_credits_and_turns_of_its_own() -> None:
 def test_what_a_flat_map_makes_is_cut_into_frames() -> None:
     plan = plan_of(Pass("a"), batch_size=10)
 
-    found = sent(plan, list(range(95)))
+    found = sent(plan, list(range(20 * FRAME_STRETCH + 15)))
 
     assert [len(items) for _, items in found] == [10 * FRAME_STRETCH, 10 * FRAME_STRETCH, 15]
 
