@@ -140,7 +140,7 @@ def _check_each_once(members: list[Any], where: str) -> None:
         if times[id(member)] > 1:
             raise GraphError(
                 f"{where}: {member} stands in it {times[id(member)]} times; for replicas multiply each node, "
-                "not the list: [b * 2, c * 2]"
+                'not the list: [b * 2, c * 2]; to use it again under other names, copy it: [b, b.copy("second_")]'
             )
 
 

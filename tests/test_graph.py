@@ -318,6 +318,7 @@ class AsyncObject:
         (lambda a, b: a | [b, upper, len], "one bare function may stand in it, its router; found upper, len"),
         (lambda a, b: [b, upper] | a, r"write Map\(upper\)"),
         (lambda a, b: a | [b] * 2, r"N\(b\) stands in it 2 times; for replicas multiply each node"),
+        (lambda a, b: a | [b, b], r"stands in it 2 times.*other names, copy it: \[b, b\.copy\("),
         (lambda a, b: [b] * 2 | a, "2 times"),
         (lambda a, b: Broadcast([b]) * 2, r"only a node has replicas; write them at the nodes inside: \[a \* 2, b\]"),
         (lambda a, b: 2 * Merge([b]), "only a node has replicas"),
