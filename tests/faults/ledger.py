@@ -287,7 +287,7 @@ class Wording:
 class BundledTable(SqlSink):
     """A table in SQLite or PostgreSQL."""
 
-    trouble: Trouble
+    trouble: Trouble = None  # type: ignore[assignment]  # Options that a sink's class does not know are refused.
 
     def write(self, batch_id: BatchId | None, items: list[Any]) -> None:
         _meet_all(self.trouble, items)
