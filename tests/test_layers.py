@@ -20,6 +20,7 @@ PACKAGE = Path(consecution.__file__).parent
 WORDS = {
     "batching",
     "clock",
+    "compressions",
     "error_policy",
     "graph",
     "joining",

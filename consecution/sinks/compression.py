@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from consecution.compressions import is_unknown
 from consecution.errors import MissingExtraError, UsageError
 
 Compress = Callable[[bytes], bytes]
@@ -17,7 +18,7 @@ Compress = Callable[[bytes], bytes]
 
 def check_suffix(path: Path, owner: str) -> None:
     """UsageError for a suffix that promises a compression which `compression_of` does not know."""
-    if path.suffix not in SUFFIXES and path.suffix.lower() in (*OTHER_SUFFIXES, *SUFFIXES):
+    if is_unknown(path.suffix):
         raise UsageError(
             f"{owner}: path={str(path)!r}: expected .gz, .bz2, .xz or .zst, or a suffix that promises no compression; "
             f"found {path.suffix}, which would hold plain bytes: choose another suffix"
@@ -41,13 +42,6 @@ def _xz(content: bytes) -> bytes:
 
 
 BY_SUFFIX: dict[str, Compress] = {".gz": _gzip, ".bz2": bz2.compress, ".xz": _xz}
-
-SUFFIXES = (*BY_SUFFIX, ".zst")
-OTHER_SUFFIXES = (
-    *(".7z", ".br", ".bz", ".bzip2", ".gzip", ".lz", ".lz4", ".lzma", ".lzo", ".rar", ".snappy", ".sz"),
-    *(".tar", ".tbz2", ".tgz", ".txz", ".z", ".zip", ".zstd"),
-)
-"""Formats that are not written, and other names of those that are: whoever asks for one does not want plain text."""
 
 
 def _zstandard(owner: str) -> Compress:

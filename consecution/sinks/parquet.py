@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from consecution.compressions import SUFFIXES
 from consecution.errors import MissingExtraError, UsageError
-from consecution.sinks.compression import SUFFIXES
 from consecution.sinks.file import FileSink
 from consecution.sinks.rows import Shape, check_names, shape_of
 

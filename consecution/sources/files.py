@@ -11,6 +11,7 @@ from typing import Any
 
 import msgpack
 
+from consecution.compressions import is_unknown
 from consecution.errors import SourceError, UsageError
 from consecution.source import Note, Source
 from consecution.sources.content import Print, digest
@@ -92,6 +93,7 @@ class FilesSource(Source):
         self._names = digest("\0".join(self._files).encode("utf-8", "surrogateescape"))
         if position is None:
             self._at, self._noted = 0, False
+            self._check_compressions()
             return
         count, names, self._at, *place = position
         if names != self._names:
@@ -101,6 +103,16 @@ class FilesSource(Source):
             )
         if place:
             self._go_on(self._files[self._at], *place)
+
+    def _check_compressions(self) -> None:
+        """Refuse what would be read as if it were text; a Parquet file says by itself what it is."""
+        for path in self._files if self._form is not None else ():
+            suffix = os.path.splitext(path)[1]
+            if is_unknown(suffix):
+                raise SourceError(
+                    f"{path}: expected .gz, .bz2, .xz or .zst, or a suffix that promises no compression; found "
+                    f"{suffix}, which would be read as text: decompress it first, rename it, or leave it out of paths"
+                )
 
     def _find(self, position: Any) -> list[str]:
         """The files as they are now; what was there at the start may be gone, if it was read."""

@@ -361,6 +361,15 @@ def test_what_is_not_compressed_as_its_name_says_is_an_error(tmp_path: Path) -> 
             all_of(tmp_path / f"in{suffix}")
 
 
+@pytest.mark.parametrize("suffix", [".lz4", ".zip", ".GZ"])
+def test_what_would_be_read_as_text_though_it_is_compressed_is_refused(suffix: str, tmp_path: Path) -> None:
+    for name in ("a.txt", f"b.txt{suffix}"):
+        (tmp_path / name).write_bytes(TEXT)
+
+    with pytest.raises(SourceError, match=rf"b\.txt{suffix}: expected \.gz, .*; found {suffix}.*: decompress it first"):
+        opened(str(tmp_path / "*"))
+
+
 def test_zeros_between_members_are_no_content(tmp_path: Path) -> None:
     (tmp_path / "in.gz").write_bytes(gzip.compress(b"a\n") + bytes(512) + gzip.compress(b"b\n") + bytes(10))
 
