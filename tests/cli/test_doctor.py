@@ -90,7 +90,7 @@ def test_what_cannot_be_sent_is_named(write_module: WriteModule, capsys: pytest.
 def test_a_pipeline_that_is_none_is_a_finding(write_module: WriteModule, capsys: pytest.CaptureFixture[str]) -> None:
     write_module("etl", "pipeline = 3\n")
 
-    assert "is a int, not a Pipeline" in findings(capsys, 1, "etl.py")["pipeline"].found
+    assert "is of the type int, and no Pipeline" in findings(capsys, 1, "etl.py")["pipeline"].found
 
 
 def test_what_is_wrong_with_a_machine_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
