@@ -161,8 +161,11 @@ class Sink(Node):
 def refuse_unknown(sink: Sink, given: Mapping[str, Any]) -> None:
     """For a sink whose options are known: what is no attribute of its class is a word that was misspelt.
 
-    Nodes otherwise take any keyword as an attribute, and ``keys="id"`` for ``key="id"`` would pass in silence.
+    Nodes otherwise take any keyword as an attribute, and ``keys="id"`` for ``key="id"`` would pass in silence. A
+    user's own subclass may mean it.
     """
+    if type(sink).__module__.partition(".")[0] != __name__.partition(".")[0]:
+        return
     unknown = [option for option in given if not hasattr(type(sink), option)]
     if unknown:
         known = {name for kind in type(sink).__mro__ for name in inspect.signature(kind).parameters} - _NO_OPTIONS

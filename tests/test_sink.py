@@ -142,8 +142,10 @@ def test_a_misspelt_option_of_a_bundled_sink_is_refused(make: Any, problem: str)
         make()
 
 
-def test_what_a_sinks_class_has_may_be_said_for_one_of_them() -> None:
+def test_keywords_of_a_users_subclass_become_attributes_as_those_of_any_node() -> None:
     class Named(JsonLines):
         colour = "red"
 
-    assert Named("file", "x.jsonl", colour="blue", after_decision=False).colour == "blue"
+    named: Any = Named("file", "x.jsonl", colour="blue", size=3, after_decision=False)
+
+    assert (named.colour, named.size, named.after_decision) == ("blue", 3, False)
