@@ -205,9 +205,10 @@ class DurableHost(Occupied):
 
     def flush(self) -> None:
         """Give credits back; acknowledgements go out with the commits that make them true."""
-        for sender, count in self._credits.items():
+        # What is sent may let a sender in this worker send more at once: those are the next credits.
+        credits, self._credits = self._credits, {}
+        for sender, count in credits.items():
             self._outbox.send(sender, CreditReturn(self.task, count))
-        self._credits.clear()
 
     # -- application -----------------------------------------------------------------------------
 

@@ -138,16 +138,19 @@ class TaskHost(Occupied):
             self._acks.setdefault(frame.origin, []).append(ack)
 
     def flush(self) -> None:
-        """Acknowledge what has been received since the last flush, one message per origin."""
+        """Acknowledge what has been received since the last flush, one message per origin.
+
+        What is sent may let a sender in this worker send more at once: that is for the next flush.
+        """
         if self._acks:
-            for origin, acks in self._acks.items():
-                self._outbox.send(origin, Acks(self.task, acks))
-            self._acks.clear()
+            acks, self._acks = self._acks, {}
+            for origin, each in acks.items():
+                self._outbox.send(origin, Acks(self.task, each))
             failpoints.passed("task.acked")
         if self._credits:
-            for sender, count in self._credits.items():
+            credits, self._credits = self._credits, {}
+            for sender, count in credits.items():
                 self._outbox.send(sender, CreditReturn(self.task, count))
-            self._credits.clear()
 
     # -- the end of the stream -------------------------------------------------------------------
 

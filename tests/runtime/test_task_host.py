@@ -177,6 +177,26 @@ def test_credits_go_back_to_each_sender() -> None:
     assert all(m.replica == 2 for _, m in task.diary.all("send") if isinstance(m, CreditReturn))
 
 
+def test_what_a_sender_sends_for_the_credit_it_gets_is_owed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that waited for the credit arrives while credits and acknowledgements are being sent."""
+    task = Task(two_steps(), "double")
+    waiting = [task.frame(["y"], seq=1, frame_id=2, sender=TaskIndex(5), credited=True)]
+    write = WritingOutbox.send
+
+    def send(self: WritingOutbox, target: TaskIndex, message: Any) -> None:
+        write(self, target, message)
+        if isinstance(message, CreditReturn) and waiting:
+            task.host.receive(waiting.pop())
+
+    monkeypatch.setattr(WritingOutbox, "send", send)
+    task.host.receive(task.frame(["x"], credited=True))
+    task.host.flush()
+    task.host.flush()
+
+    assert [target for target, m in task.diary.all("send") if isinstance(m, CreditReturn)] == [0, 5]
+    assert [acks.acks[0].seq for _, acks in task.acks()] == [0, 1]
+
+
 def test_credits_choose_the_replica_until_a_new_incarnation_owes_nothing() -> None:
     task = Task(plan_of(Pass("first"), Pass("many") * 2), "first")
 

@@ -35,6 +35,11 @@ def test_every_promise_is_kept_whatever_dies(part: int) -> None:
     assert (summary.schedules, summary.batches > 0) == (last - first, last > first)
 
 
+def test_a_frame_that_comes_while_a_durable_task_gives_credits_back_has_its_own_credit() -> None:
+    """One of a million schedules had it: the sender, in the same worker, had waited for this very credit."""
+    assert run_schedule(305007128).problem is None
+
+
 def test_the_same_seed_gives_the_same_schedule() -> None:
     for seed in range(SEED, SEED + 30):
         first, second = run_schedule(seed, tracing=True), run_schedule(seed, tracing=True)
