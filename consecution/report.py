@@ -249,7 +249,7 @@ class Report:
     def _failure_list(self) -> list[str]:
         lines = [f"  Failed items ({self.failed:,}):"]
         for failure in self.failures[-SHOWN_FAILURES:]:
-            tries = "1 try" if failure.attempts == 1 else f"{failure.attempts} tries"
+            tries = tries_of(failure.attempts)
             lines.append("  - " + _shorten(f"at {failure.node} after {tries}: {_text_of(failure.item)}", WIDTH - 4))
             lines.append("      " + _shorten(failure.error, WIDTH - 6))
         shown, kept = min(len(self.failures), SHOWN_FAILURES), len(self.failures)
@@ -305,6 +305,11 @@ def _text_of(item: Any) -> str:
         return repr(item)
     except Exception as error:
         return f"<{type(item).__name__}, whose repr raises {type(error).__name__}>"
+
+
+def tries_of(attempts: int) -> str:
+    """So many tries, in words."""
+    return "1 try" if attempts == 1 else f"{attempts} tries"
 
 
 def _shorten(text: str, columns: int) -> str:

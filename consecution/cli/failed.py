@@ -15,8 +15,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from consecution.cli.outside import look_here_too, new_file
+from consecution.cli.outside import count_of, look_here_too, new_file
 from consecution.errors import UsageError
+from consecution.report import tries_of
 from consecution.runtime.failures import Edited, Failed, FailureStore, Selection, look, read_edited
 
 DESCRIPTION = """Look at the failed items of a state directory, and put them back or drop them.
@@ -71,7 +72,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     when = "a time (2026-01-31, 2026-01-31T12:00) or how long ago (90s, 30m, 2h, 7d)"
     filters.add_argument("--since", metavar="TIME", type=time_of, help=f"items that last failed then or later: {when}")
     filters.add_argument("--until", metavar="TIME", type=time_of, help="items that last failed before")
-    filters.add_argument("--limit", metavar="N", type=_count_of, help="no more than so many, the first ones")
+    filters.add_argument("--limit", metavar="N", type=count_of, help="no more than so many, the first ones")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -135,12 +136,6 @@ def time_of(text: str) -> float:
         ) from None
 
 
-def _count_of(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number")
-    return int(text)
-
-
 def _selection(arguments: argparse.Namespace) -> Selection:
     given = arguments
     return Selection(tuple(given.node), given.error, given.since, given.until, tuple(given.id), given.limit)
@@ -182,14 +177,10 @@ def _without_long(failed: Failed) -> dict[str, Any]:
 
 
 def _line(failed: Failed) -> str:
-    tries = _tries(failed)
+    tries = tries_of(failed.entry.attempts)
     state = tries if failed.given_up else f"{tries}, waits for another"
     error = _shortened(" ".join(failed.entry.failed.error.split()))
     return f"{failed.id}  {_when(failed)}  at {failed.node}, {state}: {error}; item {failed.entry.failed.shown}"
-
-
-def _tries(failed: Failed) -> str:
-    return "1 try" if failed.entry.attempts == 1 else f"{failed.entry.attempts} tries"
 
 
 def _when(failed: Failed) -> str:
@@ -219,7 +210,7 @@ def _shown(failed: Failed) -> str:
     except UsageError as error:
         item = f"{entry.failed.shown}\n({error})"
     state = "given up" if failed.given_up else "waits for another try"
-    where = f"at {failed.node}, {_when(failed)}, after {_tries(failed)}, {state}"
+    where = f"at {failed.node}, {_when(failed)}, after {tries_of(entry.attempts)}, {state}"
     return f"{failed.id}: {where}\n\n{entry.failed.traceback.rstrip() or entry.failed.error}\n\nitem: {item}"
 
 

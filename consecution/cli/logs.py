@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from consecution.cli.failed import time_of
-from consecution.cli.outside import add_state_parser
+from consecution.cli.outside import add_state_parser, count_of
 from consecution.runtime.log_file import LogLine, follow_log, read_log
 from consecution.runtime.outside import Outside
 
@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("-f", "--follow", action="store_true", help="go on with the lines that come, until Ctrl-C")
     parser.add_argument(
-        "-n", "--lines", metavar="N", type=_count_of, default=LINES, help=f"the latest N lines (default {LINES})"
+        "-n", "--lines", metavar="N", type=count_of, default=LINES, help=f"the latest N lines (default {LINES})"
     )
     parser.add_argument(
         "--node",
@@ -48,12 +48,6 @@ def add_parser(commands: Any) -> None:
         "--since", metavar="TIME", type=time_of, help="lines from then on: 2026-01-31T12:00, or 90s, 30m, 2h, 7d ago"
     )
     parser.set_defaults(command=show_logs)
-
-
-def _count_of(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 0 or more")
-    return int(text)
 
 
 def show_logs(arguments: argparse.Namespace) -> int:

@@ -38,6 +38,13 @@ def seconds(text: str) -> float:
     return value
 
 
+def count_of(text: str) -> int:
+    """A number of lines or items."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 0 or more")
+    return int(text)
+
+
 def look_here_too() -> None:
     """Items and states may be of classes that lie in the folder where the pipeline is."""
     if "" not in sys.path:

@@ -1098,14 +1098,19 @@ def test_a_batch_is_forgotten_at_the_last_confirm() -> None:
     assert origin.counts().pending == 0
 
 
-def test_a_forgetting_rides_with_the_next_commit_while_anything_is_open() -> None:
+def one_of_two_confirmed() -> Origin:
+    """Batch 0 is over, batch 1 is open."""
     origin = running()
     for _ in range(2):
         birth(origin)
     stage(origin, 0, STORE)
     origin.take_turn()
-
     origin.confirmed(STORE, [0], 0.0)
+    return origin
+
+
+def test_a_forgetting_rides_with_the_next_commit_while_anything_is_open() -> None:
+    origin = one_of_two_confirmed()
     turn = origin.take_turn()
     assert (turn.changes, turn.settled) == ([], [Settled(0, 0, confirmed=True)])
     assert (origin.forgotten, origin.owes) == ((0,), False)
@@ -1122,12 +1127,7 @@ def test_a_forgetting_rides_with_the_next_commit_while_anything_is_open() -> Non
 
 
 def test_a_forgetting_may_ride_with_what_is_committed_beside() -> None:
-    origin = running()
-    for _ in range(2):
-        birth(origin)
-    stage(origin, 0, STORE)
-    origin.take_turn()
-    origin.confirmed(STORE, [0], 0.0)
+    origin = one_of_two_confirmed()
 
     assert origin.take_forgotten() == [BatchForgotten(0)]
     assert origin.take_forgotten() == []
