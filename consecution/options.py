@@ -74,7 +74,7 @@ SETTINGS = (
     Setting("keep_failed", "int", 1000, "how many failed items a report lists (the last ones)"),
     Setting("max_pending", "int", 64, "batches that may be open at a time", "batches", least=1),
     Setting("max_pending_bytes", "int", 64 * 1024 * 1024, "bytes that may be open at a time", "bytes", least=1),
-    Setting("batch_size", "int", 4000, "most items in a batch; batches are smaller while little comes", least=1),
+    Setting("batch_size", "int", 16_000, "most items in a batch; batches are smaller while little comes", least=1),
     Setting("linger_ms", "float", 0.0, "how long a batch that is not full waits for more", "ms"),
     Setting(
         "sync",
@@ -149,7 +149,7 @@ class Options:
     keep_failed: int = 1000
     max_pending: int = 64
     max_pending_bytes: int = 64 * 1024 * 1024
-    batch_size: int = 4000
+    batch_size: int = 16_000
     linger_ms: float = 0.0
     sync: str = "power"
     fresh: bool = False

@@ -129,19 +129,14 @@ def _reversed_bits() -> list[int]:
     return found
 
 
-_SLOTS_BY_CRC = _reversed_bits()
+SLOTS_BY_CRC = _reversed_bits()
 """The lowest bits of a CRC, in reverse. In the lowest ones keys differ that follow each other: with these in front, a
 handful of account numbers does not meet in one range of slots."""
 
 
 def slot_of(key: Key) -> int:
     """The slot of a key, 0 to 4095."""
-    return slot_of_encoded(encode_key(key))
-
-
-def slot_of_encoded(encoded: bytes) -> int:
-    """The slot of a key whose canonical bytes these are."""
-    return _SLOTS_BY_CRC[zlib.crc32(encoded) % SLOTS]
+    return SLOTS_BY_CRC[zlib.crc32(encode_key(key)) % SLOTS]
 
 
 def replica_of_slot(slot: int, replicas: int) -> int:
@@ -188,7 +183,7 @@ class ColumnSplitter:
 
     def __init__(self, replicas: int) -> None:
         self._replicas = replicas
-        self._by_crc = [replica_of_slot(slot, replicas) for slot in _SLOTS_BY_CRC]
+        self._by_crc = [replica_of_slot(slot, replicas) for slot in SLOTS_BY_CRC]
 
     def split(self, keys: list[Key], values: list[Any]) -> list[tuple[list[Key], list[Any]]]:
         """For each replica its keys, and what stands beside them."""

@@ -110,7 +110,9 @@ class States:
     def _stored_items(self, backing: Backing) -> Iterator[tuple[Key, Any]]:
         fresh = {*backing.unmerged(), *self.touched}
         for key, stored in backing.items(fresh):
-            state = self.look(key) if key in fresh else self.cached.get(key, stored)
+            state = self.cached.get(key, self)
+            if state is self:
+                state = self.look(key) if key in fresh else stored
             if state is not MISSING:
                 yield key, state
 

@@ -22,6 +22,7 @@ import operator
 import struct
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple, Protocol
 
 from consecution.errors import UndecodableStateError
 from consecution.protocol.values import USER_ERRORS
-from consecution.routing import encode_key, slot_of_encoded
+from consecution.routing import SLOTS, SLOTS_BY_CRC, encode_key
 from consecution.runtime.journal import seal
 from consecution.states import MISSING, Key, States
 
@@ -47,6 +48,7 @@ SLOW_RESTORE_S = 1.0
 END = b"\xff\xffend"
 """Where the end of an append sink stands in the state table: behind all slots. A transaction sink was opened here."""
 _SLOT = struct.Struct(">H")
+_SLOT_BYTES_BY_CRC = list(map(_SLOT.pack, SLOTS_BY_CRC))
 _NUMBER = struct.Struct(">Q")
 
 
@@ -67,7 +69,7 @@ class Tables(Protocol):
 def place_of(key: Key) -> bytes:
     """Where a key lies in the table: its slot first, so that a range of slots is a range of the table."""
     encoded = encode_key(key)
-    slot = _SLOT.pack(slot_of_encoded(encoded))
+    slot = _SLOT_BYTES_BY_CRC[zlib.crc32(encoded) % SLOTS]
     if len(encoded) > LONGEST_KEY_BYTES:
         encoded = b"h" + hashlib.blake2b(encoded, digest_size=32).digest()
     return slot + encoded

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import math
 import mmap
 import os
@@ -49,6 +50,8 @@ from consecution.transport.sockets import Inbox, SocketOutbox
 MESSAGES_PER_TURN = 16
 """For each task; a source, whose messages are small, takes more."""
 SOURCE_MESSAGES_PER_TURN = 1000
+DELIVER_S = 0.05
+"""So long a worker's tasks work for each other before they commit, for other workers wait for what is told then."""
 BEAT_EVERY_S = 0.25
 ASK_EVERY_S = 0.005
 """How often a source without a descriptor is asked, while it has nothing."""
@@ -278,6 +281,8 @@ class Worker:
         threading.Thread(target=self._beat, name="consecution-beat", daemon=True).start()
         self._tell(control.Hello(self.worker, self._inbox.endpoint, os.getpid()))
         self._begin()
+        if self._in_process:
+            gc.freeze()  # Code and inputs stay to the end: no collection has to go through them.
         self._tell(control.Began(self.worker))
         failpoints.passed("worker.begun")
         self.doing = "process"
@@ -318,10 +323,11 @@ class Worker:
         return worked
 
     def _deliver(self) -> bool:
-        """What tasks of this worker have for each other, until nothing more follows from it."""
+        """What tasks of this worker have for each other, until nothing more follows from it or `DELIVER_S` are over."""
         waiting = self._outbox.waiting
         worked = bool(waiting)
-        while waiting and not self._orders:
+        until_s = time.monotonic() + DELIVER_S
+        while waiting and not self._orders and time.monotonic() < until_s:
             self._hand(*waiting.popleft())
         return worked
 

@@ -21,7 +21,7 @@ PLAIN_SEQUENCES = (list, tuple, range, str, bytes)
 
 SPLIT_SEQUENCES = (list, tuple, range)
 
-AHEAD_ITEMS = 4000
+AHEAD_ITEMS = 16_000
 """How far the feeder thread reads ahead of what was taken, at most."""
 FIRST_AHEAD_ITEMS = 16
 """How far it does at first, and at least: items may be large, and the next batch is cut by the bytes of the last."""
