@@ -72,6 +72,8 @@ class _Watched:
     occupied_with: str = ""
     changed_s: float = 0.0
     aborted_s: float | None = None
+    hung: str = ""
+    """Why it was killed, to follow how it died."""
     failure: control.Failed | None = None
     closed: control.Closed | None = None
     deaths: int = 0
@@ -322,7 +324,7 @@ class Supervisor:
             self._carry_out(self._recovery.started(word.worker, word.endpoint))
             self._tell_again(word.worker)
         elif isinstance(word, control.Began):
-            watched.began = True
+            watched.began, watched.occupied_with = True, ""
             watched.changed_s = self._clock()
         elif isinstance(word, control.Switched):
             self._carry_out(self._recovery.switched(word.worker, word.version))
@@ -416,7 +418,7 @@ class Supervisor:
             name = watched.plan.name
             raise WorkerError(f"{name}: process {process.pid} cannot be killed", task=name)
         self._hear(watched)
-        how = process.death()
+        how = process.death() + watched.hung
         process.pipe.close()
         self._forget_process(watched)
         if watched.closed is not None or self._gone:
@@ -438,7 +440,7 @@ class Supervisor:
             seen = self._tasks[task]
             seen.before = _sum_counts(seen)
             seen.beat = None if seen.beat is None else replace(seen.beat, **_NOTHING)
-        watched.process, watched.began, watched.aborted_s = None, False, None
+        watched.process, watched.began, watched.aborted_s, watched.hung = None, False, None, ""
 
     # -- poison ----------------------------------------------------------------------------------
 
@@ -540,12 +542,10 @@ class Supervisor:
             long = what in LONG_STEPS or not watched.began
             limit_s = self.plan.options.timeout_s * (LONG_STEP_STRETCH if long else 1)
             if now_s - watched.changed_s > limit_s:
-                self._say(
-                    "supervisor",
-                    f"{watched.plan.name} (pid {process.pid}) has made no progress in {what or 'its loop'} for "
-                    f"{limit_s:g} s: killing it",
-                )
+                progress = f"no progress in {what or 'its loop'} for {limit_s:g} s"
+                self._say("supervisor", f"{watched.plan.name} (pid {process.pid}) has made {progress}: killing it")
                 watched.aborted_s = now_s
+                watched.hung = f" for hanging, {progress}"
                 process.signal(signal.SIGABRT)
 
     # -- orders ----------------------------------------------------------------------------------
