@@ -105,6 +105,8 @@ class Producer(Node):
         self._what = what
         self._arguments = arguments
         self._options = options
+        if isinstance(what, str):
+            self._check_options(what)
 
     def make_source(self) -> Source:
         """A source for one run; a `Source` that was given is used in every run, one at a time."""
@@ -112,7 +114,7 @@ class Producer(Node):
             self._what.may_block = False
             return self._what
         if isinstance(self._what, str):
-            return self._make_kind(self._what)
+            return KINDS[self._what]()(*self._arguments, **self._options)
         from consecution.sources.iterable import IterableSource
 
         return IterableSource(self._what)
@@ -130,9 +132,9 @@ class Producer(Node):
         source = self.make_source()
         return source.worth_splitting and source.split(shares) is not None
 
-    def _make_kind(self, kind: str) -> Source:
-        make = KINDS[kind]()
-        signature = inspect.signature(make)
+    def _check_options(self, kind: str) -> None:
+        """UsageError where it stands, not only once it runs."""
+        signature = inspect.signature(KINDS[kind]())
         unknown = sorted(set(self._options) - set(signature.parameters))
         if unknown:
             known = ", ".join(signature.parameters)
@@ -141,7 +143,6 @@ class Producer(Node):
             signature.bind(*self._arguments, **self._options)
         except TypeError as error:
             raise UsageError(f"Producer({kind!r}): {error}; it takes {kind}{signature}") from None
-        return make(*self._arguments, **self._options)
 
     def process(self, item: Any) -> None:
         self.push(item)

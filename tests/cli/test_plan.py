@@ -46,11 +46,11 @@ def test_a_source_that_a_run_would_refuse_is_refused(
 ) -> None:
     path = write_module(
         "bad_source",
-        "from consecution import Pipeline, Producer\npipeline = Pipeline(Producer('files', 'x', delimeter=';') | str)",
+        "from consecution import Pipeline, Producer\npipeline = Pipeline(Producer('files', 'x', 'cvs') | str)",
     )
 
     assert main(["plan", str(path)]) == 2
-    assert "unknown option 'delimeter'; it takes paths, format" in capsys.readouterr().err
+    assert "format='cvs': expected one of 'lines', 'ndjson'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("form", "start"), [("mermaid", "flowchart LR"), ("dot", "digraph plan {")])
