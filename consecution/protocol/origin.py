@@ -38,8 +38,8 @@ SLOW_S = 1.0
 """A batch that takes longer than this from birth to completion, where few others are open, halves the next ones."""
 QUICK_S = 0.25
 """A full batch that takes less than this, beside few others, makes the next ones larger: to take about as long, but"""
-MOST_GROWTH = 8
-"""not more times as large than this, and not less than two. Where little is done with an item, three steps will do."""
+MOST_GROWTH = 32
+"""not more times as large than this, and not less than two. Where little is done with an item, two steps will do."""
 FEW_OPEN = 8
 """Where more are open, a batch has waited for others: its share of the time is what counts."""
 LARGE_BATCH = 500
@@ -370,6 +370,8 @@ class Origin:
         """How many batches may be open just now."""
         self._fitting = limits.batch_size
         """How many items like those of the last batch fit into a batch's share of the window."""
+        self._fitting_whole = limits.batch_size
+        """The same, with all that became of the items of the last batch that was completed."""
         self._restore(restored, now_s)
 
     def _restore(self, restored: Restored, now_s: float) -> None:
@@ -456,7 +458,7 @@ class Origin:
         """How many items the next batch may have now; 0 while nothing may be taken."""
         if not self._running or self.stopped or self.exhausted or not self._has_room():
             return 0
-        return min(self._target, self._fitting)
+        return min(self._target, self._fitting, self._fitting_whole)
 
     def next_due_s(self) -> float | None:
         """When `start_retries` and `expire` are to be called next; None: not before an event.
@@ -527,8 +529,10 @@ class Origin:
 
     def _fit(self, record: BatchRecord, size_bytes: int) -> None:
         if record.retry is None and size_bytes:
-            share_bytes = self.limits.max_pending_bytes // WINDOW_SHARE
-            self._fitting = max(1, share_bytes * record.count // size_bytes)
+            self._fitting = self._share_in_items(record.count, size_bytes)
+
+    def _share_in_items(self, count: int, size_bytes: int) -> int:
+        return max(1, self.limits.max_pending_bytes // WINDOW_SHARE * count // size_bytes)
 
     def _open(self, record: BatchRecord, size_bytes: int, now_s: float) -> _Batch:
         batch = _Batch(record, self.generation, now_s, now_s, size_bytes, beside=self.open_count)
@@ -610,6 +614,9 @@ class Origin:
         if batch.record.retry is not None:
             return
         count, took_s, beside = batch.record.count, now_s - batch.born_s, max(FEW_OPEN, batch.beside)
+        whole_bytes = batch.size_bytes + batch.produced_bytes
+        if whole_bytes and not batch.replays:
+            self._fitting_whole = self._share_in_items(count, whole_bytes)
         share_s = took_s * FEW_OPEN / beside
         is_slow = took_s > SLOW_S and not batch.replays
         is_full = count >= self._target

@@ -150,15 +150,15 @@ def test_batches_grow_while_they_are_quick_and_shrink_when_they_are_slow() -> No
     assert [*sizes, origin.room()] == [16, 32, 64, 32, 32]
 
 
-def test_the_quicker_a_batch_was_the_larger_is_the_next_but_none_by_more_than_eight_times() -> None:
-    origin = running(batch_size=10_000, max_pending=1)
+def test_the_quicker_a_batch_was_the_larger_is_the_next_but_none_by_more_than_32_times() -> None:
+    origin = running(batch_size=100_000, max_pending=1)
     sizes = []
     for number, took_s in enumerate((0.07, 0.0, 0.24, 0.001)):
         assert origin.growing
         sizes.append(origin.room())
         complete(origin, origin.born(origin.room(), b"", 0, float(number)), number + took_s)
 
-    assert [*sizes, origin.room()] == [16, 48, 384, 768, 6144]
+    assert [*sizes, origin.room()] == [16, 48, 1536, 3072, 98_304]
     assert origin.growing
 
 
@@ -239,6 +239,19 @@ def test_batches_of_large_items_are_small_whatever_their_speed() -> None:
         complete(origin, origin.born(room, b"x" * room * size_bytes, 0, 0.0), 0.1)
 
     assert [*sizes, origin.room()] == [16, 2, 2, 2, 32, 64, 1]
+
+
+def test_batches_whose_items_become_large_on_the_way_are_small() -> None:
+    origin = running(batch_size=1000, max_pending_bytes=400)
+
+    seq = origin.born(10, b"x" * 10, 0, 0.0)
+    assert origin.room() == 16
+    origin.launched(seq, 1, 7, 0.0)
+    origin.acked(ack(seq, 7, produced_bytes=490), 0.0)
+
+    assert origin.room() == 2
+    complete(origin, origin.born(2, b"xx", 0, 0.0))
+    assert origin.room() > 2, "items that stay small"
 
 
 def test_without_a_journal_the_size_of_items_is_known_when_they_have_left() -> None:

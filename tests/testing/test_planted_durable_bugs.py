@@ -386,7 +386,7 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
     (
         "state of failed items kept",
         Parts(durable_host=KeepsStateOfFailedItems),
-        "the state of task|its state gives",
+        "the (state|attributes) of task|its state gives",
         200,
     ),
     ("failed inputs lost", Parts(durable_host=LosesFailuresOfInputs), "failures kept", 50),
