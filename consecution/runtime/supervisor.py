@@ -542,10 +542,14 @@ class Supervisor:
             long = what in LONG_STEPS or not watched.began
             limit_s = self.plan.options.timeout_s * (LONG_STEP_STRETCH if long else 1)
             if now_s - watched.changed_s > limit_s:
-                progress = f"no progress in {what or 'its loop'} for {limit_s:g} s"
-                self._say("supervisor", f"{watched.plan.name} (pid {process.pid}) has made {progress}: killing it")
+                what = what or "its loop"
+                self._say(
+                    "supervisor",
+                    f"{watched.plan.name} (pid {process.pid}) has made no progress in {what} for {limit_s:g} s: "
+                    "killing it",
+                )
                 watched.aborted_s = now_s
-                watched.hung = f" for hanging, {progress}"
+                watched.hung = f" for hanging, no progress in {what} for {limit_s:g} s"
                 process.signal(signal.SIGABRT)
 
     # -- orders ----------------------------------------------------------------------------------
