@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import gc
 import os
+import select
 import signal
 import time
 
@@ -36,11 +37,26 @@ def _clean_up_after(parent: int, server: int) -> None:
     """Only in the server itself. A dying parent lets go of its pipes before its locks: wait until it is gone."""
     if os.getpid() != server:
         return
-    deadline_s = time.monotonic() + PARENT_EXIT_WAIT_S
-    while os.getppid() == parent and time.monotonic() < deadline_s:
-        time.sleep(LOOK_EVERY_S)
+    try:
+        _wait_for_all_threads(parent)
+    except (AttributeError, OSError):
+        deadline_s = time.monotonic() + PARENT_EXIT_WAIT_S
+        while os.getppid() == parent and time.monotonic() < deadline_s:
+            time.sleep(LOOK_EVERY_S)
     with contextlib.suppress(OSError):
         sweep(base_folder())
+
+
+def _wait_for_all_threads(process: int) -> None:
+    """`os.getppid` tells of a death when the last thread begins to die, and that one may hold the locks still.
+
+    AttributeError or OSError where the system cannot say more, or where the process is gone altogether.
+    """
+    found = os.pidfd_open(process)
+    try:
+        select.select([found], [], [], PARENT_EXIT_WAIT_S)
+    finally:
+        os.close(found)
 
 
 _outlive_signals()
