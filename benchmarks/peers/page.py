@@ -52,12 +52,13 @@ def _ahead(record: Record) -> list[str]:
         others = [found for found in figures if not found.ours]
         if ours is None or not others:
             continue
-        better = [other for other in others if other.times_as_good(ours) > 1]
+        whole = [other for other in others if other.lost <= ours.lost]  # who loses items is not ahead, however quick
+        better = [other for other in whole if other.times_as_good(ours) > 1]
         told = f"- **{work.title}**: {ours.contestant.name} {figure_text(ours)}; "
         if better:
             lost.append(told + "ahead: " + ", ".join(_beside(other, ours) for other in better))
         else:
-            won.append(told + "next: " + _beside(others[0], ours))
+            won.append(told + "next: " + _beside((whole or others)[0], ours))
     late = _late_ahead(record)
     return [
         "### Where others are ahead of us",

@@ -207,6 +207,21 @@ def test_where_others_are_ahead_comes_first_and_is_computed_within_rounds() -> N
     assert "ours robust 30 ms; next: Pool, 1 never, 999 lost (0.00 ×)" in won
 
 
+def test_who_loses_items_is_not_ahead_however_quick() -> None:
+    text = page.tables(
+        record(
+            run("ours robust", "kill", 1.0, flows_again_s=0.03, lost=0, doubled=0),
+            run("Pool, 1", "kill", 1.0, flows_again_s=0.002, lost=999, doubled=0),
+            run("Bytewax, 1", "kill", 1.0, flows_again_s=0.06, lost=0, doubled=0),
+        )
+    )
+
+    lost, won = text.partition("### Where we are ahead")[::2]
+    assert "ahead:" not in lost
+    assert "ours robust 30 ms; next: Bytewax, 1 60 ms" in won
+    assert "2, 999 lost" in text
+
+
 def test_each_figure_has_its_spread_its_runs_and_what_others_took() -> None:
     lines = page.tables(medley()).splitlines()
 
