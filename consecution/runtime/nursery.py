@@ -52,9 +52,10 @@ def _wait_for_all_threads(process: int) -> None:
 
     AttributeError or OSError where the system cannot say more, or where the process is gone altogether.
     """
-    found = os.pidfd_open(process)
+    found, poller = os.pidfd_open(process), select.poll()
     try:
-        select.select([found], [], [], PARENT_EXIT_WAIT_S)
+        poller.register(found, select.POLLIN)
+        poller.poll(PARENT_EXIT_WAIT_S * 1000)
     finally:
         os.close(found)
 

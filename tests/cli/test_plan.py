@@ -41,16 +41,23 @@ def test_the_plan_is_printed_as_json(target: str, tmp_path: Path, capsys: pytest
     assert len(told["state_dir"]["foreseen"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("delimeter=';'", "unknown option 'delimeter'; it takes paths, format"),
+        ("'cvs'", "format='cvs': expected one of 'lines', 'ndjson'"),
+    ],
+)
 def test_a_source_that_a_run_would_refuse_is_refused(
-    write_module: WriteModule, capsys: pytest.CaptureFixture[str]
+    given: str, problem: str, write_module: WriteModule, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_module(
         "bad_source",
-        "from consecution import Pipeline, Producer\npipeline = Pipeline(Producer('files', 'x', 'cvs') | str)",
+        f"from consecution import Pipeline, Producer\npipeline = Pipeline(Producer('files', 'x', {given}) | str)",
     )
 
     assert main(["plan", str(path)]) == 2
-    assert "format='cvs': expected one of 'lines', 'ndjson'" in capsys.readouterr().err
+    assert problem in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("form", "start"), [("mermaid", "flowchart LR"), ("dot", "digraph plan {")])

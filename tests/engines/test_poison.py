@@ -59,11 +59,7 @@ def assert_isolated(report: Report, *items: Any, node: str, source_count: int = 
     [
         ("segfault", "killed by SIGSEGV", "poisonous.py"),
         ("exit", "exit code 3", "no stack"),
-        (
-            "hang with the interpreter",
-            "killed by SIGABRT for hanging, no progress in ",
-            "poisonous.py",
-        ),
+        ("hang with the interpreter", "killed by SIGABRT for hanging, no progress in ", "poisonous.py"),
     ],
 )
 def test_an_item_that_always_takes_its_worker_down_is_left_out(tmp_path: Path, way: str, how: str, stack: str) -> None:

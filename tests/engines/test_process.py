@@ -125,8 +125,8 @@ def test_whoever_is_killed_all_items_arrive(tmp_path: Path, source: str, victims
         ("exit", "exit code 3"),
         ("exit 255", "exit code 255"),
         ("segfault", "killed by SIGSEGV"),
-        ("hang", "killed by SIGABRT for hanging, no progress in "),
-        ("hang with the interpreter", "killed by SIGABRT for hanging, no progress in "),
+        ("hang", r"killed by SIGABRT for hanging, no progress in (process|its loop) for 0\.7 s"),
+        ("hang with the interpreter", r"killed by SIGABRT for hanging, no progress in (process|its loop) for 0\.7 s"),
     ],
 )
 def test_a_node_that_comes_to_grief_once_is_replaced(
@@ -141,9 +141,9 @@ def test_a_node_that_comes_to_grief_once_is_replaced(
     assert_all_arrived(report, tmp_path / "out")
     assert report.restarts == 1
     said = capsys.readouterr().err
-    assert f"[supervisor] bad.0 died: {how}" in said
+    assert re.search(rf"\[supervisor\] bad\.0 died: {how}; starting it again", said)
     if "hang" in way:
-        assert re.search(r"\[supervisor\] bad\.0 \(pid \d+\) has made no progress in [\w ]+ for 0\.7 s", said)
+        assert re.search(r"\[supervisor\] bad\.0 \(pid \d+\) has made no progress in (\w+|its loop) for 0\.7 s", said)
     if "hang" in way or way == "segfault":
         stack = re.findall(r"\[bad\.0 \d+\]   File .*misbehaving\.py.* in (\w+)", said)
         assert "process" in stack
