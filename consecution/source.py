@@ -65,11 +65,12 @@ class Source:
     def open(self, position: Any) -> None:
         """Get ready to read after ``position``: None, or what `position` once returned."""
 
-    def read(self, max_items: int) -> list[Any] | None:
+    def read(self, max_items: int) -> list[Any] | range | None:
         """Up to ``max_items`` items that are there now; [] if there are none just now; None at the end.
 
         Never blocks (unless ``may_block``). After None it is not called again. The list belongs to the
-        caller. May raise: the run then stops, and a later one goes on after the last position.
+        caller; a range is kept and sent as its two ends. May raise: the run then stops, and a later one goes
+        on after the last position.
         """
         raise NotImplementedError(f"{type(self).__name__} must define read(self, max_items)")
 

@@ -9,7 +9,7 @@ them refuses reaches none of them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from consecution.protocol.values import USER_ERRORS, Frame, FrameId, Labelled, Stage, TaskIndex
@@ -20,11 +20,11 @@ class Partition(Protocol):
 
     ways: int
 
-    def split(self, items: list[Any]) -> list[list[Any]]: ...
+    def split(self, items: Sequence[Any]) -> list[list[Any]]: ...
 
 
 class Encoder(Protocol):
-    def encode(self, items: list[Any]) -> Any: ...
+    def encode(self, items: Sequence[Any]) -> Any: ...
 
 
 class Sent(NamedTuple):
@@ -74,7 +74,7 @@ class SingleEdge:
         self.index = index
         self.target = target
 
-    def plan(self, items: list[Any], parts: list[Part]) -> None:
+    def plan(self, items: Sequence[Any], parts: list[Part]) -> None:
         parts.append(Part(self.index, items, self.target, None))
 
 
@@ -85,7 +85,7 @@ class ShuffleEdge:
         self.index = index
         self.credits = Credits(targets)
 
-    def plan(self, items: list[Any], parts: list[Part]) -> None:
+    def plan(self, items: Sequence[Any], parts: list[Part]) -> None:
         parts.append(Part(self.index, items, None, self.credits))
 
 
@@ -97,7 +97,7 @@ class KeyedEdge:
         self._targets = targets
         self._partition = partition
 
-    def plan(self, items: list[Any], parts: list[Part]) -> None:
+    def plan(self, items: Sequence[Any], parts: list[Part]) -> None:
         targets = self._targets
         for way, part in enumerate(self._partition.split(items)):
             if part:
@@ -111,7 +111,7 @@ class LabellingEdge:
         self.edge = edge
         self._label = label
 
-    def plan(self, items: list[Any], parts: list[Part]) -> None:
+    def plan(self, items: Sequence[Any], parts: list[Part]) -> None:
         self.edge.plan([Labelled(self._label, item) for item in items], parts)
 
 
@@ -122,7 +122,7 @@ class RouteOutlet:
         self._partition = partition
         self._outlets = outlets
 
-    def plan(self, items: list[Any], parts: list[Part]) -> None:
+    def plan(self, items: Sequence[Any], parts: list[Part]) -> None:
         for part, outlets in zip(self._partition.split(items), self._outlets, strict=True):
             for outlet in outlets if part else ():
                 outlet.plan(part, parts)
@@ -138,7 +138,7 @@ class Part(NamedTuple):
     """
 
     edge: int
-    items: list[Any]
+    items: Sequence[Any]
     target: TaskIndex | None
     credits: Credits | None
     way: int = 0
@@ -189,7 +189,7 @@ class Dispatch:
     def has_outlets(self) -> bool:
         return bool(self._outlets)
 
-    def send(self, items: list[Any], cause: Frame, after: int = 0) -> tuple[list[Sent], list[Unsent]]:
+    def send(self, items: Sequence[Any], cause: Frame, after: int = 0) -> tuple[list[Sent], list[Unsent]]:
         """Frames for ``items``, which descend from ``cause``, and the items that cannot be sent.
 
         ``after`` is how many were sent before, where a frame is sent on in parts: no two of these have one path.
@@ -203,23 +203,23 @@ class Dispatch:
             packed = self._pack(self._plan_one_by_one(items, unsent), after)
         return [self._address(piece, cause) for piece in packed], unsent
 
-    def rehearse(self, items: list[Any]) -> None:
+    def rehearse(self, items: Sequence[Any]) -> None:
         """Route and encode, and send nothing: if that takes the process down, it does so here."""
         with contextlib.suppress(*USER_ERRORS):
             self._give_back(self._pack(self._plan(items)))
 
-    def _plan(self, items: list[Any]) -> list[Part]:
+    def _plan(self, items: Sequence[Any]) -> list[Part]:
         parts: list[Part] = []
         for outlet in self._outlets:
             outlet.plan(items, parts)
         return parts
 
-    def _plan_one_by_one(self, items: list[Any], unsent: list[Unsent]) -> list[Part]:
+    def _plan_one_by_one(self, items: Sequence[Any], unsent: list[Unsent]) -> list[Part]:
         """The parts of the items that every outlet takes and that can be encoded; the others go to ``unsent``.
 
         Each item is routed here once and for all: a router that is asked again may answer differently.
         """
-        parts: dict[tuple[int, int], Part] = {}
+        parts: dict[tuple[int, int], tuple[Part, list[Any]]] = {}
         for item in items:
             try:
                 ways = self._plan([item])
@@ -229,9 +229,8 @@ class Dispatch:
                 unsent.append(Unsent(item, error))
                 continue
             for way in ways:
-                known = parts.setdefault((way.edge, way.way), way._replace(items=[]))
-                known.items.extend(way.items)
-        return list(parts.values())
+                parts.setdefault((way.edge, way.way), (way, []))[1].extend(way.items)
+        return [way._replace(items=routed) for way, routed in parts.values()]
 
     def _pack(self, parts: list[Part], after: int = 0) -> list[_Piece]:
         """Each part, cut into what frames will carry; all or nothing.

@@ -32,7 +32,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from consecution.protocol.values import Ack, Action, Entry, FailedItem, Go, Stage, TaskIndex
+from consecution.protocol.values import LIVE, Ack, Action, Entry, FailedItem, Go, Stage, TaskIndex
 
 SLOW_S = 1.0
 """A batch that takes longer than this from birth to completion, where few others are open, halves the next ones."""
@@ -912,4 +912,4 @@ class Origin:
 
 
 def _size_of(payload: Any) -> int:
-    return 0 if payload is None or isinstance(payload, list) else len(payload)
+    return 0 if payload is None or isinstance(payload, LIVE) else len(payload)

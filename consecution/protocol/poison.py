@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from consecution.protocol.values import USER_ERRORS, TaskIndex
@@ -209,7 +209,7 @@ class Guard:
         return None if guilty is None else Suspect(key, guilty, self._note, self._decode)
 
     def one_by_one(
-        self, suspect: Suspect | None, items: list[Any], codec: Encoder, condemn: Callable[[Condemned], None]
+        self, suspect: Suspect | None, items: Sequence[Any], codec: Encoder, condemn: Callable[[Condemned], None]
     ) -> Iterator[Any]:
         """The items of the frame in hand, each noted while its turn lasts; the guilty go to ``condemn`` instead."""
         for index, item in enumerate(items):

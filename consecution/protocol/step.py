@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ SHOWN_LENGTH = 200
 class Codec(Protocol):
     """How a list of items becomes a payload, and back."""
 
-    def encode(self, items: list[Any]) -> Any:
+    def encode(self, items: Sequence[Any]) -> Any:
         """The payload of these items. Raises whatever the items' own pickling raises."""
 
     def decode(self, payload: Any) -> list[Any]:
@@ -364,7 +364,7 @@ class Step:
         counts.busy_s += busy_s
 
 
-def encode_apart(items: list[Any], codec: Codec) -> tuple[Any, list[Any], list[tuple[Any, BaseException]]]:
+def encode_apart(items: Sequence[Any], codec: Codec) -> tuple[Any, Sequence[Any], list[tuple[Any, BaseException]]]:
     """The payload of the items that can be encoded, these items, and the others, each with what it raises."""
     try:
         return codec.encode(items), items, []

@@ -7,6 +7,7 @@ one edge between two tasks, a *tree* every frame that descends from one executio
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NewType
 
@@ -22,6 +23,15 @@ FrameId = NewType("FrameId", int)
 
 USER_ERRORS = (Exception, SystemExit, GeneratorExit)
 """What user code may raise at an item without taking the task down."""
+
+
+LIVE = (list, range)
+"""What a payload is that has stayed in its process: the items themselves."""
+
+
+def copied(items: Sequence[Any]) -> Sequence[Any]:
+    """These items, where nobody else can change them; a range stays one: it is kept and sent as its ends."""
+    return items if type(items) is range else list(items)
 
 
 class BatchId(NamedTuple):

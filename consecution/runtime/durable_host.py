@@ -20,6 +20,7 @@ from consecution.protocol.origin import Origin
 from consecution.protocol.poison import Guard, decode_apart
 from consecution.protocol.step import Codec, Counts, describe_failure, encode_apart
 from consecution.protocol.values import (
+    LIVE,
     USER_ERRORS,
     Acks,
     Confirms,
@@ -30,6 +31,7 @@ from consecution.protocol.values import (
     Message,
     Stage,
     TaskIndex,
+    copied,
 )
 from consecution.runtime import failpoints
 from consecution.runtime.appliers import Applier, FailedInput, Work, make_applier
@@ -185,7 +187,7 @@ class DurableHost(Occupied):
         if frame.credited:
             self._credits[frame.sender] = self._credits.get(frame.sender, 0) + 1
         failed: tuple[FailedItem, ...] = ()
-        if isinstance(frame.payload, list):
+        if isinstance(frame.payload, LIVE):
             failed = self._store_live(frame)
         if self._durable.stage(frame, failed):
             self.counts.frames += 1
@@ -193,7 +195,7 @@ class DurableHost(Occupied):
 
     def _store_live(self, frame: Frame) -> tuple[FailedItem, ...]:
         """Live items become bytes: what lies in the inbox must not change under the hands of others."""
-        frame.payload, _, refused = encode_apart(list(frame.payload), self._stored)
+        frame.payload, _, refused = encode_apart(copied(frame.payload), self._stored)
         return tuple(describe_failure(self.task, Stage.PROCESS, *found, self._stored, self._judge) for found in refused)
 
     def turn(self) -> bool:

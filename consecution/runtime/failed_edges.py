@@ -65,7 +65,7 @@ class _Gone:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def split(self, items: list[Any]) -> list[list[Any]]:
+    def split(self, items: Sequence[Any]) -> list[list[Any]]:
         raise GraphError(f"{self._name}.failed leads nowhere any more; connect a handler, or drop the item")
 
 

@@ -35,6 +35,7 @@ from consecution.protocol.values import (
     Message,
     Stage,
     TaskIndex,
+    copied,
 )
 from consecution.report import Failure
 from consecution.runtime import failpoints
@@ -170,7 +171,7 @@ class OriginHost:
         self._guard = guard or Guard()
         self._handlers = handlers
         self._own_way = _Way(dispatch, Entry(task, Stage.ROUTE))
-        self._live: dict[int, list[Any]] = {}
+        self._live: dict[int, Sequence[Any]] = {}
         self.confirmed = True
         self.commit_s = 0.0
         """How long the latest commit took."""
@@ -198,9 +199,9 @@ class OriginHost:
     def _credits(self) -> Iterable[Credits]:
         return self._dispatch.credits if self._handlers is None else (*self._dispatch.credits, *self._handlers.credits)
 
-    def born(self, items: list[Any], position: Any, rejected: Sequence[Rejected] = ()) -> int:
+    def born(self, items: Sequence[Any], position: Any, rejected: Sequence[Rejected] = ()) -> int:
         """Make the next batch of these items. The rejected, and items that cannot be encoded, fail with the batch."""
-        items = list(items)  # Encoders know a list by its identity; a source may give the same one twice.
+        items = copied(items)  # Encoders know a list by its identity; a source may give the same one twice.
         count = len(items) + len(rejected)
         payload: Any = None
         failed = [self._describe(self._own_way, *refused)._replace(retryable=False) for refused in rejected]
@@ -215,7 +216,7 @@ class OriginHost:
         self._live[seq] = items
         return seq
 
-    def _encode(self, items: list[Any], codec: Codec) -> tuple[Any, list[Any], tuple[FailedItem, ...]]:
+    def _encode(self, items: Sequence[Any], codec: Codec) -> tuple[Any, Sequence[Any], tuple[FailedItem, ...]]:
         payload, good, refused = encode_apart(items, codec)
         failed = (describe_failure(self.task, Stage.ROUTE, *found, codec, self._judge) for found in refused)
         return payload, good, tuple(failed)
@@ -322,7 +323,7 @@ class OriginHost:
             return None
         return _Way(self._handlers.dispatch_of(entry.task), entry)
 
-    def _sift(self, way: _Way, suspect: Suspect, items: list[Any], failed: list[FailedItem]) -> list[Any]:
+    def _sift(self, way: _Way, suspect: Suspect, items: Sequence[Any], failed: list[FailedItem]) -> list[Any]:
         """Try the way of each item, for one of them has taken the process down; the guilty are left out."""
         good: list[Any] = []
 
@@ -489,7 +490,7 @@ class SourceHost:
                 break
         return read
 
-    def _bear(self, items: list[Any]) -> None:
+    def _bear(self, items: Sequence[Any]) -> None:
         count = len(items)
         rejected: list[Rejected] = []
         if self.source.rejects:
@@ -512,7 +513,7 @@ class SourceHost:
             self._bear(kept)
         return bool(kept)
 
-    def _read_batch(self, room: int) -> list[Any] | None:
+    def _read_batch(self, room: int) -> Sequence[Any] | None:
         try:
             return self._reader.read(room)
         except SourceError:
@@ -613,7 +614,7 @@ class _Reader:
         self._error: BaseException | None = None
         self.asked_s: float | None = None
 
-    def read(self, max_items: int) -> list[Any] | None:
+    def read(self, max_items: int) -> Sequence[Any] | None:
         if self._error is not None:
             raise self._error
         if self._ended:
@@ -635,7 +636,7 @@ class _Reader:
         kept, self._kept = self._kept, []
         return kept
 
-    def _ask(self, max_items: int) -> list[Any] | None:
+    def _ask(self, max_items: int) -> Sequence[Any] | None:
         """What the source has; None at its end, and where it raises after something was kept: that goes first."""
         self.asked_s = self._clock()
         try:

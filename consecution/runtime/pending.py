@@ -25,7 +25,7 @@ OPEN, DECIDED, RETRY = "open", "decided", "retry"
 
 @dataclass(frozen=True, slots=True)
 class PendingBatch:
-    """Items that belong together. ``node`` is where they enter next; ``payload`` is the pickle of their list.
+    """Items that belong together. ``node`` is where they enter next; ``payload`` is the pickle of their list, or range.
 
     ``count`` is that of the payload's items where it is known without loading it.
     """
@@ -39,8 +39,7 @@ class PendingBatch:
 
     def items(self) -> list[Any]:
         """The items. UsageError where what they are made of is not there."""
-        items: list[Any] = load(self.payload, f"{self.origin}: batch {self.seq}")
-        return items
+        return list(load(self.payload, f"{self.origin}: batch {self.seq}"))
 
     def to_dicts(self) -> Iterator[dict[str, Any]]:
         """Each item for JSON: as ``item`` if it can hold that, else ``pickle`` (of a list with it) and ``shown``."""

@@ -127,7 +127,7 @@ class _PartsPartition:
         self.ways = ways
         self._splitter = ColumnSplitter(ways)
 
-    def split(self, tables: list[PartTable]) -> list[list[PartTable]]:
+    def split(self, tables: Sequence[PartTable]) -> list[list[PartTable]]:
         parts: list[list[PartTable]] = [[] for _ in range(self.ways)]
         for table in tables:
             for part, (keys, values) in zip(parts, self._splitter.split(*table.columns), strict=True):
@@ -143,7 +143,7 @@ class _OutputPartition:
         self.ways = len(outputs)
         self._way_of = {output: way for way, output in enumerate(outputs)}
 
-    def split(self, items: list[Any]) -> list[list[Any]]:
+    def split(self, items: Sequence[Any]) -> list[list[Any]]:
         parts: list[list[Any]] = [[] for _ in range(self.ways)]
         unnamed, way_of = parts[0], self._way_of
         for item in items:
@@ -163,7 +163,7 @@ class _ChoicePartition:
         self.ways = ways
         self._chooser = chooser
 
-    def split(self, items: list[Any]) -> list[list[Any]]:
+    def split(self, items: Sequence[Any]) -> list[list[Any]]:
         parts: list[list[Any]] = [[] for _ in range(self.ways)]
         index_of = self._chooser.index_of
         for item in items:

@@ -91,7 +91,7 @@ class IterableSource(Source):
             if made_here:
                 _close_iterator(iterator)
 
-    def read(self, max_items: int) -> list[Any] | None:
+    def read(self, max_items: int) -> list[Any] | range | None:
         assert self._reader is not None, "read before open"
         found = self._reader.read(max_items)
         if found:
@@ -121,7 +121,7 @@ class IterableSource(Source):
 
 
 class _Reader(Protocol):
-    def read(self, max_items: int) -> list[Any] | None: ...
+    def read(self, max_items: int) -> list[Any] | range | None: ...
 
     def fileno(self) -> int | None: ...
 
@@ -129,7 +129,7 @@ class _Reader(Protocol):
 
 
 class _SequenceReader:
-    """Reads by slices."""
+    """Reads by slices; those of a range are ranges."""
 
     def __init__(self, items: Sequence[Any], at: int) -> None:
         if at and not items[at - 1 : at]:  # A range may be longer than ``len`` can say.
@@ -137,10 +137,12 @@ class _SequenceReader:
         self._items = items
         self._at = at
 
-    def read(self, max_items: int) -> list[Any] | None:
-        found = list(self._items[self._at : self._at + max_items])
+    def read(self, max_items: int) -> list[Any] | range | None:
+        found = self._items[self._at : self._at + max_items]
         self._at += len(found)
-        return found or None
+        if not found:
+            return None
+        return found if type(found) is range else list(found)
 
     def fileno(self) -> None:
         return None

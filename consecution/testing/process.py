@@ -183,7 +183,7 @@ class WatchedDispatch(Dispatch):
         self._failing_codec = codec
         self._start = start
 
-    def send(self, items: list[Any], cause: Frame, after: int = 0) -> tuple[list[Sent], list[Unsent]]:
+    def send(self, items: Sequence[Any], cause: Frame, after: int = 0) -> tuple[list[Sent], list[Unsent]]:
         scene = self._scene
         oracle = scene.oracles[self._origin]
         oracle.launched(cause.seq, cause.generation)

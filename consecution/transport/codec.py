@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from consecution.protocol.poison import PartlyDecodedError
-from consecution.protocol.values import USER_ERRORS
+from consecution.protocol.values import LIVE, USER_ERRORS
 from consecution.transport.pieces import Pieces, gather, load
 from consecution.transport.salvage import salvage
 
@@ -16,13 +16,13 @@ LIVE_ITEM_BYTES = 64
 
 
 class PickleCodec:
-    """Pickle protocol 5: lossless (a tuple stays a tuple), and as fast as anything for plain data.
+    """Pickle protocol 5: lossless (a tuple stays a tuple), and as fast as anything for plain data; a range is its ends.
 
     What plain pickle refuses (lambdas, classes of a notebook) is tried with dill. Only bytes that our
     own tasks wrote are ever decoded; what comes from outside is not.
     """
 
-    def encode(self, items: list[Any]) -> bytes:
+    def encode(self, items: Sequence[Any]) -> bytes:
         return bytes(_dumps(items))
 
     def decode(self, payload: Any) -> list[Any]:
@@ -36,13 +36,13 @@ class PickleCodec:
 
 
 class _LiveOrBytes:
-    """What a payload is that may have stayed in its process: still a list, which decodes to a copy."""
+    """What a payload is that may have stayed in its process: still the items, which decode to a list of their own."""
 
     def decode(self, payload: Any) -> list[Any]:
-        return payload.copy() if isinstance(payload, list) else _loads(payload)
+        return list(payload) if isinstance(payload, LIVE) else _loads(payload)
 
     def size(self, payload: Any) -> int:
-        return len(payload) * LIVE_ITEM_BYTES if isinstance(payload, list) else len(payload)
+        return len(payload) * LIVE_ITEM_BYTES if isinstance(payload, LIVE) else len(payload)
 
 
 class ReusingCodec(_LiveOrBytes):
@@ -56,10 +56,10 @@ class ReusingCodec(_LiveOrBytes):
     """
 
     def __init__(self) -> None:
-        self._items: list[Any] | None = None
+        self._items: Sequence[Any] | None = None
         self._payload: bytes | Pieces = b""
 
-    def encode(self, items: list[Any]) -> bytes | Pieces:
+    def encode(self, items: Sequence[Any]) -> bytes | Pieces:
         if items is not self._items:
             self._payload = _dumps(items)
             self._items = items
@@ -75,7 +75,7 @@ class LiveCodec(_LiveOrBytes):
     def __init__(self, *, stores_bytes: bool) -> None:
         self._stored = PickleCodec() if stores_bytes else None
 
-    def encode(self, items: list[Any]) -> list[Any]:
+    def encode(self, items: Sequence[Any]) -> Sequence[Any]:
         return items
 
     def encode_failed(self, item: Any) -> Any:
@@ -91,7 +91,7 @@ class _Gathering:
         self.write = write
 
 
-def _dumps(items: list[Any]) -> bytes | Pieces:
+def _dumps(items: Sequence[Any]) -> bytes | Pieces:
     """`pickle.dumps`, which copies what is large again and again as its output grows: here at most once."""
     parts: list[Any] = []
     try:
@@ -104,7 +104,7 @@ def _dumps(items: list[Any]) -> bytes | Pieces:
 def _loads(payload: Any) -> list[Any]:
     """The items. PartlyDecodedError if some of them cannot be had; what pickle raises if the bytes are none of ours."""
     try:
-        items: list[Any] = load(payload) if type(payload) is Pieces else pickle.loads(payload)
+        items: Any = load(payload) if type(payload) is Pieces else pickle.loads(payload)
     except USER_ERRORS as error:
         try:
             return salvage(payload)
@@ -114,10 +114,10 @@ def _loads(payload: Any) -> list[Any]:
             raise  # what is not there is what stops us, whatever was first
         except USER_ERRORS:
             raise error from None
-    return items
+    return items if type(items) is list else list(items)
 
 
-def _dill_dumps(items: list[Any]) -> bytes:
+def _dill_dumps(items: Sequence[Any]) -> bytes:
     import dill
 
     payload: bytes = dill.dumps(items, protocol=5, byref=False, recurse=True)

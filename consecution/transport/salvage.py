@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from consecution.protocol.poison import LostItem, Meet, PartlyDecodedError, PoisonError
 from consecution.protocol.step import shorten_repr
-from consecution.protocol.values import USER_ERRORS
+from consecution.protocol.values import LIVE, USER_ERRORS
 
 _Unpickler: Any = vars(pickle)["_Unpickler"]
 _Pickler: Any = vars(pickle)["_Pickler"]
@@ -35,12 +35,12 @@ def salvage(payload: Any, meet: Meet | None = None) -> list[Any]:
     """The items of a payload. PartlyDecodedError if some of them are lost; what pickle raises if it is no payload.
 
     ``meet`` is called before each call into the code of others, with that call's place in the payload. A payload
-    that has stayed in its worker is a list: nothing has to be called to have its items.
+    that has stayed in its worker is the items themselves: nothing has to be called to have them.
     """
-    if isinstance(payload, list):
-        return payload.copy()
+    if isinstance(payload, LIVE):
+        return list(payload)
     unpickler = _Salvager(io.BytesIO(bytes(payload)), meet)
-    items: list[Any] = unpickler.load()
+    items = list(unpickler.load())
     if not unpickler.lost:
         return items
     sifted = [_sift(item) for item in items]

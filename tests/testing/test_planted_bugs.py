@@ -338,7 +338,7 @@ class KeepsTheIdOfTheRest(Step):
 class NumbersEachPartAnew(Dispatch):
     """Two parts of a frame take the same path."""
 
-    def send(self, items: list[Any], cause: Frame, after: int = 0) -> tuple[list[Sent], list[Unsent]]:
+    def send(self, items: Sequence[Any], cause: Frame, after: int = 0) -> tuple[list[Sent], list[Unsent]]:
         return super().send(items, cause)
 
 
