@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from consecution.nodes import Node
@@ -21,7 +21,7 @@ class TupleCodec:
         self._world = world
         self._unencodable = unencodable
 
-    def encode(self, items: list[Any]) -> tuple[Any, ...]:
+    def encode(self, items: Sequence[Any]) -> tuple[Any, ...]:
         if self._unencodable and not all(map(self._world.encodable, items)):
             raise ItemError("cannot be encoded")
         return tuple(items)
@@ -110,7 +110,7 @@ class _ByKey:
     def __init__(self, ways: int) -> None:
         self.ways = ways
 
-    def split(self, items: list[Any]) -> list[list[Any]]:
+    def split(self, items: Sequence[Any]) -> list[list[Any]]:
         parts: list[list[Any]] = [[] for _ in range(self.ways)]
         for item in items:
             parts[item % self.ways].append(item)
@@ -129,7 +129,7 @@ class _ByChoice:
     def _choose(self, item: Any) -> int:
         return next(self._turns) if self._route.salt is None else self._world.choose(self._route, item)
 
-    def split(self, items: list[Any]) -> list[list[Any]]:
+    def split(self, items: Sequence[Any]) -> list[list[Any]]:
         parts: list[list[Any]] = [[] for _ in range(self.ways)]
         for item in items:
             parts[self._choose(item)].append(item)

@@ -114,7 +114,7 @@ def _loads(payload: Any) -> list[Any]:
             raise  # what is not there is what stops us, whatever was first
         except USER_ERRORS:
             raise error from None
-    return items if type(items) is list else list(items)
+    return list(items) if type(items) is range else items
 
 
 def _dill_dumps(items: Sequence[Any]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import count
 from random import Random
 from typing import Any
@@ -31,7 +32,7 @@ CAUSE = Frame(TaskIndex(9), 7, 4, (5,), FrameId(1), 3, TASK, Stage.PROCESS, True
 class AsTuple:
     """Encodes to a tuple; the item "stone" not at all."""
 
-    def encode(self, items: list[Any]) -> tuple[Any, ...]:
+    def encode(self, items: Sequence[Any]) -> tuple[Any, ...]:
         if "stone" in items:
             raise TypeError("a stone cannot be encoded")
         return tuple(items)
@@ -43,7 +44,7 @@ class Modulo:
     def __init__(self, ways: int) -> None:
         self.ways = ways
 
-    def split(self, items: list[Any]) -> list[list[Any]]:
+    def split(self, items: Sequence[Any]) -> list[list[Any]]:
         parts: list[list[Any]] = [[] for _ in range(self.ways)]
         for item in items:
             parts[item % self.ways].append(item)
@@ -153,6 +154,21 @@ def test_more_than_fits_one_frame_is_cut_in_order() -> None:
 
     assert targets(sent) == [(1, (1, 2)), (1, (3, 4)), (1, (5,))]
     assert [frame.path for _, frame in sent] == [(5, 4), (5, 14), (5, 24)]
+
+
+def test_a_range_goes_whole_or_cut_as_ranges_to_where_it_stays_in_its_worker() -> None:
+    dispatch = Dispatch(
+        TASK,
+        (SingleEdge(0, TaskIndex(1)),),
+        AsTuple(),
+        map(FrameId, count(1)).__next__,
+        edge_count=1,
+        max_frame_items=4,
+        local=tasks(1),
+    )
+
+    assert targets(dispatch.send(range(4), CAUSE)[0]) == [(1, range(4))]
+    assert targets(dispatch.send(range(6), CAUSE)[0]) == [(1, range(4)), (1, range(4, 6))]
 
 
 def test_frames_for_different_replicas_have_different_paths() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ ELSEWHERE = FrameKey(SOURCE, 7, (6,))
 class TextCodec:
     """Payloads are texts of items between commas; "?" cannot be decoded, "!" not encoded."""
 
-    def encode(self, items: list[Any]) -> bytes:
+    def encode(self, items: Sequence[Any]) -> bytes:
         if "!" in items:
             raise TypeError("! cannot be encoded")
         return ",".join(items).encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -23,10 +23,10 @@ SOURCE, TASK, NEXT = TaskIndex(0), TaskIndex(1), TaskIndex(2)
 class PlainCodec:
     """Lists as they are; the item "stone" cannot be encoded."""
 
-    def encode(self, items: list[Any]) -> list[Any]:
+    def encode(self, items: Sequence[Any]) -> list[Any]:
         if "stone" in items:
             raise TypeError("a stone cannot be encoded")
-        return items
+        return list(items)
 
     def decode(self, payload: Any) -> list[Any]:
         return list(payload)

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from consecution import Map, Pipeline, Producer, TextLines
+from consecution import IterableSource, Map, Pipeline, Producer, TextLines
 from consecution.errors import BadRecordError, StoppedByItemError, WorldError
 from consecution.protocol.dispatch import Dispatch, SingleEdge
-from consecution.protocol.origin import Origin, OriginLimits
+from consecution.protocol.origin import BatchBorn, Change, Origin, OriginLimits
 from consecution.protocol.values import Ack, Acks, FailedItem, Frame, FrameId, Message, Stage, TaskIndex
 from consecution.report import Failure
 from consecution.runtime.journal import NotesTaken
 from consecution.runtime.origin_host import MemoryStore, OriginHost, SourceHost
 from consecution.source import Note, Rejected, Source
-from consecution.transport.codec import LiveCodec
+from consecution.transport.codec import LiveCodec, ReusingCodec
 from tests.runtime.shells import Shell, plan_of
 
 SOURCE, TASK = TaskIndex(0), TaskIndex(1)
@@ -32,6 +32,17 @@ class Endless(Source):
 
     def position(self) -> None:
         return None
+
+
+class Noting(MemoryStore):
+    """Notes what it is asked to keep."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.changes: list[Change] = []
+
+    def apply(self, changes: list[Change]) -> None:
+        self.changes += changes
 
 
 class Outbox:
@@ -65,6 +76,30 @@ def test_new_items_do_not_keep_retries_waiting_for_room() -> None:
     answer()
 
     assert [frame.payload for frame in outbox.frames] == [[0], [7]]
+
+
+# -- a range ---------------------------------------------------------------------------------------
+
+
+def test_a_range_is_journalled_by_its_ends_and_gives_its_numbers_again_when_replayed() -> None:
+    now_s, outbox, codec, store = 0.0, Outbox(), ReusingCodec(), Noting()
+    ids = iter(map(FrameId, range(1, 100)))
+    dispatch = Dispatch(SOURCE, (SingleEdge(0, TASK),), codec, ids.__next__, edge_count=1, max_frame_items=1000)
+    host = OriginHost(SOURCE, Origin(OriginLimits()), store, dispatch, codec, outbox, stored=codec, now=lambda: now_s)
+    source = SourceHost(host, IterableSource(range(5, 1005)))
+    source.open()
+    source.origin.replay(now_s)
+    source.turn()
+    first = outbox.frames.pop(0)
+
+    source.origin.replay(now_s)
+    source.turn()
+    again = next(frame for frame in outbox.frames if frame.generation > first.generation)
+
+    (record, *_) = [change.record for change in store.changes if isinstance(change, BatchBorn)]
+    assert len(record.payload) < 100
+    assert pickle.loads(record.payload) == range(5, 5 + record.count)
+    assert codec.decode(first.payload) == codec.decode(again.payload) == list(range(5, 5 + record.count))
 
 
 # -- what is no item -------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def test_shares_give_each_item_once_and_know_where_they_are(items: Any, shares: 
         share.close()
         again = pickle.loads(pickle.dumps(share))
         again.open(place)
-        assert some + read_all(again) == list(items[first::shares])
+        assert [*some, *read_all(again)] == list(items[first::shares])
 
 
 @pytest.mark.parametrize("items", [{1: 2}, "text", iter([1]), lambda: [1]])

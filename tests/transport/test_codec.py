@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consecution.transport.codec import LIVE_ITEM_BYTES, LiveCodec, PickleCodec, ReusingCodec
+from consecution.transport.salvage import salvage
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -76,6 +77,16 @@ def test_what_cannot_be_encoded_raises_and_spoils_nothing(codec: PickleCodec, it
     assert codec.encode(good) == payload
     with pytest.raises(Exception):
         codec.encode_failed(item)
+
+
+@pytest.mark.parametrize("numbers", [range(10_000), range(7, -(10**6), -3), range(2**70, 2**70 + 9), range(0)])
+@pytest.mark.parametrize("codec", [PickleCodec(), ReusingCodec()], ids=type)
+def test_a_range_is_encoded_as_its_ends_and_comes_back_as_a_list(codec: PickleCodec, numbers: range) -> None:
+    payload = codec.encode(numbers)
+
+    assert len(payload) < 100
+    assert codec.decode(payload) == list(numbers)
+    assert salvage(payload) == list(numbers)
 
 
 @pytest.mark.parametrize("codec", [PickleCodec(), ReusingCodec(), LiveCodec(stores_bytes=True)], ids=type)
@@ -146,6 +157,14 @@ def test_a_live_frame_shares_items_but_never_the_list() -> None:
     first.clear()
 
     assert second[0] is item
+
+
+def test_a_live_range_is_decoded_to_a_list_of_the_receivers_own() -> None:
+    codec = LiveCodec(stores_bytes=True)
+    payload = codec.encode(range(3))
+
+    assert codec.size(payload) == 3 * LIVE_ITEM_BYTES
+    assert (codec.decode(payload), salvage(payload)) == ([0, 1, 2], [0, 1, 2])
 
 
 def test_what_a_journal_stored_is_decoded_by_a_live_codec() -> None:
