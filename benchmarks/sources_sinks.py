@@ -738,12 +738,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sources_sinks", description=QUESTION.title)
     parser.add_argument("works", nargs="*", metavar="WORK", help=f"beginnings of {', '.join(WORKS)}; all if none")
     parser.add_argument("--rounds", type=int, default=5, help="how often each contestant runs (default 5)")
+    parser.add_argument(
+        "--rows", type=int, default=QUESTION.size, help="how many; of slow ones fewer (default %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="few rows and one round: do they work at all?")
     asked = parser.parse_args(arguments)
     names = [name for name in WORKS if not asked.works or name.startswith(tuple(asked.works))]
     if not names:
         parser.error(f"there is no such work; there are {', '.join(WORKS)}")
-    size = QUESTION.size // QUICK if asked.quick else QUESTION.size
+    size = asked.rows // QUICK if asked.quick else asked.rows
     with _with_what_they_need(names) as able:
         found = contest(able, size, 1 if asked.quick else asked.rounds)
     machine = f"CPython {platform.python_version()}, {platform.system()}, {os.cpu_count()} cores"

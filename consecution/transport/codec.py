@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +15,11 @@ from consecution.transport.salvage import salvage
 
 LIVE_ITEM_BYTES = 64
 """What flow control takes a live item for; its true size is not known and not worth measuring."""
+
+
+MANY_TEXTS = 64
+TEXT_BYTES = 4 * 1024 * 1024
+"""Texts of so many bytes together are pickled one by one, even if some of them should be the same object."""
 
 
 class PickleCodec:
@@ -93,12 +100,46 @@ class _Gathering:
 
 def _dumps(items: Sequence[Any]) -> bytes | Pieces:
     """`pickle.dumps`, which copies what is large again and again as its output grows: here at most once."""
+    if _are_all_text(items):
+        with contextlib.suppress(_TooLargeError):
+            return _dumps_text(items)
     parts: list[Any] = []
     try:
         pickle.Pickler(_Gathering(parts.append), 5).dump(items)
     except (pickle.PicklingError, AttributeError, TypeError):
         return _dill_dumps(items)
     return parts[0] if len(parts) == 1 else gather(parts)
+
+
+def _are_all_text(items: Sequence[Any]) -> bool:
+    """Whether they are many texts, and nothing but that, or bytes."""
+    kind = type(items[0]) if type(items) is list and len(items) >= MANY_TEXTS else None
+    return kind in (str, bytes) and operator.countOf(map(type, items), kind) == len(items)
+
+
+def _dumps_text(items: Sequence[Any]) -> bytes:
+    """Pickle without its memo, which would take most of the time: no text holds another object.
+
+    _TooLargeError where that comes to much: perhaps it is one large text again and again, which the memo knows.
+    """
+    parts: list[Any] = []
+    size = 0
+
+    def write(part: Any) -> None:
+        nonlocal size
+        size += len(part)
+        if size > TEXT_BYTES:
+            raise _TooLargeError
+        parts.append(part)
+
+    pickler = pickle.Pickler(_Gathering(write), 5)
+    pickler.fast = True
+    pickler.dump(items)
+    return b"".join(parts)
+
+
+class _TooLargeError(Exception):
+    """There is more than was reckoned with."""
 
 
 def _loads(payload: Any) -> list[Any]:

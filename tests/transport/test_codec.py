@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import pickletools
 import sys
 import threading
 import weakref
@@ -11,7 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consecution.transport.codec import LIVE_ITEM_BYTES, LiveCodec, PickleCodec, ReusingCodec
+from consecution.transport.codec import (
+    LIVE_ITEM_BYTES,
+    MANY_TEXTS,
+    TEXT_BYTES,
+    LiveCodec,
+    PickleCodec,
+    ReusingCodec,
+)
 from consecution.transport.salvage import salvage
 
 plain = st.recursive(
@@ -77,6 +85,45 @@ def test_what_cannot_be_encoded_raises_and_spoils_nothing(codec: PickleCodec, it
     assert codec.encode(good) == payload
     with pytest.raises(Exception):
         codec.encode_failed(item)
+
+
+class Word(str):
+    """A text that may hold something."""
+
+
+@pytest.mark.parametrize("codec", [PickleCodec(), ReusingCodec()], ids=type)
+@pytest.mark.parametrize(
+    "texts",
+    [[f"line {n}" for n in range(1000)], ["ü\udc80\n", ""] * MANY_TEXTS, [b"\x00", b""] * MANY_TEXTS, ["same"] * 1000],
+    ids=["lines", "odd", "bytes", "same"],
+)
+def test_many_texts_are_pickled_without_a_memo(codec: PickleCodec, texts: list[Any]) -> None:
+    payload = codec.encode(texts)
+
+    assert codec.decode(payload) == salvage(payload) == texts
+    assert not [code for code, _, _ in pickletools.genops(payload) if code.name in ("MEMOIZE", "BINGET")]
+
+
+@pytest.mark.parametrize("codec", [PickleCodec(), ReusingCodec()], ids=type)
+def test_a_large_text_that_comes_again_and_again_is_pickled_once(codec: PickleCodec) -> None:
+    texts = ["x" * (TEXT_BYTES // MANY_TEXTS)] * (2 * MANY_TEXTS)
+    payload = codec.encode(texts)
+
+    assert len(payload) < 2 * len(texts[0])
+    assert codec.decode(payload) == texts
+
+
+@pytest.mark.parametrize("codec", [PickleCodec(), ReusingCodec()], ids=type)
+def test_what_may_hold_something_keeps_what_it_shares(codec: PickleCodec) -> None:
+    shared: list[int] = []
+    words: list[Any] = ["plain", *(Word(n) for n in range(2 * MANY_TEXTS))]
+    for word in words[1:]:
+        word.held = shared
+
+    decoded = codec.decode(codec.encode(words))
+
+    assert decoded == words
+    assert {id(word.held) for word in decoded[1:]} == {id(decoded[1].held)}
 
 
 @pytest.mark.parametrize("numbers", [range(10_000), range(7, -(10**6), -3), range(2**70, 2**70 + 9), range(0)])
