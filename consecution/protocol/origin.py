@@ -36,10 +36,12 @@ from consecution.protocol.values import LIVE, Ack, Action, Entry, FailedItem, Go
 
 SLOW_S = 1.0
 """A batch that takes longer than this from birth to completion, where few others are open, halves the next ones."""
-QUICK_S = 0.25
+QUICK_S = 0.5
 """A full batch that takes less than this, beside few others, makes the next ones larger: to take about as long, but"""
 MOST_GROWTH = 32
-"""not more times as large than this, and not less than two. Where little is done with an item, two steps will do."""
+"""not more times as large than this (where little is done with an item, two steps will do), and not less than"""
+LEAST_GROWTH = 1.5
+"""this, which makes no batch slow that was quick."""
 FEW_OPEN = 8
 """Where more are open, a batch has waited for others: its share of the time is what counts."""
 LARGE_BATCH = 500
@@ -626,8 +628,8 @@ class Origin:
             self._target = min(self._target, max(1, count // 2))  # once, however many of that size are slow
             self._window = self._window if count > LARGE_BATCH else min(self.limits.max_pending, self._window * 2)
         elif share_s < QUICK_S and is_full:
-            growth = max(2, int(QUICK_S / max(share_s, QUICK_S / MOST_GROWTH)))
-            self._target = min(self.limits.batch_size, self._target * growth)
+            growth = max(LEAST_GROWTH, QUICK_S / max(share_s, QUICK_S / MOST_GROWTH))
+            self._target = min(self.limits.batch_size, math.ceil(self._target * growth))
         if took_s < QUICK_S:
             self._window = min(self.limits.max_pending, self._window * 2)
         if is_full or is_slow:
