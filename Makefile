@@ -19,8 +19,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## great-circle distances between the ten busiest US airports, into a table and a file
 	@$(BIN)/python examples/airports.py < examples/airports.txt
 
-test: $(STAMP) ## run the tests, but for the long ones of `make faults`
-	@$(BIN)/python -m pytest -m "not faults"
+test: $(STAMP) ## run the tests, two files at a time, but for the long ones of `make faults`
+	@$(BIN)/python -m pytest -m "not faults" -n 2 --dist loadfile
 
 check: $(STAMP) ## format, lint, types and tests: what continuous integration runs
 	@$(BIN)/ruff format --check .
