@@ -218,10 +218,12 @@ class _Life:
 
     def ask(self, most: int) -> list[Any] | None:
         """What is there now."""
-        found: list[Any] | None = self.source.read(most)
-        if found is None:
+        read = self.source.read(most)
+        if read is None:
             return None
-        self._case.require(type(found) is list, f"read({most}) returned a {type(found).__name__}, expected a list")
+        kind = type(read)
+        self._case.require(kind in (list, range), f"read({most}) returned a {kind.__name__}, expected a list or a range")
+        found = list(read)
         self._case.require(len(found) <= most, f"read({most}) returned {len(found)} items")
         if found:
             self.source.batch_born(self._seq, len(found))

@@ -247,7 +247,7 @@ def no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (Backwards, "item 0 is 'item 24', expected 'item 0'"),
         (GivesMore, r"read\(1\) returned 2 items"),
-        (GivesTuples, r"read\(1\) returned a tuple, expected a list"),
+        (GivesTuples, r"read\(1\) returned a tuple, expected a list or a range"),
         (Boasts, "it says that it gives 1000000 items .*; it gives 25"),
         (StartsOver, "opened at the position after 1 items, 1: expected 24 items, found 25"),
         (ForgetsWhereItWasOpened, "opened at the position after 1 items, 1, closed, opened again"),
