@@ -36,7 +36,7 @@ from consecution.protocol.values import LIVE, Ack, Action, Entry, FailedItem, Go
 
 SLOW_S = 1.0
 """A batch that takes longer than this from birth to completion, where few others are open, halves the next ones."""
-QUICK_S = 0.5
+QUICK_S = 0.25
 """A full batch that takes less than this, beside few others, makes the next ones larger: to take about as long, but"""
 MOST_GROWTH = 32
 """not more times as large than this (where little is done with an item, two steps will do), and not less than"""
@@ -45,6 +45,9 @@ LEAST_GROWTH = 1.5
 FEW_OPEN = 8
 """Where more are open, a batch has waited for others: its share of the time is what counts."""
 LARGE_BATCH = 500
+QUICK_LARGE_S = 0.5
+"""`QUICK_S` of a batch of more items: they are cheap, and cheaper in larger batches. Dear ones are shared out better
+in small ones."""
 FEW_LARGE_OPEN = 16
 """Where batches of more items are slow, first fewer are open at a time, down to so many: small ones cost more."""
 FIRST_BATCH_SIZE = 16
@@ -620,6 +623,7 @@ class Origin:
         if whole_bytes and not batch.replays:
             self._fitting_whole = self._share_in_items(count, whole_bytes)
         share_s = took_s * FEW_OPEN / beside
+        quick_s = QUICK_LARGE_S if count > LARGE_BATCH else QUICK_S
         is_slow = took_s > SLOW_S and not batch.replays
         is_full = count >= self._target
         if is_slow and count > LARGE_BATCH and beside > FEW_LARGE_OPEN:
@@ -627,13 +631,13 @@ class Origin:
         elif is_slow and share_s > SLOW_S:
             self._target = min(self._target, max(1, count // 2))  # once, however many of that size are slow
             self._window = self._window if count > LARGE_BATCH else min(self.limits.max_pending, self._window * 2)
-        elif share_s < QUICK_S and is_full:
-            growth = max(LEAST_GROWTH, QUICK_S / max(share_s, QUICK_S / MOST_GROWTH))
+        elif share_s < quick_s and is_full:
+            growth = max(LEAST_GROWTH, quick_s / max(share_s, quick_s / MOST_GROWTH))
             self._target = min(self.limits.batch_size, math.ceil(self._target * growth))
-        if took_s < QUICK_S:
+        if took_s < quick_s:
             self._window = min(self.limits.max_pending, self._window * 2)
         if is_full or is_slow:
-            self.growing = self.growing and share_s < QUICK_S and self._target < self.limits.batch_size
+            self.growing = self.growing and share_s < quick_s and self._target < self.limits.batch_size
 
     # -- decision --------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ import msgpack
 from consecution.errors import SourceError
 from consecution.pipeline import Pipeline
 from consecution.producer import Producer
-from consecution.protocol.values import BatchId
+from consecution.protocol.values import LIVE, BatchId
 from consecution.runtime.shipping import can_ship
 from consecution.sink import AppendSink
 from consecution.source import Rejected, Source
@@ -222,7 +222,7 @@ class _Life:
         if read is None:
             return None
         kind = type(read)
-        self._case.require(kind in (list, range), f"read({most}) returned a {kind.__name__}, expected a list or a range")
+        self._case.require(kind in LIVE, f"read({most}) returned a {kind.__name__}, expected a list or a range")
         found = list(read)
         self._case.require(len(found) <= most, f"read({most}) returned {len(found)} items")
         if found:

@@ -147,7 +147,7 @@ def test_batches_grow_while_they_are_quick_and_shrink_when_they_are_slow() -> No
         seq = origin.born(origin.room(), b"", 0, now_s)
         complete(origin, seq, now_s + took_s)
 
-    assert [*sizes, origin.room()] == [16, 80, 400, 200, 200]
+    assert [*sizes, origin.room()] == [16, 40, 100, 50, 50]
 
 
 def test_the_quicker_a_batch_was_the_larger_is_the_next_by_one_and_a_half_to_32_times() -> None:
@@ -158,7 +158,7 @@ def test_the_quicker_a_batch_was_the_larger_is_the_next_by_one_and_a_half_to_32_
         sizes.append(origin.room())
         complete(origin, origin.born(origin.room(), b"", 0, float(number)), number + took_s)
 
-    assert [*sizes, origin.room()] == [16, 64, 2048, 3072, 98_304]
+    assert [*sizes, origin.room()] == [16, 32, 1024, 1536, 49_152]
     assert origin.growing
 
 
@@ -175,9 +175,9 @@ def test_batches_have_found_their_size_when_they_are_the_largest() -> None:
 def test_batches_have_found_their_size_when_a_full_one_is_not_quick() -> None:
     origin = running(batch_size=100)
 
-    complete(origin, origin.born(1, b"", 0, 0.0), 0.6)
+    complete(origin, origin.born(1, b"", 0, 0.0), 0.3)
     not_full = origin.growing
-    complete(origin, origin.born(16, b"", 0, 1.0), 1.6)
+    complete(origin, origin.born(16, b"", 0, 1.0), 1.3)
 
     assert (not_full, origin.growing) == (True, False)
 
@@ -226,7 +226,7 @@ def test_a_batch_that_was_just_quick_makes_none_that_is_slow() -> None:
     sizes = []
     for number in range(10):
         sizes.append(room := origin.room())
-        complete(origin, origin.born(room, b"", 0, number * 10.0), number * 10.0 + room * 0.49 / 16)
+        complete(origin, origin.born(room, b"", 0, number * 10.0), number * 10.0 + room * 0.24 / 16)
 
     assert sizes == [16, *[24] * 9]
 
@@ -248,7 +248,7 @@ def test_batches_of_large_items_are_small_whatever_their_speed() -> None:
         sizes.append(room := origin.room())
         complete(origin, origin.born(room, b"x" * room * size_bytes, 0, 0.0), 0.1)
 
-    assert [*sizes, origin.room()] == [16, 2, 2, 2, 80, 100, 1]
+    assert [*sizes, origin.room()] == [16, 2, 2, 2, 40, 100, 1]
 
 
 def test_batches_whose_items_become_large_on_the_way_are_small() -> None:
