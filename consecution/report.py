@@ -84,7 +84,8 @@ class Status:
 
     ``pending_below`` counts what durable nodes have pushed, or have to try again, and is not yet processed;
     ``handled`` what was given up at nodes with a failed edge, and is not among the ``failed``. ``sources`` has the
-    books of each source. ``expected`` is how many items there will be in all, where every source knows that.
+    books of each source. ``expected`` is how many items there will be in all, where every source knows that, and
+    ``read_share`` how much of all they have read, from 0 to 1, where every one knows that.
     """
 
     state: str
@@ -101,6 +102,7 @@ class Status:
     sources: tuple[SourceCounts, ...] = ()
     tasks: tuple[TaskCounts, ...] = ()
     expected: int | None = None
+    read_share: float | None = None
 
     @property
     def open(self) -> int:
@@ -122,6 +124,8 @@ class Status:
             f"{self.items_per_s:,.0f}/s",
             f"{self.open:,} pending",
         ]
+        if self.expected is None and self.read_share is not None:
+            parts.insert(1, f"{100 * self.read_share:.0f} % read")
         for count, word in (
             (self.failed, "failed"),
             (self.handled, "handled as failed"),

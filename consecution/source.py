@@ -56,6 +56,9 @@ class Source:
     expected: int | None = None
     """How many items it gives in all, from the very first on, where that is known; for those who watch."""
 
+    read_share: float | None = None
+    """After `read`: how much of all there is has been read, from 0 to 1, where that is known; for those who watch."""
+
     cut: bool = False
     """True after `read`: a batch ends with what was given so far, and there may be more at once."""
 

@@ -73,10 +73,21 @@ class Counts:
 
     ``waited_s`` is how long its frames had been on their way or in its queue, all together, when it took them;
     ``since_s`` when it took the one that it has in hand, 0 while it has none; ``commit_s`` what its commits took;
-    ``waiting`` how many frames lie in its inbox.
+    ``waiting`` how many frames lie in its inbox. ``read_share`` is how much of all a source has read, if it knows.
     """
 
-    __slots__ = ("busy_s", "commit_s", "failed", "frames", "items_in", "items_out", "since_s", "waited_s", "waiting")
+    __slots__ = (
+        "busy_s",
+        "commit_s",
+        "failed",
+        "frames",
+        "items_in",
+        "items_out",
+        "read_share",
+        "since_s",
+        "waited_s",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.frames = 0
@@ -88,6 +99,7 @@ class Counts:
         self.since_s = 0.0
         self.commit_s = 0.0
         self.waiting = 0
+        self.read_share: float | None = None
 
     def took(self, sent_s: float, now_s: float) -> None:
         """A frame that was sent then has come; 0: it does not say when. Two processors' clocks may differ a little."""

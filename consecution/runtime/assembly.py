@@ -237,6 +237,7 @@ def counts_now(host: Host | SourceHost) -> Counts:
     since_s = counts.since_s
     counted.frames, counted.waited_s = counts.frames, counts.waited_s
     counted.items_in, counted.items_out, counted.failed = counts.items_in, counts.items_out, counts.failed
+    counted.read_share = counts.read_share
     counted.busy_s = counts.busy_s + (max(0.0, time.monotonic() - since_s) if since_s else 0.0)
     if isinstance(host, SourceHost):
         emitted = host.origin.counts().emitted
@@ -336,7 +337,16 @@ def make_status(
         sources=source_counts(plan, books),
         tasks=task_counts(plan, counts, pids or {}, store_bytes),
         expected=expected,
+        read_share=_read_share(plan, counts),
     )
+
+
+def _read_share(plan: Plan, counts: Mapping[TaskIndex, Counts]) -> float | None:
+    """How much of all the sources have read together; None where one of them does not know."""
+    tasks = [TaskIndex(task) for node in plan.nodes if node.is_source for task in node.tasks]
+    shares = [counts[task].read_share for task in tasks if task in counts]
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(tasks) if len(known) == len(tasks) else None
 
 
 def make_report(

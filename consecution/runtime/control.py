@@ -115,6 +115,7 @@ class Beat:
     waited_s: float = 0.0
     commit_s: float = 0.0
     waiting: int = 0
+    read_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -515,7 +515,9 @@ class SourceHost:
 
     def _read_batch(self, room: int) -> Sequence[Any] | None:
         try:
-            return self._reader.read(room)
+            found = self._reader.read(room)
+            self.counts.read_share = self.source.read_share
+            return found
         except SourceError:
             raise
         except USER_ERRORS as error:

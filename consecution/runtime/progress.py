@@ -69,7 +69,7 @@ class Progress:
 
 
 class Bar:
-    """A bar and the time that is left, where the sources know how much they give; the status beside it.
+    """A bar and the time that is left, where the sources know how much they give, or have read; the status beside it.
 
     Needs a terminal and `rich` (ImportError); what is written to standard error meanwhile comes out above it.
     """
@@ -92,9 +92,12 @@ class Bar:
 
     def __call__(self, status: Status) -> None:
         drawn: Any = self._drawn
-        shown = {"description": str(status), "total": status.expected, "completed": status.completed}
+        total, done = status.expected, float(status.completed)
+        if total is None and status.read_share is not None:
+            total, done = 1, status.read_share
+        shown = {"description": str(status), "total": total, "completed": done}
+        drawn.columns = (self._said,) if total is None else (*self._bounded, self._said)
         if self._task is None:
-            drawn.columns = (self._said,) if status.expected is None else (*self._bounded, self._said)
             self._task = drawn.add_task(**shown)
             drawn.start()
         drawn.update(self._task, **shown, refresh=True)

@@ -687,7 +687,8 @@ def _sum_counts(seen: _Seen) -> Counts:
     before, beat, total = seen.before, seen.beat, Counts()
     for name in _SUMMED:
         setattr(total, name, getattr(before, name) + (getattr(beat, name) if beat is not None else 0))
-    total.waiting = beat.waiting if beat is not None else 0
+    if beat is not None:
+        total.waiting, total.read_share = beat.waiting, beat.read_share
     return total
 
 

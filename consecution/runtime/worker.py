@@ -511,6 +511,7 @@ class Worker:
             frames=counted.frames,
             waited_s=counted.waited_s,
             commit_s=counted.commit_s,
+            read_share=counted.read_share,
         )
 
     def _ask_stop(self, origin: TaskIndex, entry: FailureEntry) -> None:

@@ -51,6 +51,12 @@ class Content:
         """Size and identity of the file that is open."""
         return os.fstat(self._fd)
 
+    @property
+    def read_share(self) -> float:
+        """How much of the file has been read, from 0 to 1; of what is compressed, as it lies there."""
+        size_bytes = self.look().st_size
+        return min(1.0, os.lseek(self._fd, 0, os.SEEK_CUR) / size_bytes) if size_bytes else 1.0
+
     def read(self, most_bytes: int | None = None) -> bytes:
         """Up to so many bytes, or a block; none at the end, which may not be the end for ever."""
         most_bytes = BLOCK_BYTES if most_bytes is None else most_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import glob
+import itertools
 import os
 import zlib
 from collections.abc import Sequence
@@ -65,6 +66,7 @@ class FilesSource(Source):
         self._recalled: list[str] | None = None
         self._noted = False
         self._files: list[str] = []
+        self._behind: list[int] = []
         self._names = b""
         self._at = 0
         self._file: RecordFile | None = None
@@ -90,6 +92,7 @@ class FilesSource(Source):
         self._error = None
         self._noted = recalled is not None
         self._files = recalled if recalled is not None and position is not None else self._find(position)
+        self._behind = list(itertools.accumulate(map(_size_bytes, self._files), initial=0))
         self._names = digest("\0".join(self._files).encode("utf-8", "surrogateescape"))
         if position is None:
             self._at, self._noted = 0, False
@@ -156,11 +159,19 @@ class FilesSource(Source):
         while len(records) < max_items and self._fill():
             assert self._file is not None
             records += self._file.take(max_items - len(records))
+        self.read_share = self._look_how_far()
         if records:
             return records
         if self._error is not None:
             raise self._error
         return None
+
+    def _look_how_far(self) -> float:
+        """The files that were read, and what was read of the one that is open, of the bytes of all."""
+        before, in_all, of_this = self._behind[self._at], self._behind[-1], 0.0
+        if self._file is not None:
+            of_this = self._file.read_share() * (self._behind[self._at + 1] - before)
+        return (before + of_this) / in_all if in_all else 1.0
 
     def _fill(self) -> bool:
         """Get more, from this file or the next ones. False: there is no more; an error waits until all was taken."""
@@ -200,6 +211,14 @@ def absolute(paths: Path | Sequence[Path]) -> list[str]:
     if not given or not all(isinstance(path, (str, os.PathLike)) for path in given):
         raise UsageError(f"paths={paths!r}: expected a path or pattern, or a list of these")
     return [os.path.abspath(os.fspath(path)) for path in given]
+
+
+def _size_bytes(path: str) -> int:
+    """0 for a file that is not there any more."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def is_pattern(path: str) -> bool:

@@ -35,6 +35,10 @@ class RecordFile(ABC):
         """The place behind what was taken, and the print of the file."""
 
     @abstractmethod
+    def read_share(self) -> float:
+        """How much of the file has been read, from 0 to 1."""
+
+    @abstractmethod
     def close(self) -> None:
         """Let go of the file. Harmless when repeated."""
 
@@ -105,6 +109,9 @@ class TextFile(RecordFile):
     def position(self) -> list[Any]:
         known = self._printer.print()
         return [self._stream.position(), known.mark, known.head, known.tail]
+
+    def read_share(self) -> float:
+        return self._content.read_share
 
     def close(self) -> None:
         self._content.close()
@@ -179,6 +186,14 @@ class ParquetFile(RecordFile):
 
     def position(self) -> list[Any]:
         return [[self._group, self._row], self._known.mark, self._known.head, self._known.tail]
+
+    def read_share(self) -> float:
+        """By the rows that were taken."""
+        if self._group >= self._file.num_row_groups:
+            return 1.0
+        metadata = self._file.metadata
+        before = sum(metadata.row_group(group).num_rows for group in range(self._group))
+        return (before + self._row) / metadata.num_rows if metadata.num_rows else 1.0
 
     def close(self) -> None:
         self._file.close()

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,6 +86,20 @@ def test_a_bar_shows_the_share_and_what_is_printed_stays_above_it(monkeypatch: p
     assert sys.stderr is terminal
 
 
+def test_a_bar_goes_by_what_was_read_from_when_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = make_terminal(monkeypatch)
+    shown: Any = Bar()
+    shown(Status("starting", 0, 0, 0, 0, 0, 0, 1.0, ()))
+    assert "%" not in terminal.getvalue()
+    shown(Status("running", 900, 800, 0, 100, 0, 0, 2.0, (), read_share=0.25))
+    shown.clear()
+
+    text = terminal.getvalue()
+    assert "  25 %" in text
+    assert "━" in text
+    assert "running: 800 done, 25 % read, 400/s, 100 pending, 2.0 s" in text
+
+
 def test_without_a_known_end_there_are_counts_and_a_rate_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = make_terminal(monkeypatch)
     shown = Bar()
@@ -134,6 +149,32 @@ def test_a_run_shows_its_progress_if_asked_and_clears_it_whatever_happens(
     with pytest.raises(KeyError, match="breaks the run"):
         pipeline.run(mode=mode, robustness="none", progress=True)
     assert seen == [7, "cleared"]
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+def test_a_run_over_files_knows_how_much_of_them_was_read(mode: Any, tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"{number}.txt").write_text("a line\n" * 3)
+    several = [Producer("files", tmp_path / "1.txt", name="a"), Producer("files", tmp_path / "2.txt", name="b")]
+    seen = []
+
+    with Pipeline(several | Map(wait_a_little, name="wait")).start(mode=mode, robustness="none") as running:
+        while running.join(0.01) is None:
+            seen.append(running.status())
+
+    assert running.status().read_share == 1.0
+    assert all(status.read_share is None or 0 <= status.read_share <= 1 for status in seen)
+    assert running.status().expected is None
+
+
+def test_where_one_source_does_not_know_nobody_does(tmp_path: Path) -> None:
+    (tmp_path / "1.txt").write_text("a line\n")
+    sources = [Producer("files", tmp_path / "1.txt", name="a"), Producer(iter([1]), name="b")]
+
+    with Pipeline(sources | Map(wait_a_little, name="wait")).start(mode="inline", robustness="none") as running:
+        running.join(30)
+
+    assert running.status().read_share is None
 
 
 def wait_a_little(item: Any) -> Any:

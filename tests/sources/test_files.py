@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from consecution import FilesSource, Pipeline, Producer, TextLines
 from consecution.errors import SourceError, UsageError
 from consecution.runtime import failpoints
 from consecution.sources import content
+from consecution.sources.records import BLOCK_BYTES
 from consecution.testing.sources import check_source
 from tests.sources.test_conformance import ITEMS, ROWS, large_lines
 from tests.sources.test_contract import read_all, read_exactly
@@ -146,6 +148,56 @@ def make_parquet(folder: Path, *, rows: int = 4) -> FilesSource:
 
 def test_parquet_files_keep_the_contract(tmp_path: Path) -> None:
     check_source(make_parquet, ROWS, folder=tmp_path, kills=False)
+
+
+# -- how far it is ---------------------------------------------------------------------------------
+
+
+def shares_while_read(source: FilesSource, *, position: Any = None, most: int = 1000) -> list[float]:
+    source.open(position)
+    found = []
+    while source.read(most) is not None:
+        assert source.read_share is not None
+        found.append(source.read_share)
+    source.close()
+    return found
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_how_much_was_read_goes_by_the_bytes_of_all_files_as_they_lie_there(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content, "COMPRESSED_BYTES", 4096)
+    for name, count in (("a", 6), ("b", 2)):
+        members = [random.Random(number).randbytes(BLOCK_BYTES).hex("\n", 50).encode() for number in range(count)]
+        (tmp_path / f"{name}{suffix}").write_bytes(b"".join(map(COMPRESS[suffix], members)))
+    source = FilesSource(tmp_path / "*")
+
+    found = shares_while_read(source, most=100)
+    source.open(None)
+    source.read(100)
+    position = source.position()
+
+    assert found == sorted(found)
+    assert found[-1] == 1.0
+    assert len(set(found)) > 2
+    assert shares_while_read(source, position=position)[0] >= found[0]
+
+
+def test_how_much_was_read_of_parquet_goes_by_its_rows(tmp_path: Path) -> None:
+    found = shares_while_read(make_parquet(tmp_path), most=1)
+
+    assert found == sorted(found)
+    assert found[-1] == 1.0
+    assert len(set(found)) == len(ROWS)
+
+
+def test_of_nothing_all_was_read(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    source = opened(tmp_path / "empty")
+
+    assert (source.read(1), source.read_share) == (None, 1.0)
+    source.close()
 
 
 # -- which files -----------------------------------------------------------------------------------
