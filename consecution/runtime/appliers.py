@@ -177,12 +177,13 @@ class _NodeApplier:
         method()
         return pushed
 
-    def _merge_if_due(self, keys: list[Any], states: list[Any]) -> list[TableWrite]:
-        writes = [TableWrite(lambda txn: self._table.write(txn, keys, states))] if keys else []
-        if self._table.merge_is_due:
-            self._merging = True
-            writes.append(TableWrite(lambda txn: self._table.merge_oldest(txn, self._states)))
-        return writes
+    def _writes(self, keys: list[Any], states: list[Any]) -> list[TableWrite]:
+        return [TableWrite(lambda txn: self._write(txn, keys, states))] if keys or self._table.merge_is_due else []
+
+    def _write(self, txn: Any, keys: list[Any], states: list[Any]) -> None:
+        """What has changed, and so much of the log into the table that nothing is left to do while nothing changes."""
+        self._table.write(txn, keys, states)
+        self._merging = self._table.merge_oldest(txn, self._states, len(keys)) or self._merging
 
     def prepare(self, changes: list[Any]) -> None:
         pass
@@ -225,7 +226,7 @@ class StateApplier(_NodeApplier):
         self.node.begin()
 
     def take_changes(self) -> list[TableWrite]:
-        return self._merge_if_due(*self._states.take_changes())
+        return self._writes(*self._states.take_changes())
 
 
 NOT_STATE = {
@@ -279,7 +280,7 @@ class AttributeApplier(_NodeApplier):
         for name in removed:
             self._states.remove(name)
         self._saved = self._before_group = now
-        return self._merge_if_due(*self._states.take_changes())
+        return self._writes(*self._states.take_changes())
 
     def _put_back(self, saved: dict[str, bytes]) -> None:
         for name in self._pickled().keys() - saved.keys():

@@ -6,10 +6,11 @@
     log     number (8 bytes big-endian)                  pickle of [[key...], [state...], [removed key...]]
 
 A commit appends one record with what changed, whatever the number of keys. Once the log has grown to a
-bound, each commit also merges the oldest records into the table and removes them, about as much as it appends;
-keys that a later record has again are left to that. So a commit's cost grows with what changed, no commit is
-much dearer than the one before, and a restart reads at most a bounded log. Keys in the log stay in memory until
-they are merged; all others may leave it.
+bound, each commit also merges the oldest keys into the table, about as many as it appends; keys that a later record
+has again are left to that, and a record of which all keys are merged is removed. So a commit's cost grows with what
+changed, no commit is much dearer than the one before, and a restart reads at most a bounded log. A crash in the
+middle of a record is harmless: what is merged twice is the same. Keys in the log stay in memory until they are
+merged; all others may leave it.
 
 Every value is sealed with a checksum of key and body, as in the journal.
 """
@@ -87,7 +88,7 @@ def decode_state(body: bytes, loads: Callable[[bytes], list[Any]], tables: Table
 
 
 class _Record(NamedTuple):
-    """A record of the log, without the states."""
+    """A record of the log, without the states; ``keys`` are those that are yet to be merged."""
 
     number: bytes
     keys: list[Key]
@@ -99,6 +100,9 @@ class StateTable:
 
     ``dumps`` and ``loads`` pickle. ``cache_bytes`` bounds what stays in memory after a merge.
     """
+
+    least_merged_keys = 1000
+    """A commit to a log that is too long merges so many keys, or twice as many as it writes."""
 
     def __init__(
         self,
@@ -211,14 +215,21 @@ class StateTable:
     def merge_is_due(self) -> bool:
         return self._log_bytes >= LOG_LIMIT_BYTES or len(self._unmerged) >= min(LOG_LIMIT_KEYS, self._most_cached)
 
-    def merge_oldest(self, txn: Any, states: States) -> None:
-        """Merge as many of the oldest records as the log is too long, as part of a commit."""
-        while self._records and self.merge_is_due:
-            self._merge_record(txn, states)
+    def merge_oldest(self, txn: Any, states: States, written: int) -> bool:
+        """Make a log that is too long shorter, as part of a commit that has written so many keys. Whether it was."""
+        left, merged = max(self.least_merged_keys, 2 * written), False
+        while left > 0 and self._records and self.merge_is_due:
+            left -= self._merge_some(txn, states, left)
+            merged = True
+        return merged
 
-    def _merge_record(self, txn: Any, states: States) -> None:
-        """The states in memory are those that were written: merging comes after the changes were taken."""
-        number, keys, size_bytes = self._records.popleft()
+    def _merge_some(self, txn: Any, states: States, most: int) -> int:
+        """Merge up to so many keys of the oldest record; returns how many it had.
+
+        The states in memory are those that were written: merging comes after the changes were taken.
+        """
+        number, keys, size_bytes = oldest = self._records[0]
+        keys, rest = keys[:most], keys[most:]
         table, unmerged = self._tables.handle("state"), self._unmerged
         latest = [(place_of(key), key) for key in keys if unmerged.get(key) == number]
         puts = []
@@ -235,9 +246,14 @@ class StateTable:
                 puts.append((place, seal(place, body)))
         txn.cursor(db=table).putmulti(puts)
         self._merged_count += len(puts)
+        if rest:
+            self._records[0] = oldest._replace(keys=rest)
+            return len(keys)
+        self._records.popleft()
         txn.delete(number, db=self._tables.handle("log"))
         self._log_bytes -= size_bytes
         self._reread.pop(number, None)
+        return len(keys)
 
     @property
     def _most_cached(self) -> int:

@@ -196,6 +196,8 @@ class _Trial:
 
 
 class _EagerTable(StateTable):
+    least_merged_keys = 1
+
     @property
     def merge_is_due(self) -> bool:
         return len(self._unmerged) >= MERGE_AT_KEYS

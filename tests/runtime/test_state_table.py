@@ -40,9 +40,9 @@ class Task:
 
     def _write(self, txn: Any, changes: Any, merge_all: bool) -> None:
         self.table.write(txn, *changes)
-        self.table.merge_oldest(txn, self.states)
+        self.table.merge_oldest(txn, self.states, len(changes[0]))
         while merge_all and self.table._records:
-            self.table._merge_record(txn, self.states)
+            self.table._merge_some(txn, self.states, HUGE)
 
     def counts(self) -> tuple[int, int]:
         """Records of (table, log)."""
@@ -137,6 +137,27 @@ def test_a_commit_merges_about_as_much_as_it_writes(task: Task, monkeypatch: pyt
         puts.append(task.store.count("state") - before)
 
     assert max(puts) <= 10
+
+
+def test_of_a_record_of_many_keys_a_small_commit_merges_few(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_table, "LOG_LIMIT_KEYS", 100)
+    monkeypatch.setattr(task.table, "least_merged_keys", 10)
+    for key in range(95):
+        task.states.put(key, key)
+    task.commit()
+    puts = []
+    for key in range(90, 150):
+        task.states.put(key, "again")
+        before = task.store.count("state")
+        task.commit()
+        puts.append(task.store.count("state") - before)
+
+    assert max(puts) == 10
+    assert sum(puts) > 40
+    assert task.store.count("log") > 60, "the first one is still there"
+    again = task.reopened()
+    assert dict(again.states.items()) == {**{key: key for key in range(90)}, **dict.fromkeys(range(90, 150), "again")}
+    again.store.close()
 
 
 def test_keys_that_change_again_and_again_are_merged_last(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,11 +311,17 @@ KEYS = st.integers(0, 30) | st.text(max_size=3) | st.integers(0, 3).map(lambda n
 class StatesLikeADict(RuleBasedStateMachine):
     """A store under a small log and a small cache equals a dict under commits, roll backs, crashes and restarts."""
 
-    @initialize(cache_bytes=st.sampled_from([1, 5_000, HUGE]), limit=st.sampled_from([1, 5, 20]), folder=st.uuids())
-    def open(self, cache_bytes: int, limit: int, folder: Any) -> None:
+    @initialize(
+        cache_bytes=st.sampled_from([1, 5_000, HUGE]),
+        limit=st.sampled_from([1, 5, 20]),
+        least=st.sampled_from([1, 1000]),
+        folder=st.uuids(),
+    )
+    def open(self, cache_bytes: int, limit: int, least: int, folder: Any) -> None:
         self.root = Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp") / f"states-{folder}"
         self.cache_bytes, self.lives = cache_bytes, 0
-        self.kept_limit, state_table.LOG_LIMIT_KEYS = state_table.LOG_LIMIT_KEYS, limit
+        self.kept_limits = state_table.LOG_LIMIT_KEYS, StateTable.least_merged_keys
+        state_table.LOG_LIMIT_KEYS, StateTable.least_merged_keys = limit, least
         self.task = Task(self.root / "0", cache_bytes=cache_bytes, initial=list)
         self.now: dict[Any, list[int]] = {}
         self.committed: dict[Any, list[int]] = {}
@@ -348,7 +375,7 @@ class StatesLikeADict(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "task"):
-            state_table.LOG_LIMIT_KEYS = self.kept_limit
+            state_table.LOG_LIMIT_KEYS, StateTable.least_merged_keys = self.kept_limits
             self.task.store.close()
             shutil.rmtree(self.root)
 
