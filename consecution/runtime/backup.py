@@ -68,7 +68,7 @@ def back_up(state_dir: Path, target: Path) -> Backup:
     with _made_beside(target) as making:
         with take_snapshot(state_dir, with_files=True) as snapshot:
             backup = _write(snapshot, state_dir, making)
-        problems = check_state_dir(making / STATE).problems
+        problems = check_state_dir(making / STATE, of_anyone=True).problems
         if problems:
             raise DamagedStoreError(
                 f"the state directory {state_dir} is damaged, and so would be its backup: {problems[0]}; look at it "
@@ -219,7 +219,7 @@ def restore(
     sink cuts it. Another one is only written over with ``force``.
     """
     backup = read_backup(path)
-    problems = check_state_dir(path / STATE).problems
+    problems = check_state_dir(path / STATE, of_anyone=True).problems
     if problems:
         raise DamagedStoreError(
             f"the backup {path} is damaged: {problems[0]}; take another one", path=str(path), record=problems[0]

@@ -1,4 +1,6 @@
-"""An independent reader of a state directory: it shares no code with the journal it checks, but for LMDB's `pages`.
+"""An independent reader of a state directory: it shares no code with the journal it checks.
+
+It has only `pages`, of LMDB, and `ownership` in common with it.
 
 It knows the layout from docs/formats.md, verifies every checksum, the kind of every field, and what must
 hold between the records. It changes nothing and may look while a run goes on in another process.
@@ -21,6 +23,7 @@ import lmdb
 import msgpack
 
 from consecution.errors import UsageError
+from consecution.runtime.ownership import check_owner
 from consecution.runtime.pages import LEAF_LIMIT, PageError, check_file
 
 FORMAT = 3
@@ -69,14 +72,17 @@ class CheckResult:
     problems: tuple[str, ...]
 
 
-def check_state_dir(path: Path) -> CheckResult:
-    """Read everything under a state directory.
+def check_state_dir(path: Path, *, of_anyone: bool = False) -> CheckResult:
+    """Read everything under a state directory. Nothing is unpickled.
 
-    UsageError where it is none, or where this very process has one of its journals open.
+    UsageError where it is none, or where this very process has one of its journals open; StateDirError where it is
+    another user's, unless it may be ``of_anyone``, as what a backup holds may.
     """
     manifest_path = path / "manifest.json"
     if not manifest_path.is_file():
         raise UsageError(f"{path} is not a state directory: it has no manifest.json")
+    if not of_anyone:
+        check_owner(path)
     problems: list[str] = []
     manifest = _read_manifest(manifest_path, problems)
     epoch, finished = str(manifest.get("epoch", "")), manifest.get("finished") is not None

@@ -40,6 +40,7 @@ from consecution.protocol.values import TaskIndex
 from consecution.runtime import takeover
 from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import Journal, sync_folder
+from consecution.runtime.ownership import check_owner
 from consecution.runtime.relocation import Relocation, kinds_of, origins_of, origins_of_sources
 from consecution.runtime.run_record import LOCK, holder_of, private
 
@@ -154,11 +155,15 @@ def open_state_dir(path: Path | None, plan: Plan, *, fresh: bool) -> StateDir:
 
 
 def look_at_state_dir(path: Path) -> StateDir:
-    """A state directory that may belong to a run: not locked, only to be looked at."""
+    """A state directory that may belong to a run: not locked, only to be looked at.
+
+    UsageError where it is none, StateDirError where it is another user's.
+    """
     with _explained(path):
         manifest = _read_manifest(path) if path.is_dir() else None
-    if manifest is None:
-        raise UsageError(f"{path} is not a state directory: it has no {MANIFEST}")
+        if manifest is None:
+            raise UsageError(f"{path} is not a state directory: it has no {MANIFEST}")
+        check_owner(path)
     return StateDir(path, -1, manifest, temporary=False)
 
 
@@ -177,7 +182,6 @@ def lock_state_dir(path: Path) -> StateDir:
     """A state directory of no run, locked and to be changed. StateDirError while a run holds it."""
     look_at_state_dir(path)
     with _explained(path):
-        check_owner(path)
         lock = _lock(
             path, "stop the run first (Ctrl-C, or kill -TERM to that process): it can go on afterwards where it stopped"
         )
@@ -301,15 +305,6 @@ def _origin_path(path: Path, manifest: dict[str, Any], name: str) -> Path:
         return folder / name
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     return folder / f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:40]}.{digest}"
-
-
-def check_owner(path: Path) -> None:
-    """StateDirError where a state directory is another user's."""
-    if path.stat().st_uid != os.getuid():
-        raise StateDirError(
-            f"the state directory {path} belongs to user {path.stat().st_uid}, this process runs as "
-            f"{os.getuid()}: run as its owner, or use another directory"
-        )
 
 
 def _check_is_ours(path: Path) -> None:
@@ -437,7 +432,10 @@ def foresee(path: Path, plan: Plan) -> list[str]:
     StateDirError where the run would be refused, or where another one goes on there.
     """
     with _explained(path):
-        manifest = _read_manifest(path) if path.is_dir() else None
+        manifest = None
+        if path.is_dir():
+            check_owner(path)
+            manifest = _read_manifest(path)
         if manifest is None or not manifest["origins"]:
             return ["there is nothing yet: it would begin"]
         holder = holder_of(path)

@@ -216,16 +216,41 @@ def test_what_is_no_state_directory_is_refused(
     assert "is not a state directory" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["status", "stop", "drain", "pause", "resume"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "status state",
+        "stop state",
+        "drain state",
+        "pause state",
+        "resume state",
+        "top state",
+        "logs state",
+        "journal check state",
+        "journal list state",
+        "journal replay state",
+        "state list state",
+        "state get state node",
+        "state export state",
+        "failed list state",
+        "failed show state",
+        "failed export state",
+        "failed retry state",
+        "failed drop state --all",
+        "backup state copy",
+        "plan etl.py --state-dir state",
+        "run etl.py --state-dir state",
+    ],
+)
 def test_the_directory_of_another_user_is_refused(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: str, write_module: WriteModule, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    write_module("etl", SLOW)
     run_here(capsys)
     me = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: me + 1)
 
-    assert main([command, "state"]) == 2
+    assert main(words.split()) == 2
     assert f"belongs to user {me}, this process runs as {me + 1}: run as its owner" in capsys.readouterr().err
 
 

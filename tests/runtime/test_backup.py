@@ -222,6 +222,17 @@ def test_what_is_no_backup_and_what_another_version_made_is_refused(tmp_path: Pa
         restore(tmp_path, tmp_path / "b")
 
 
+def test_a_backup_that_another_user_has_made_is_put_back(
+    tmp_path: Path, backup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = os.getuid()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getuid", lambda: me + 1)
+        restore(backup, tmp_path / "b", files=False)
+
+    assert check_state_dir(tmp_path / "b").problems == ()
+
+
 def test_the_commands_tell_what_was_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_lines(tmp_path / "a", 5)
     state, target = str(tmp_path / "a" / "state"), str(tmp_path / "backup")
