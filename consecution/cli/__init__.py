@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 
 import consecution
 from consecution.cli import (
@@ -53,7 +54,10 @@ EXIT_PIPE = 141
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit code (0 all completed, 1 some failed, 2 usage, 3 work pending)."""
+    """Run one command; returns its exit code.
+
+    0 all completed, 1 some failed, 2 usage or an error of whatever kind, 3 work pending.
+    """
     parser = make_parser()
     arguments = parser.parse_args(argv)
     try:
@@ -70,6 +74,9 @@ def main(argv: list[str] | None = None) -> int:
         # Whoever read the output has seen enough (`| head`); the interpreter's last flush must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
+    except Exception:  # the interpreter would exit with 1, which says that items have failed
+        traceback.print_exc()
+        return EXIT_USAGE
 
 
 def make_parser() -> argparse.ArgumentParser:

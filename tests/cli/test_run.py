@@ -69,6 +69,22 @@ def test_some_failed_exits_1_and_lists_them(write_module: WriteModule, capsys: p
     assert "ZeroDivisionError" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("error", [RuntimeError("out of the blue"), OSError(28, "No space left on device")])
+def test_an_error_of_another_kind_exits_2_with_its_traceback(
+    write_module: WriteModule, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def run(self: Pipeline, **options: Any) -> Report:
+        raise error
+
+    monkeypatch.setattr(Pipeline, "run", run)
+
+    assert main(["run", str(write_module("run_blue", NUMBERS.format(first=1)))]) == 2
+
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback (most recent call last):")
+    assert told.endswith(f"{type(error).__name__}: {error}\n")
+
+
 def test_work_pending_exits_3(write_module: WriteModule, asked: dict[str, Any]) -> None:
     assert main(["run", str(write_module("run_pending", NUMBERS.format(first=1)))]) == 3
 
