@@ -89,6 +89,8 @@ class HttpSource(Source):
             "body_within_s": body_within_s,
             "taken_within_s": taken_within_s,
             "complete_within_s": complete_within_s,
+            "keep_keys": keep_keys,
+            "keep_keys_s": keep_keys_s,
         }
         for option, limit in limits.items():
             if not limit > 0:

@@ -392,6 +392,10 @@ def test_a_token_that_is_not_there_stops_the_run(tmp_path: Path, monkeypatch: py
         ({"port": "80"}, "port='80'.*from 0 .* to 65535"),
         ({"max_waiting_items": 0}, "max_waiting_items=0.*expected more than 0"),
         ({"body_within_s": -1}, "body_within_s=-1.*expected more than 0"),
+        ({"keep_keys": 0}, "keep_keys=0.*expected more than 0"),
+        ({"keep_keys": -1}, "keep_keys=-1.*expected more than 0"),
+        ({"keep_keys_s": -60}, "keep_keys_s=-60.*expected more than 0"),
+        ({"keep_keys_s": float("nan")}, "keep_keys_s=nan.*expected more than 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], problem: str) -> None:
