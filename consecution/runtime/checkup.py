@@ -28,18 +28,18 @@ from consecution.transport.socket_folder import LONGEST_BASE_BYTES, base_folder
 OK, NOTE, BAD = "ok", "note", "bad"
 NEEDED = ("lmdb", "pyzmq", "msgpack", "multiprocess", "dill")
 EXTRAS = {
-    "postgres": "psycopg",
-    "sql": "sqlalchemy",
-    "parquet": "pyarrow",
-    "http": "uvicorn",
-    "schedule": "cronsim",
-    "metrics": "prometheus-client",
-    "progress": "rich",
-    "completion": "shtab",
-    "plot": "graphviz",
-    "zstd": "zstandard",
+    "postgres": ("psycopg",),
+    "sql": ("sqlalchemy",),
+    "parquet": ("pyarrow",),
+    "http": ("uvicorn", "starlette"),
+    "schedule": ("cronsim", "tzdata"),
+    "metrics": ("prometheus-client",),
+    "progress": ("rich",),
+    "completion": ("shtab",),
+    "plot": ("graphviz",),
+    "zstd": ("zstandard",),
 }
-"""Extra → a distribution that it brings."""
+"""Extra → the distributions that it brings; it is there when all of them are."""
 SYNCS = 20
 SLOW_SYNC_S = 0.02
 """A commit waits for the disk as long: with one batch at a time, fewer than fifty a second."""
@@ -97,11 +97,16 @@ def _version_of(distribution: str) -> str | None:
 
 
 def _extras() -> Iterator[Finding]:
-    there = {extra: _version_of(name) for extra, name in EXTRAS.items()}
-    said = ", ".join(f"{extra} ({EXTRAS[extra]} {found})" for extra, found in there.items() if found) or "none"
-    missing = [extra for extra, found in there.items() if not found]
+    found = {extra: {name: _version_of(name) for name in names} for extra, names in EXTRAS.items()}
+    there = {extra: versions for extra, versions in found.items() if all(versions.values())}
+    said = ", ".join(f"{extra} ({_named(versions)})" for extra, versions in there.items()) or "none"
+    missing = [extra for extra in EXTRAS if extra not in there]
     remedy = f"where they are wanted: pip install 'consecution[{','.join(missing)}]'" if missing else ""
     yield Finding("extras", OK, said, remedy)
+
+
+def _named(versions: dict[str, str | None]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _cores() -> Finding:

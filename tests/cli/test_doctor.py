@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 
 from consecution.cli import main
 from consecution.runtime import checkup
-from consecution.runtime.checkup import BAD, NOTE, OK, Finding, check_machine
+from consecution.runtime.checkup import BAD, EXTRAS, NOTE, OK, Finding, check_machine
 from tests.conftest import WriteModule
+from tests.docs.pages import ROOT
 
 PIPELINE = """
 import threading
@@ -116,6 +119,29 @@ def test_what_is_wrong_with_a_machine_is_found(tmp_path: Path, monkeypatch: pyte
         "fsync": NOTE,
     }
     assert all(found[what].remedy for what in levels)
+
+
+@pytest.mark.parametrize(("extra", "name"), [(extra, name) for extra, names in EXTRAS.items() for name in names])
+def test_an_extra_is_there_when_all_that_it_brings_is(monkeypatch: pytest.MonkeyPatch, extra: str, name: str) -> None:
+    monkeypatch.setattr(checkup, "_version_of", lambda wanted: None if wanted == name else "1.0")
+
+    (found,) = checkup._extras()
+
+    assert f"{extra} (" not in found.found
+    assert found.found.count("(") == len(EXTRAS) - 1
+    assert found.remedy == f"where they are wanted: pip install 'consecution[{extra}]'"
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {
+        extra: {re.split(r"[^a-z-]", requirement)[0] for requirement in requirements}
+        for extra, requirements in project["optional-dependencies"].items()
+    }
+
+    assert {extra: set(names) for extra, names in EXTRAS.items()} == {
+        extra: names for extra, names in named.items() if extra not in ("all", "dev", "examples")
+    }
 
 
 def test_a_folder_that_cannot_be_written_to_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
