@@ -7,12 +7,14 @@ import sys
 from collections import deque
 from collections.abc import Iterable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from consecution.cli.failed import time_of
 from consecution.cli.outside import add_state_parser, count_of
 from consecution.runtime.log_file import LogLine, follow_log, read_log
 from consecution.runtime.outside import Outside
+from consecution.runtime.run_record import read_run_record
 
 DESCRIPTION = """Print what the workers of a run have printed, logged or crashed with, and what the supervisor said: the
 latest lines, whether the run goes on or not. The log is kept for runs in process mode; in the other modes your code
@@ -53,11 +55,12 @@ def add_parser(commands: Any) -> None:
 def show_logs(arguments: argparse.Namespace) -> int:
     """Print the latest lines; go on with the next."""
     outside = Outside(arguments.state_dir)
+    _tell_of_mode(outside.path)
     if not arguments.follow:
         latest = list(_latest(arguments, read_log(outside.path)))
         _show(arguments, latest)
-        if arguments.node and not latest:
-            _tell_who_has_lines(read_log(outside.path))
+        if not latest:
+            _tell_why(arguments, read_log(outside.path))
         return 0
     try:
         lines = follow_log(outside.path)
@@ -70,10 +73,24 @@ def show_logs(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_who_has_lines(lines: Iterable[LogLine]) -> None:
+def _tell_of_mode(path: Path) -> None:
+    """What is not kept must not look like a run that is silent."""
+    record = read_run_record(path)
+    if record is not None and record.mode != "process":
+        print(
+            f"the latest run over {path} writes no log: it is in {record.mode} mode, where your code prints where your "
+            "program does; only process mode keeps one (--mode process)",
+            file=sys.stderr,
+        )
+
+
+def _tell_why(arguments: argparse.Namespace, lines: Iterable[LogLine]) -> None:
     """A name that was misspelt must not look like a node that is silent."""
     names = sorted({line.task for line in lines})
-    print(f"no such lines; there are lines of {', '.join(names)}" if names else "the log is empty", file=sys.stderr)
+    if not names:
+        print("the log is empty", file=sys.stderr)
+    elif arguments.node:
+        print(f"no such lines; there are lines of {', '.join(names)}", file=sys.stderr)
 
 
 def _until_none(lines: Iterable[LogLine | None]) -> Iterable[LogLine]:

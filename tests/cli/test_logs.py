@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from consecution import Pipeline, Producer
 from consecution.cli import main
 from consecution.runtime.log_file import LogFile, LogLine
 from tests.conftest import WriteModule
@@ -67,10 +68,26 @@ def test_the_log_of_a_run_is_kept_and_found_by_node(
     assert capfd.readouterr() == ("", "no such lines; there are lines of loud.0, quiet.0\n")
 
 
+@pytest.mark.parametrize("mode", ["inline", "thread"])
+def test_of_a_run_that_keeps_none_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Pipeline(Producer([1]) | str).run(mode=mode, state_dir="state", sync="process")
+    capsys.readouterr()
+
+    assert main(["logs", "state"]) == 0
+
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == (
+        f"the latest run over state writes no log: it is in {mode} mode, where your code prints where your program "
+        "does; only process mode keeps one (--mode process)\nthe log is empty\n"
+    )
+
+
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    from consecution import Pipeline, Producer
-
     monkeypatch.chdir(tmp_path)
     Pipeline(Producer([1]) | str).run(mode="inline", state_dir="state", sync="process")
     return tmp_path / "state"
