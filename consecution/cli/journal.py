@@ -15,6 +15,13 @@ from consecution.runtime.journal_check import CheckResult, OriginSummary, check_
 from consecution.runtime.pending import DECIDED, OPEN, RETRY, PendingBatch, pending_in
 from consecution.runtime.snapshot import take_snapshot
 
+DESCRIPTION = """Look into a state directory: whether it is sound, and what in it is not done. A run may go on
+meanwhile. Nothing is changed.
+"""
+CHECK = """Read a state directory with a reader of its own, and verify every record.
+
+exit codes: 0 it is sound, 1 it is damaged, 2 it is no state directory
+"""
 EXAMPLES = """examples:
   consecution journal check state
   consecution journal check state --json
@@ -48,20 +55,13 @@ WHAT = {
 
 def add_parser(commands: Any) -> None:
     """Add this command's parsers."""
-    parser = commands.add_parser("journal", help="look into a state directory")
+    shaped = {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = commands.add_parser("journal", help="look into a state directory", description=DESCRIPTION, **shaped)
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    check = actions.add_parser(
-        "check",
-        help="verify every record",
-        description="Read a state directory with a reader of its own, and verify every record. Exit code 0 if it is\n"
-        "sound, 1 if it is damaged, 2 if it is no state directory.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    check = actions.add_parser("check", help="verify every record", description=CHECK, **shaped)
     check.add_argument("state_dir", metavar="STATE_DIR", type=Path, help="the state_dir that the run was given")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(command=check_journal)
-    shaped = {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
     listing = actions.add_parser("list", help="the batches that are not done", description=LIST, **shaped)
     listing.add_argument("state_dir", metavar="STATE_DIR", type=Path, help="the state_dir that the run was given")
     listing.add_argument("--json", action="store_true", help="print JSON, a line for each batch")
