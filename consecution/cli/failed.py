@@ -266,7 +266,7 @@ def _read_edited(path: Path) -> dict[str, Edited]:
 def _only(selection: Selection, edited: dict[str, Edited]) -> Selection:
     """What the file names, as far as the filters let it pass."""
     if not edited:
-        raise UsageError("--from: the file names no items")
+        raise UsageError("--from: the file names no items: write it with `consecution failed export`")
     if not selection.is_all:
         raise UsageError("--from names the items itself: leave out the other filters")
     return Selection(ids=tuple(edited), some_may_be_gone=True)

@@ -94,5 +94,5 @@ def to_svg(plan: Plan) -> str:
         raise UsageError("--format svg needs Graphviz's `dot`: install graphviz, or use --format mermaid")
     drawn = subprocess.run([dot, "-Tsvg"], input=to_dot(plan), capture_output=True, text=True, timeout=DRAW_TIMEOUT_S)
     if drawn.returncode:
-        raise UsageError(f"dot could not draw the plan: {drawn.stderr.strip()}")
+        raise UsageError(f"dot could not draw the plan: {drawn.stderr.strip()}; use --format mermaid, or --format dot")
     return drawn.stdout

@@ -38,7 +38,7 @@ def load_target(target: str) -> Pipeline:
 
 def _import_file(path: Path) -> Any:
     if not path.is_file():
-        raise UsageError(f"there is no file {path}")
+        raise UsageError(f"there is no file {path}: check the path")
     stem = path.stem
     if not stem.isidentifier():
         raise UsageError(f"{path}: the name of the file must be a Python name, so that workers can import it")
@@ -60,7 +60,10 @@ def _import_module(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and name.split(".")[0] == error.name.split(".")[0]:
-            raise UsageError(f"there is no module {name!r} (and no file of that name ending in .py)") from error
+            raise UsageError(
+                f"there is no module {name!r} (and no file of that name ending in .py): check the name, install its "
+                "package, or give the path of a file that ends in .py"
+            ) from error
         raise UsageError(f"{name} cannot be imported: {error}; install what it needs") from error
     except ConsecutionError:
         raise

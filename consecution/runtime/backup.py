@@ -201,7 +201,9 @@ def read_backup(path: Path) -> Backup:
         lists: dict[str, Any] = {name: tuple(about.pop(name)) for name in ("unknown", "databases")}
         return Backup(files=files, **lists, **about)
     except FileNotFoundError:
-        raise UsageError(f"{path} is no backup: it has no {ABOUT}") from None
+        raise UsageError(
+            f"{path} is no backup: it has no {ABOUT}; give a folder that `consecution backup` has made"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UsageError):
             raise

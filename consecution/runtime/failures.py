@@ -209,11 +209,16 @@ class Edited:
         if "item" in told:
             return cls(PickleCodec().encode([told["item"]]), shorten_repr(told["item"]))
         if "pickle" not in told:
-            raise UsageError(f"{told['id']}: the line has neither an item nor a pickle")
+            raise UsageError(
+                f"{told['id']}: the line has neither an item nor a pickle: give it one, as `failed export` writes it"
+            )
         try:
             return cls(b64decode(told["pickle"], validate=True), str(told.get("shown", "<edited>")))
         except (ValueError, TypeError) as error:
-            raise UsageError(f"{told['id']}: its pickle is no base64: {error}") from error
+            raise UsageError(
+                f"{told['id']}: its pickle is no base64: {error}; leave it as `failed export` writes it, or give an "
+                "item in its place"
+            ) from error
 
 
 def read_edited(lines: Iterator[str], name: str) -> dict[str, Edited]:
@@ -229,7 +234,7 @@ def read_edited(lines: Iterator[str], name: str) -> dict[str, Edited]:
         if not isinstance(told, dict) or not isinstance(told.get("id"), str):
             raise UsageError(f'{name}, line {number}: expected an object with an "id", as `failed export` writes it')
         if told["id"] in edited:
-            raise UsageError(f"{name}, line {number}: the id {told['id']} was there before")
+            raise UsageError(f"{name}, line {number}: the id {told['id']} was there before; keep one of the lines")
         edited[told["id"]] = Edited.of(told)
     return edited
 

@@ -80,7 +80,10 @@ def check_state_dir(path: Path, *, of_anyone: bool = False) -> CheckResult:
     """
     manifest_path = path / "manifest.json"
     if not manifest_path.is_file():
-        raise UsageError(f"{path} is not a state directory: it has no manifest.json")
+        raise UsageError(
+            f"{path} is not a state directory: it has no manifest.json; give the folder that a run was given as "
+            "state_dir"
+        )
     if not of_anyone:
         check_owner(path)
     problems: list[str] = []

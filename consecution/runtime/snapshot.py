@@ -164,7 +164,7 @@ def _look(path: Path, stack: ExitStack, deadline_s: float, *, with_files: bool) 
     state = look_at_state_dir(path)
     manifest = _read(path / MANIFEST)
     if not state.origins:
-        raise UsageError(f"{path} holds nothing yet: no run has begun in it")
+        raise UsageError(f"{path} holds nothing yet: no run has begun in it; run its pipeline first")
     stores = {name: stack.enter_context(_opened(name, state.origin_path(name))) for name in state.origins}
     files: list[SinkFile] = []
     unknown: list[str] = []

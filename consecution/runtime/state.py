@@ -162,7 +162,10 @@ def look_at_state_dir(path: Path) -> StateDir:
     with _explained(path):
         manifest = _read_manifest(path) if path.is_dir() else None
         if manifest is None:
-            raise UsageError(f"{path} is not a state directory: it has no {MANIFEST}")
+            raise UsageError(
+                f"{path} is not a state directory: it has no {MANIFEST}; give the folder that a run was given as "
+                "state_dir"
+            )
         check_owner(path)
     return StateDir(path, -1, manifest, temporary=False)
 

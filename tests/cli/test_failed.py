@@ -132,7 +132,10 @@ def test_a_reader_that_has_seen_enough_is_no_mistake(state_dir: Path) -> None:
         (["show", "--id", "numbers:9"], "there is no failed item numbers:9"),
         (["drop"], "this would drop every failed item: say --all"),
         (["retry", "--from", "/nowhere/at/all"], "--from /nowhere/at/all: "),
-        (["retry", "--from", "/dev/null"], "--from: the file names no items"),
+        (
+            ["retry", "--from", "/dev/null"],
+            "--from: the file names no items: write it with `consecution failed export`",
+        ),
         (["export", "--output", "/nowhere/at/all"], "--output /nowhere/at/all: No such file or directory; give the"),
     ],
 )

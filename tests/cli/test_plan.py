@@ -78,7 +78,8 @@ def test_svg_without_graphviz_says_what_to_install(
 
 
 @pytest.mark.parametrize(
-    ("script", "code", "words"), [("cat", 0, "digraph plan"), ("echo bad >&2; exit 1", 2, "could not draw")]
+    ("script", "code", "words"),
+    [("cat", 0, "digraph plan"), ("echo bad >&2; exit 1", 2, "could not draw the plan: bad; use --format mermaid")],
 )
 def test_svg_is_what_dot_makes_of_it(
     target: str,

@@ -62,12 +62,12 @@ def test_a_module_without_pipelines_says_so(write_module: WriteModule) -> None:
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(UsageError, match=r"there is no file nowhere\.py"):
+    with pytest.raises(UsageError, match=r"there is no file nowhere\.py: check the path"):
         load_target("nowhere.py")
 
 
 def test_a_missing_module_is_named() -> None:
-    with pytest.raises(UsageError, match="there is no module 'nowhere_at_all'"):
+    with pytest.raises(UsageError, match=r"there is no module 'nowhere_at_all' .*: check the name"):
         load_target("nowhere_at_all:pipeline")
 
 

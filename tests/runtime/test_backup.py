@@ -218,7 +218,7 @@ def test_a_file_that_is_shorter_than_what_was_committed_stops_a_backup(tmp_path:
 
 
 def test_what_is_no_backup_and_what_another_version_made_is_refused(tmp_path: Path, backup: Path) -> None:
-    with pytest.raises(UsageError, match=r"is no backup: it has no backup\.json"):
+    with pytest.raises(UsageError, match=r"is no backup: it has no backup\.json; give a folder that"):
         restore(tmp_path, tmp_path / "b")
 
 

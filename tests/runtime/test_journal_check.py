@@ -100,7 +100,7 @@ def test_it_changes_nothing(state_dir: Path) -> None:
 
 
 def test_a_folder_without_a_manifest_is_no_state_directory(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not a state directory"):
+    with pytest.raises(UsageError, match=r"is not a state directory: .*; give the folder that a run was given"):
         check_state_dir(tmp_path)
 
 

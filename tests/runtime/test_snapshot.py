@@ -12,8 +12,10 @@ import pytest
 
 from consecution.errors import DamagedStoreError, StateDirError, UsageError
 from consecution.runtime import snapshot
+from consecution.runtime import state as state_module
 from consecution.runtime.journal import Journal, seal
 from consecution.runtime.snapshot import Moved, StoreView, freeze, take_snapshot
+from tests.runtime.records import plan
 
 DEADLINE_S = 60.0
 STORES = 4
@@ -115,7 +117,14 @@ def test_what_moves_beside_is_looked_at_again_and_not_for_ever(tmp_path: Path) -
 
 def test_a_folder_that_is_no_state_directory_or_has_not_begun_is_told(tmp_path: Path) -> None:
     with (
-        pytest.raises(UsageError, match=r"is not a state directory: it has no manifest\.json"),
+        pytest.raises(UsageError, match=r"is not a state directory: it has no manifest\.json; give the folder"),
+        take_snapshot(tmp_path),
+    ):
+        pass
+
+    state_module._write_manifest(tmp_path, state_module._make_manifest(plan()))
+    with (
+        pytest.raises(UsageError, match=r"holds nothing yet: no run has begun in it; run its pipeline first"),
         take_snapshot(tmp_path),
     ):
         pass
