@@ -37,7 +37,7 @@ from consecution.testing.world import (
     with_timers,
 )
 
-MOST_STEPS = 5_000
+MOST_STEPS = 20_000
 LONGEST_WAIT_S = 1e6
 """What is due later than this is never due: the tree timeout is off."""
 CALM_AFTER = 600
