@@ -15,6 +15,7 @@ pg_copy = programs.load("pg_copy")
 
 COPIED = "SELECT id, customer, cents FROM orders ORDER BY id"
 ORDERS = "SELECT id, customer, amount FROM orders ORDER BY id"
+WRITES_EVERY_S = 0.05
 
 
 def expected(postgres: PostgresDatabase) -> list[Any]:
@@ -54,31 +55,57 @@ def test_the_whole_table_is_copied_and_told_about(postgres: PostgresDatabase, tm
     assert "3,000 orders, " in done.stdout
 
 
+class Writer:
+    """Somebody who writes orders, a hundred at a time, until told to stop; 500 are there when it begins."""
+
+    def __init__(self, postgres: PostgresDatabase) -> None:
+        self._url = postgres.url
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._write)
+        pg_copy.make_orders(self._url, 500)
+        self._thread.start()
+
+    def _write(self) -> None:
+        while not self._enough.wait(WRITES_EVERY_S):
+            pg_copy.make_orders(self._url, 100)
+
+    def is_at_work(self) -> bool:
+        return self._thread.is_alive() and not self._enough.is_set()
+
+    def stop(self) -> None:
+        self._enough.set()
+        self._thread.join(programs.DEADLINE_S)
+        assert not self._thread.is_alive()
+
+
 def test_what_is_written_meanwhile_is_copied_though_the_copy_is_killed(
     postgres: PostgresDatabase, tmp_path: Path
 ) -> None:
-    pg_copy.make_orders(postgres.url, 500)
+    writer = Writer(postgres)
 
-    def write() -> None:
-        for _ in range(20):
-            pg_copy.make_orders(postgres.url, 100)
+    def wait_for_more(program: subprocess.Popen[str]) -> None:
+        before = len(copied(tmp_path))
+        programs.wait_for(lambda: len(copied(tmp_path)) > before, program)
+        assert writer.is_at_work()
 
-    writer = threading.Thread(target=write)
-    writer.start()
     try:
-        for enough in (1, 600):
+        for _ in range(2):
             with following(postgres, tmp_path) as program:
-                programs.wait_for(lambda enough=enough: len(copied(tmp_path)) >= enough, program)
+                wait_for_more(program)
                 program.send_signal(signal.SIGKILL)
+                assert program.wait(programs.DEADLINE_S) == -signal.SIGKILL
+                assert writer.is_at_work()
         with following(postgres, tmp_path) as program:
-            writer.join(programs.DEADLINE_S)
+            wait_for_more(program)
+            writer.stop()
             pg_copy.make_orders(postgres.url, 100)  # the last life copies something, too, before it is told to stop
-            programs.wait_for(lambda: len(copied(tmp_path)) >= 2600, program)
+            everything = expected(postgres)
+            programs.wait_for(lambda: len(copied(tmp_path)) >= len(everything), program)
             program.send_signal(signal.SIGTERM)
             said, errors = program.communicate(timeout=programs.DEADLINE_S)
     finally:
-        writer.join(programs.DEADLINE_S)
+        writer.stop()
 
     assert program.returncode == 0, errors
-    assert copied(tmp_path) == expected(postgres)
-    assert "2,600 orders, " in said
+    assert copied(tmp_path) == everything == expected(postgres)
+    assert f"{len(everything):,} orders, " in said
