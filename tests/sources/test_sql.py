@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import decimal
 import math
+import re
 import select
 import sqlite3
 import sys
@@ -590,6 +591,29 @@ def test_rows_need_little_memory_many_or_large(
 
     assert found == count
     assert peak < most_bytes, f"{peak} bytes"
+
+
+FETCHES = "SELECT query FROM pg_stat_activity WHERE datname = %s AND state = 'idle in transaction'"
+
+
+@pytest.mark.parametrize("scheme", ["postgresql://", "postgresql+psycopg://"])
+def test_a_stream_leaves_the_rows_with_postgresql_until_they_are_asked_for(
+    postgres: PostgresDatabase, scheme: str
+) -> None:
+    """What its session did last, while it waits in the midst of the rows: it has fetched so many of them, by name."""
+    postgres.query("CREATE TABLE t AS SELECT * FROM generate_series(1, 1000) AS id")
+    url = postgres.url.replace("postgresql://", scheme)
+    source = SqlSource(url, table="t", order_by="id", stream=True, page_rows=10)
+    source.may_block = True
+    with opened(source):
+        for _ in range(20):
+            read_exactly(source, 25)
+            (said,) = (query for (query,) in postgres.query(FETCHES, postgres.name))
+            portion = re.match(r'FETCH FORWARD (\d+) FROM "', said)
+            assert portion, f"it has all of its rows at once: {said}"
+            assert int(portion[1]) <= alchemy.BUFFERED_ROWS
+
+        assert ids_of(read_all(source)) == list(range(501, 1001))
 
 
 def count_selects(statements: list[str]) -> int:
