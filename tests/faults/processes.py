@@ -17,12 +17,17 @@ class Found:
 
     pid: int
     command: str
+    parent: int = 0
 
 
 def of_run(mark: str) -> list[Found]:
     """All processes of the run that still live."""
     wanted = f"{VARIABLE}={mark}".encode()
-    return [Found(int(folder.name), _command(folder)) for folder in _folders() if wanted in _environment(folder)]
+    return [
+        Found(int(folder.name), _command(folder), _parent(folder))
+        for folder in _folders()
+        if wanted in _environment(folder)
+    ]
 
 
 def wait_until_gone(mark: str, within_s: float) -> list[Found]:
@@ -47,3 +52,10 @@ def _command(folder: Path) -> str:
     with contextlib.suppress(OSError):
         return (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
     return "?"
+
+
+def _parent(folder: Path) -> int:
+    """0 where it has just ended."""
+    with contextlib.suppress(OSError):
+        return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    return 0

@@ -59,6 +59,11 @@ class Revived:
         """All its processes, workers too."""
         return sorted(one.pid for one in processes.of_run(self._mark))
 
+    def workers(self) -> list[int]:
+        """Its workers alone: they are children of the server that forks them, and that of the run."""
+        servers = {one.pid for one in processes.of_run(self._mark) if one.parent == self.process.pid}
+        return sorted(one.pid for one in processes.of_run(self._mark) if one.parent in servers)
+
     def kill(self, pids: Iterable[int]) -> None:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
