@@ -109,3 +109,17 @@ def test_the_summary_names_the_latest_and_the_earliest(finished: tuple[Path, int
     assert late[:5] == sorted(late[:5], reverse=True)
     assert late[5:] == sorted(late[5:])
     assert late[4] > late[9]
+
+
+def test_the_flights_are_unpacked_once_and_whole(tmp_path: Path) -> None:
+    table = tmp_path / "flights.csv"
+    (tmp_path / "flights.csv.begun").write_text("an unpacking that was killed")
+
+    flights.unpack_flights(table)
+
+    with open(table) as lines:
+        assert sum(1 for _ in lines) == 1 + ROWS
+    before = table.stat()
+    flights.unpack_flights(table)
+    assert (table.stat().st_ino, table.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert list(tmp_path.iterdir()) == [table]
