@@ -31,7 +31,8 @@ check: $(STAMP) ## format, lint, types and tests: what continuous integration ru
 faults: $(STAMP) ## kill real processes for hours; SEED=n RUNS=n ITEMS=n WORK=travel|ledger|mixed for less
 	@$(if $(SEED)$(RUNS)$(WORK),,$(BIN)/python -m tests.damage)
 	@$(if $(SEED)$(RUNS)$(WORK),,$(BIN)/python -m tests.faults.http_attack)
-	@$(if $(SEED)$(RUNS)$(WORK),,! command -v wrk >/dev/null || $(BIN)/python -m tests.faults.http_attack --wrk)
+	@$(if $(SEED)$(RUNS)$(WORK),,if command -v wrk >/dev/null; then $(BIN)/python -m tests.faults.http_attack --wrk; \
+		else echo "without the requests of wrk, which is not installed: apt-get install wrk"; fi)
 	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS)) $(if $(ITEMS),--items $(ITEMS)) $(if $(WORK),--work $(WORK))
 
 bench: $(STAMP) ## measure against a plain loop and consecution 0.2.0, side by side
