@@ -40,6 +40,8 @@ ROOT = Path(__file__).parents[2]
 STARTS_WITHIN_S = 60.0
 STOPS_WITHIN_S = 60.0
 GONE_WITHIN_S = 10.0
+ANSWERS_WITHIN_S = 120.0
+"""How long there may be no answer with 202 at all, whoever has just died."""
 GIVES_UP_S = 0.05
 VICTIMS = {"process": ("worker", "supervisor", "all"), "thread": ("all",)}
 COMMITS = ("origin.before_commit", "origin.committed")
@@ -237,7 +239,8 @@ def attack(
         due = [requests * (number + 1) // (kills + 1) for number in range(kills)]
         load = _Wrk(folder, victim, outcome) if wrk else _Clients(victim, outcome)
         with load:
-            while outcome.acked < requests or due:
+            patience = _Patience()
+            while (outcome.acked < requests or due) and patience.lasts(outcome):
                 if due and outcome.acked >= due[0]:
                     due.pop(0)
                     outcome.kills.append(draw.choice(VICTIMS[mode]))
@@ -255,6 +258,25 @@ def attack(
     finally:
         victim.end()
     return outcome
+
+
+class _Patience:
+    """With those who wait for answers."""
+
+    def __init__(self) -> None:
+        self._acked, self._since_s = 0, time.monotonic()
+
+    def lasts(self, outcome: Outcome) -> bool:
+        """False, and a problem, when there was no answer for too long."""
+        now_s = time.monotonic()
+        if outcome.acked != self._acked:
+            self._acked, self._since_s = outcome.acked, now_s
+        if now_s - self._since_s <= ANSWERS_WITHIN_S:
+            return True
+        outcome.problems.append(
+            f"no request was answered with 202 for {ANSWERS_WITHIN_S:g} s, after {outcome.acked:,} that were"
+        )
+        return False
 
 
 class _Clients:
@@ -316,7 +338,12 @@ class _Wrk:
         if self._process is None:
             return
         process, self._process = self._process, None
-        told, _ = process.communicate()
+        try:
+            told, _ = process.communicate(timeout=WRK_SLICE_S + STOPS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
         if process.returncode:
             self._look_why(told)
         found = re.findall(r"(connect|read|write|timeout) (\d+)", told) + re.findall(r"(Non-2xx).*: (\d+)", told)
