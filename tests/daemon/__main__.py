@@ -9,11 +9,12 @@ import tempfile
 from pathlib import Path
 
 from tests.daemon.life import World, growths
+from tests.daemon.server import server_here
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Run a daemon over kills, rotations, locks and slow nodes; books must balance, and nothing grow.",
+        description="Run a daemon over kills, reconnects, rotations, locks, slow nodes; books balance, nothing grows.",
         epilog="example: python -m tests.daemon --minutes 10 --seed 7",
     )
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -22,9 +23,13 @@ def main() -> int:
     parser.add_argument("--kill-every-s", type=float, default=4.0)
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="consecution-daemon-") as folder:
+    with tempfile.TemporaryDirectory(prefix="consecution-daemon-") as folder, server_here() as server:
         world = World(
-            Path(folder), arguments.seed, per_second=arguments.per_second, kill_every_s=arguments.kill_every_s
+            Path(folder),
+            arguments.seed,
+            per_second=arguments.per_second,
+            kill_every_s=arguments.kill_every_s,
+            server=server,
         )
         story = world.live(60 * arguments.minutes)
         story.problems += growths(story.samples)

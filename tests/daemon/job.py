@@ -1,14 +1,16 @@
 """What the daemon does: payments of a log that is rotated and of a table that grows, added up and written down.
 
-Run in the folder of `tests.daemon.life`.
+Run in the folder of `tests.daemon.life`. Where that has a PostgreSQL server, each payment is a row there too.
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from consecution import JsonLines, KeyedNode, Map, Pipeline, Producer, SqlSink
+from tests.daemon.server import URL_FILE
 
 SLOW_EVERY, SLOW_S = 997, 0.05
 
@@ -55,6 +57,15 @@ class Balance(KeyedNode):
         self.push(Total(item.account, *self.state))
 
 
+def sinks() -> list[Any]:
+    made: list[Any] = [
+        Balance("balance") * 2 | SqlSink("totals", "sqlite:///out.db", table="totals", key="account"),
+        JsonLines("audit", "audit.jsonl"),
+    ]
+    url = Path(URL_FILE)
+    return [*made, SqlSink("ledger", url.read_text(), table="ledger")] if url.exists() else made
+
+
 pipeline = Pipeline(
     [
         Producer("files", "logs/app.log", follow=True, poll_s=0.05, name="log")
@@ -63,8 +74,5 @@ pipeline = Pipeline(
         | Map(of_row, name="row"),
     ]
     | Map(dawdle, name="dawdle")
-    | [
-        Balance("balance") * 2 | SqlSink("totals", "sqlite:///out.db", table="totals", key="account"),
-        JsonLines("audit", "audit.jsonl"),
-    ]
+    | sinks()
 )

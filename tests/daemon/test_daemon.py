@@ -7,18 +7,40 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.life import Sample, World, growths
+from tests.daemon.life import Sample, Story, World, growths
+from tests.daemon.server import server_here
 
 SEED = int(os.environ.get("DAEMON_SEED", random.randrange(10**6)))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
-def test_the_books_of_a_short_life_balance(tmp_path: Path) -> None:
-    story = World(tmp_path, SEED, per_second=2000, kill_every_s=2.0).live(6.0)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("daemon")
 
-    assert story.problems == [], f"DAEMON_SEED={SEED}\n{story}\n{(tmp_path / 'log').read_text()[-3000:]}"
+
+@pytest.fixture(scope="module")
+def story(folder: Path) -> Story:
+    """A short life. What grows is not looked for in it: it ends before all has warmed up, with half of it killed."""
+    if sys.platform != "linux":
+        pytest.skip("it looks into /proc")
+    with server_here() as server:
+        return World(folder, SEED, per_second=2000, kill_every_s=0.6, server=server).live(4.0)
+
+
+def test_the_books_of_a_short_life_balance(story: Story, folder: Path) -> None:
+    assert story.problems == [], f"DAEMON_SEED={SEED}\n{story}\n{(folder / 'log').read_text()[-3000:]}"
     assert story.lines > 0 < story.rows
     assert story.kills + story.locks > 0
+
+
+def test_the_short_life_has_rotations_and_kills(story: Story) -> None:
+    assert story.rotations > 0 < story.kills
+
+
+def test_the_short_life_has_reconnects(story: Story) -> None:
+    if story.no_server:
+        pytest.skip(story.no_server)
+    assert story.reconnects > 0 < story.restarts
 
 
 @pytest.mark.parametrize(("name", "by"), [("memory_mib", 1.0), ("handles", 1), ("disk_mib", 1.0)])
