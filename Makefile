@@ -33,6 +33,7 @@ faults: $(STAMP) ## kill real processes for hours; SEED=n RUNS=n ITEMS=n WORK=tr
 	@$(if $(SEED)$(RUNS)$(WORK),,$(BIN)/python -m tests.faults.http_attack)
 	@$(if $(SEED)$(RUNS)$(WORK),,if command -v wrk >/dev/null; then $(BIN)/python -m tests.faults.http_attack --wrk; \
 		else echo "without the requests of wrk, which is not installed: apt-get install wrk"; fi)
+	@$(if $(SEED)$(RUNS)$(WORK),,$(BIN)/python -m tests.daemon)
 	@$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS)) $(if $(ITEMS),--items $(ITEMS)) $(if $(WORK),--work $(WORK))
 
 bench: $(STAMP) ## measure against a plain loop and consecution 0.2.0, side by side
