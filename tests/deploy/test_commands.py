@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,6 @@ def test_every_command_of_a_readme_is_understood(page: Path) -> None:
     commands = [match.group(1) for line in lines if (match := CALL.search(line))]
 
     for command in commands:
-        check_command(command.split())
+        check_command(shlex.split(command))
 
     assert commands or page.parent == DEPLOY
