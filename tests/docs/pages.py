@@ -9,7 +9,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = tuple(
-    sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").rglob("*.md")])
+    sorted(
+        [
+            *(ROOT / folder / "README.md" for folder in ("", "examples", "benchmarks")),
+            ROOT / "CHANGELOG.md",
+            *(ROOT / "docs").glob("*.md"),
+            *(ROOT / "deploy").rglob("*.md"),
+        ]
+    )
 )
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
