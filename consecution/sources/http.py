@@ -26,6 +26,7 @@ from consecution.errors import SourceError, UsageError
 from consecution.report import Failure
 from consecution.source import Note, Source
 from consecution.sources.http_server import HttpServer, import_http
+from consecution.sources.json_values import DECODER
 from consecution.sources.listening import check_port, check_reach, is_loopback, listen_tcp
 from consecution.sources.taken_keys import TakenKeys, digest
 from consecution.sources.waiting_room import Answer, Request, WaitingRoom
@@ -466,18 +467,11 @@ def _key_of(header: str | None) -> bytes | None:
     return header.strip().encode()
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
 def parse_json(body: bytes) -> list[Any]:
     """The items of a list, or the one value that it is."""
     text = _decode(body)
     try:
-        value = _DECODER.decode(text)
+        value = DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise _bad(error, 1) from None
     return value if isinstance(value, list) else [value]
@@ -490,7 +484,7 @@ def parse_lines(body: bytes) -> list[Any]:
         if not line or line.isspace():
             continue
         try:
-            items.append(_DECODER.decode(line))
+            items.append(DECODER.decode(line))
         except (ValueError, RecursionError) as error:
             raise _bad(error, number) from None
     return items

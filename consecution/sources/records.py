@@ -20,6 +20,7 @@ from typing import Any
 from consecution.errors import BadRecordError, SourceError, UsageError
 from consecution.protocol.step import shorten_repr
 from consecution.source import Rejected
+from consecution.sources.json_values import DECODER
 
 FORMATS = ("lines", "ndjson", "csv")
 MOST_LINE_BYTES = 64 << 20
@@ -283,8 +284,7 @@ class _Where:
 
 # -- JSON ------------------------------------------------------------------------------------------
 
-_DECODER = json.JSONDecoder()
-_scan_once: Any = vars(_DECODER)["scan_once"]
+_scan_once: Any = vars(DECODER)["scan_once"]
 """What the decoder itself calls: (value, where it ends), from a place in a text on."""
 
 
@@ -309,7 +309,7 @@ def _parse_each(lines: list[str], where: _Where) -> tuple[list[Any], list[int]]:
         if line.isspace() or not line:
             continue
         try:
-            items.append(_DECODER.decode(line))
+            items.append(DECODER.decode(line))
         except (ValueError, RecursionError) as error:
             items.append(where.reject(lines, at, at + 1, f"expected a JSON value ({_told(error)})"))
         ends.append(at + 1)

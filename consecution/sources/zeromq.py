@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import selectors
 import time
@@ -27,6 +26,7 @@ import zmq
 
 from consecution.errors import SourceError, UsageError
 from consecution.source import Source
+from consecution.sources.json_values import DECODER
 from consecution.sources.listening import IN_USE_WAIT_S, check_reach, remove_left_over
 from consecution.sources.records import reject
 
@@ -38,7 +38,7 @@ ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 
 
 def _load_json(message: bytes) -> Any:
-    return json.loads(message.decode())
+    return DECODER.decode(message.decode())
 
 
 def _load_msgpack(message: bytes) -> Any:

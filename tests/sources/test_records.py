@@ -74,11 +74,22 @@ def test_a_bad_line_fails_alone_and_its_number_is_told() -> None:
     ]
 
 
-@pytest.mark.parametrize("line", ["[" * 100_000, "1" * 5000, '"\\ud800', "nan", "{'a': 1}"])
+@pytest.mark.parametrize("line", ["[" * 100_000, "1" * 5000, '"\\ud800', "nan", "{'a': 1}", "NaN"])
 def test_whatever_a_line_is_it_takes_no_other_along(line: str) -> None:
     found = read_all(f"1\n{line}\n2\n".encode(), "ndjson")
 
     assert [type(item) for item in found] == [int, Rejected, int]
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_have_are_bad_input(constant: str) -> None:
+    line = f'{{"celsius": [{constant}]}}'
+
+    assert shown(read_all(f"1\n{line}\n2\n".encode(), "ndjson")) == [
+        1,
+        (line, f"the stream, line 2: expected a JSON value ({constant} is no JSON)"),
+        2,
+    ]
 
 
 def test_an_error_shows_what_came_and_what_to_do() -> None:

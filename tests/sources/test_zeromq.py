@@ -51,6 +51,7 @@ def send(source: ZmqSource, *messages: bytes) -> None:
         ("bytes", [b"", b"\x00\xff"], [b"", b"\x00\xff"]),
         ("text", ["ä\n".encode(), b"\xff", b""], ["ä\n", "expected text ('utf-8' codec", ""]),
         ("json", [b'{"a": [1]}', b"{", b"2"], [{"a": [1]}, "expected json (Expecting property name", 2]),
+        ("json", [b"[NaN]", b"-Infinity", b"2"], ["expected json (NaN is no JSON)", "expected json (-Infinity is", 2]),
         ("json", [b"[" * 100_000, b"2"], ["expected json (maximum recursion", 2]),
         ("msgpack", [msgpack.packb({1: [b"x", "y"]})], [{1: [b"x", "y"]}]),
         ("msgpack", [b"\xdd\xff\xff\xff\xff", b"", b"\x01\x02", b"\x81\x90\x01"], ["expected msgpack ("] * 4),
