@@ -18,7 +18,7 @@ from consecution.sinks.sqlite import Sqlite
 PATIENCE_S = 30.0
 """How long a write of its own waits for a database that is away. In ``robust`` it is waited for without end."""
 START_PATIENCE_S = 10.0
-"""How long `open` waits for one that is not there: it may just be starting, or the url be wrong."""
+"""How long a start waits for one that is not there: it may just be starting, or the url be wrong."""
 
 
 class SqlSink(TransactionSink):
@@ -145,7 +145,8 @@ class SqlSink(TransactionSink):
         self._database.roll_back()
 
     def last_mark(self, owner: str) -> tuple[int, bytes]:
-        return self._database.read_mark(owner)
+        # The database was there a moment ago: at the very first start, too, it gets the time that `open` gives it.
+        return self._ride_out(lambda: self._database.read_mark(owner), START_PATIENCE_S)
 
 
 def _database(url: str, sink: str) -> Database:

@@ -84,6 +84,30 @@ def test_a_connection_that_is_ended_costs_no_row_and_doubles_none(postgres: Post
     assert [failure.item for failure in report.failures] == [{"unknown": 1}]
 
 
+class CutOffAtTheStart(SqlSink):
+    """Its connection is ended when it was just made."""
+
+    def __init__(self, postgres: PostgresDatabase) -> None:
+        super().__init__("sink", postgres.url, "t")
+        self.postgres = postgres
+        self.cuts = 0
+
+    def last_mark(self, owner: str) -> tuple[int, bytes]:
+        if not self.cuts:
+            self.cuts = self.postgres.end_sessions()
+        return super().last_mark(owner)
+
+
+def test_a_connection_that_is_ended_at_the_very_first_start_is_made_anew(postgres: PostgresDatabase) -> None:
+    sink = CutOffAtTheStart(postgres)
+
+    report = Pipeline(sink).run(ROWS, mode="inline", **OPTIONS)
+
+    assert sink.cuts == 1
+    assert (report.failed, report.completed) == (0, COUNT)
+    assert numbers_in(postgres) == Counter(range(COUNT))
+
+
 @pytest.mark.parametrize("robustness", ["none", "track"])
 def test_without_a_journal_a_write_is_repeated_too(postgres: PostgresDatabase, robustness: str) -> None:
     sink = SqlSink("sink", postgres.url, "t")
