@@ -66,16 +66,15 @@ class Postgres:
 
     def open(self, sync: str) -> None:
         self.close()
-        connection = self._connect()
+        self._connection = self._connect()
         try:
             # A commit that the server may forget when it dies would make the mark a lie.
-            if connection.execute("SHOW synchronous_commit").fetchone() == ("off",):
-                connection.execute("SET synchronous_commit TO on")
-            connection.execute(f"SET idle_in_transaction_session_timeout TO '{IDLE_LIMIT_S}s'")
+            if self._run("SHOW synchronous_commit").fetchone() == ("off",):
+                self._run("SET synchronous_commit TO on")
+            self._run(f"SET idle_in_transaction_session_timeout TO '{IDLE_LIMIT_S}s'")
         except BaseException:
-            connection.close()
+            self.close()
             raise
-        self._connection = connection
 
     def _connect(self) -> psycopg.Connection[Any]:
         library = _import_psycopg(self._sink)

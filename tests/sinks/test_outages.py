@@ -19,6 +19,7 @@ from consecution.errors import OutageError
 from consecution.protocol.values import BatchId
 from consecution.sink import Sink
 from consecution.sinks import sql, sqlite
+from consecution.sinks.postgres import Postgres
 from tests.databases import PostgresDatabase
 from tests.engines.misbehaving import Gate, wait_for
 
@@ -104,6 +105,28 @@ def test_a_connection_that_is_ended_at_the_very_first_start_is_made_anew(postgre
     report = Pipeline(sink).run(ROWS, mode="inline", **OPTIONS)
 
     assert sink.cuts == 1
+    assert (report.failed, report.completed) == (0, COUNT)
+    assert numbers_in(postgres) == Counter(range(COUNT))
+
+
+@pytest.mark.parametrize("robustness", ["none", "robust"])
+def test_a_connection_that_is_ended_before_it_is_set_up_is_made_anew(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch, robustness: str
+) -> None:
+    connect, cuts = Postgres._connect, []
+
+    def connect_and_cut_once(self: Postgres) -> Any:
+        made = connect(self)
+        if not cuts:
+            cuts.append(postgres.end_sessions())
+        return made
+
+    monkeypatch.setattr(Postgres, "_connect", connect_and_cut_once)
+    sink = SqlSink("sink", postgres.url, "t")
+
+    report = Pipeline(sink).run(ROWS, mode="inline", **{**OPTIONS, "robustness": robustness})
+
+    assert cuts == [1]
     assert (report.failed, report.completed) == (0, COUNT)
     assert numbers_in(postgres) == Counter(range(COUNT))
 
