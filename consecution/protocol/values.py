@@ -29,7 +29,7 @@ LIVE = (list, range)
 """What a payload is that has stayed in its process: the items themselves."""
 
 
-def copied(items: Sequence[Any]) -> Sequence[Any]:
+def copied(items: Sequence[Any]) -> list[Any] | range:
     """These items, where nobody else can change them; a range stays one: it is kept and sent as its ends."""
     return items if type(items) is range else list(items)
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequenc
 from typing import Any, Protocol
 
 from consecution.errors import SourceError, UsageError
+from consecution.protocol.values import copied
 from consecution.source import Source
 from consecution.sources.handover import Handover
 
@@ -140,9 +141,7 @@ class _SequenceReader:
     def read(self, max_items: int) -> list[Any] | range | None:
         found = self._items[self._at : self._at + max_items]
         self._at += len(found)
-        if not found:
-            return None
-        return found if type(found) is range else list(found)
+        return copied(found) or None
 
     def fileno(self) -> None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -137,6 +138,9 @@ class ParquetFile(RecordFile):
             raise
         except Exception as error:
             raise SourceError(f"{path} cannot be read as Parquet ({type(error).__name__}: {error})") from error
+        metadata = self._file.metadata
+        sizes = (metadata.row_group(group).num_rows for group in range(self._file.num_row_groups))
+        self._behind = list(itertools.accumulate(sizes, initial=0))
         self._batches: Iterator[Any] | None = None
         self._rows: list[Any] = []
         self._at = 0
@@ -189,11 +193,8 @@ class ParquetFile(RecordFile):
 
     def read_share(self) -> float:
         """By the rows that were taken."""
-        if self._group >= self._file.num_row_groups:
-            return 1.0
-        metadata = self._file.metadata
-        before = sum(metadata.row_group(group).num_rows for group in range(self._group))
-        return (before + self._row) / metadata.num_rows if metadata.num_rows else 1.0
+        in_all = self._behind[-1]
+        return (self._behind[self._group] + self._row) / in_all if in_all else 1.0
 
     def close(self) -> None:
         self._file.close()
