@@ -35,10 +35,17 @@ class PatientPipe:
         """Whether `recv` returns a message, or raises EOFError, at once. Takes in what has come."""
         with contextlib.suppress(BlockingIOError):
             while not self._ended:
-                some = self._socket.recv(CHUNK_BYTES, socket.MSG_DONTWAIT)
+                some = self._receive()
                 self._read += some
                 self._ended = not some
         return self._ended or self._message() is not None
+
+    def _receive(self) -> bytes:
+        """b"" at the end, which is a reset where the other end closed before it had read all that it was told."""
+        try:
+            return self._socket.recv(CHUNK_BYTES, socket.MSG_DONTWAIT)
+        except ConnectionResetError:
+            return b""
 
     def recv(self) -> Any:
         """The next message, after `poll` has said that there is one."""

@@ -60,6 +60,17 @@ def test_its_end_comes_after_all_that_was_sent(ends: tuple[PatientPipe, Any]) ->
     assert pipe.closed
 
 
+def test_the_last_words_of_one_who_did_not_hear_all_it_was_told_are_not_lost(ends: tuple[PatientPipe, Any]) -> None:
+    pipe, theirs = ends
+    pipe.send("an order that comes too late")
+    theirs.send("last")
+    theirs.close()
+
+    assert (pipe.poll(), pipe.recv(), pipe.poll()) == (True, "last", True)
+    with pytest.raises(EOFError):
+        pipe.recv()
+
+
 def send_much(pipe: Any) -> None:
     pipe.send("first")
     pipe.send(b"x" * LARGE)
