@@ -12,6 +12,7 @@ from typing import Any
 
 from consecution.errors import GraphError
 from consecution.nodes import Node
+from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import USER_ERRORS
 
 
@@ -29,6 +30,7 @@ class BatchNode(Node):
     """
 
     max_items: int | None = None
+    _hooks = (*Node._hooks, "process_batch")
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
@@ -45,14 +47,23 @@ class BatchNode(Node):
             raise GraphError(f"{self}: max_items={self.max_items!r}: expected a whole number of 1 or more, or None")
 
     def process_batch(self, items: list[Any]) -> Any:
-        """Called with each list of items, which is the node's own. Must be overridden; what it returns is ignored."""
+        """Called with each list of items, which is the node's own. Must be overridden; returns nothing."""
         raise NotImplementedError(
             f"Error in node named {self.name!r}\n"
             "You must define a .process_batch(self, items) method on all batch nodes"
         )
 
     def process(self, item: Any) -> None:
-        self.process_batch([item])
+        self._call([item])
+
+    def _call(self, items: list[Any]) -> None:
+        """What is returned, and not pushed, would be lost without a word."""
+        returned = self.process_batch(items)
+        if returned is not None:
+            raise TypeError(
+                f"process_batch returned {shorten_repr(returned)}, which goes nowhere: pass on what it makes with "
+                f"self.push(item), once for each, and return nothing ({self})"
+            )
 
     def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
         while items := list(itertools.islice(copy.copy(cursor), self.max_items)):
@@ -65,7 +76,7 @@ class BatchNode(Node):
         """Offer the next items of the cursor; if that raises, half by half, and go on behind the item at fault."""
         mark = len(out)
         try:
-            self.process_batch(items.copy())
+            self._call(items.copy())
         except USER_ERRORS as error:
             del out[mark:]
             if len(items) > 1 and not isinstance(error, bdb.BdbQuit):

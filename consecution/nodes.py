@@ -108,6 +108,8 @@ class Node:
 
     _is_async = False
     """Whether ``process`` is a coroutine."""
+    _hooks: tuple[str, ...] = ("begin", "process", "end", "on_timer")
+    """Methods that are called for what they do."""
     _item_loop: ItemLoop | None = None
     """Where the coroutines run; an engine provides it, `Pipeline.consume` makes one."""
 
@@ -129,6 +131,17 @@ class Node:
         self._logging: str | None = None
         self._stands_behind: str | None = None
         self._check_async()
+        self._check_hooks()
+
+    def _check_hooks(self) -> None:
+        """A method that yields would be called, run nothing of it, and every item be lost without a word."""
+        for name in self._hooks:
+            method = getattr(type(self), name, None)
+            if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+                raise GraphError(
+                    f"{self}: {type(self).__name__}.{name} holds a yield, and so a call would run nothing of it: write "
+                    "it without; what a node makes of an item it passes on with self.push(...)"
+                )
 
     def _check_async(self) -> None:
         kind = type(self).__name__

@@ -59,6 +59,7 @@ class Sink(Node):
 
     # -- waiting for the world -------------------------------------------------------------------
 
+    _hooks = (*Node._hooks, "open", "write", "close")
     _waits = False
 
     @contextlib.contextmanager

@@ -46,6 +46,11 @@ class Ending(BatchNode):
 class Stateful(BatchNode, StatefulNode): ...
 
 
+class Returning(BatchNode):
+    def process_batch(self, items: list[int]) -> list[int]:
+        return [item + 1 for item in items]
+
+
 class Quitting(BatchNode):
     def process_batch(self, items: list[int]) -> None:
         raise bdb.BdbQuit
@@ -133,3 +138,10 @@ def test_what_it_takes_in_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
     run_frames(node, [1, 2])
 
     assert capsys.readouterr().out == "node_log,input,roots,1\nnode_log,input,roots,2\n"
+
+
+def test_what_is_returned_instead_of_pushed_is_not_lost_without_a_word() -> None:
+    report = Pipeline(Returning("one_more") | Map(str, "text")).run([1, 2], mode="inline", robustness="track")
+
+    assert [failure.item for failure in report.failures] == [1, 2]
+    assert "process_batch returned [2], which goes nowhere: pass on what it makes with" in str(report)

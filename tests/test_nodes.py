@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consecution.batching import BatchNode
 from consecution.errors import GraphError, MissingExtraError
 from consecution.nodes import Chunk, Filter, FlatMap, GroupByNode, Map, Node, node_from_function
 from consecution.pipeline import Pipeline
+from consecution.sink import Sink
 
 
 class Twice(Node):
@@ -28,6 +30,33 @@ class Twice(Node):
         if item % 5 == 0:
             raise ValueError(item)
         self.push(-item)
+
+
+class Yielding(Node):
+    def process(self, item: int) -> Iterator[int]:  # type: ignore[override]
+        yield item
+
+
+class YieldingAsync(Node):
+    async def process(self, item: int) -> Any:
+        yield item
+
+
+class YieldingAtTheEnd(Node):
+    def process(self, item: int) -> None: ...
+
+    def end(self) -> Iterator[int]:  # type: ignore[override]
+        yield 1
+
+
+class YieldingBatch(BatchNode):
+    def process_batch(self, items: list[int]) -> Iterator[int]:
+        yield from items
+
+
+class YieldingSink(Sink):
+    def write(self, batch_id: Any, items: list[int]) -> Iterator[int]:  # type: ignore[override]
+        yield from items
 
 
 def run_frames(node: Node, *frames: list[Any]) -> tuple[list[Any], list[tuple[Any, str]]]:
@@ -423,3 +452,18 @@ def test_a_chunk_goes_at_the_fourth_tick_after_its_first_item() -> None:
 def test_a_chunk_needs_a_time_of_more_than_nothing(timeout_s: Any) -> None:
     with pytest.raises(GraphError, match=r"timeout_s=.* expected a number of seconds greater than 0"):
         Chunk(3, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        (Yielding, "process"),
+        (YieldingAsync, "process"),
+        (YieldingAtTheEnd, "end"),
+        (YieldingBatch, "process_batch"),
+        (YieldingSink, "write"),
+    ],
+)
+def test_a_method_that_yields_is_refused_for_it_would_not_run(kind: type[Node], method: str) -> None:
+    with pytest.raises(GraphError, match=rf"N\(it\): {kind.__name__}.{method} holds a yield.*self.push\(...\)"):
+        kind("it")

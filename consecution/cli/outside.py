@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -51,12 +53,19 @@ def look_here_too() -> None:
         sys.path.insert(0, "")
 
 
-def new_file(flag: str, path: Path) -> TextIO:
-    """A file to write to that was not there before."""
+@contextlib.contextmanager
+def new_file(flag: str, path: Path) -> Iterator[TextIO]:
+    """A file to write to that was not there before; after an error it is not there again, for it would look whole."""
     try:
-        return open(path, "x", encoding="utf-8")
+        file = open(path, "x", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{flag} {path}: {error.strerror or error}; give the name of a new file") from error
+    try:
+        with file:
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def tell(sight: Sight, *, as_json: bool, said: str = "") -> None:

@@ -58,7 +58,11 @@ class JsonLines(TextLines):
 def _fields_of(item: Any) -> dict[str, Any]:
     """A dataclass as JSON writes it; TypeError for whatever else JSON does not know."""
     if not dataclasses.is_dataclass(item) or isinstance(item, type):
-        raise TypeError(f"Object of type {type(item).__name__} is not JSON serializable")
+        how = "with its tolist()" if hasattr(item, "tolist") else "say to a text"
+        raise TypeError(
+            f"JSON cannot hold {shorten_repr(item)}, of type {type(item).__name__}: convert it in a node before, {how} "
+            "(expected texts, numbers, booleans, None, lists, tuples, dicts and dataclasses)"
+        )
     fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
     if isinstance(item, Failure) and not _is_json(item.item):
         fields["item"] = shorten_repr(item.item)

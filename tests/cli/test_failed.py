@@ -208,6 +208,19 @@ def test_a_time_without_a_zone_is_local() -> None:
 # -- changing --------------------------------------------------------------------------------------
 
 
+def test_an_export_that_fails_leaves_no_file_that_looks_whole(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = tmp_path / "failed.jsonl"
+
+    unknown = call("export", "--id", "numbers:99", "--output", exported)
+    there_after_it = exported.exists()
+    nowhere = main(["failed", "export", str(tmp_path / "none"), "--output", str(exported)])
+
+    assert (unknown[0], there_after_it) == (2, False), unknown
+    assert (nowhere, exported.exists()) == (2, False), capsys.readouterr().err
+
+
 def test_items_are_exported_edited_and_put_back(call: Call, state_dir: Path, tmp_path: Path) -> None:
     exported = tmp_path / "failed.jsonl"
     written = call("export", "--json", "--output", exported)

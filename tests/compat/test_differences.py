@@ -120,6 +120,19 @@ result = told
         [[4]],
     ),
     Difference(
+        "items do not end in a process that yields, and never runs",
+        """
+class Yields(Node):
+    def process(self, item):
+        yield item
+
+Pipeline(Yields("a") | Told("b")).consume([1])
+result = told
+""",
+        ["begin b"],
+        "GraphError",
+    ),
+    Difference(
         "a falsy global state is kept",
         "result = type(Pipeline(a, global_state=[]).global_state).__name__",
         "GlobalState",

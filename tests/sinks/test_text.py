@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from consecution import JsonLines, Pipeline, TextLines
@@ -183,6 +184,26 @@ def test_json_comes_back_from_one_line_each(path: Path, item: Any) -> None:
     sink.close()
     lines = path.read_text().splitlines()
     assert [json.loads(line) for line in lines] == [item, item]
+
+
+@pytest.mark.parametrize(
+    ("item", "found"),
+    [
+        (
+            {"a": numpy.int64(7)},
+            r"7\)?, of type int64: convert it in a node before, with its tolist\(\) \(expected texts",
+        ),
+        ({1, 2}, r"JSON cannot hold \{1, 2\}, of type set: convert it in a node before, say to a text \(expected"),
+    ],
+)
+def test_what_json_cannot_hold_is_named_with_a_way_out(path: Path, item: Any, found: str) -> None:
+    sink = JsonLines("sink", path)
+    sink.open()
+
+    with pytest.raises(TypeError, match=found):
+        put(sink, [item])
+
+    sink.close()
 
 
 @pytest.mark.parametrize("item", [float("nan"), float("inf"), object(), {1, 2}, b"bytes", {(1, 2): 3}])
