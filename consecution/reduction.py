@@ -60,6 +60,11 @@ class PartTable:
         return self.keys, self.values
 
 
+def _are_tables(items: list[Any]) -> bool:
+    """Whether a frame comes from `Parts`. All of its items do then, for it came over one edge; else none does."""
+    return bool(items) and type(items[0]) is PartTable
+
+
 class Reduce(KeyedNode):
     """Folds the items of each key into one value: ``value = step(value, item)``, beginning with ``initial``.
 
@@ -147,13 +152,11 @@ class Reduce(KeyedNode):
 
     def _fold_in(self, items: list[Any]) -> None:
         """All or nothing."""
-        tables: list[tuple[list[Key], list[Any]]] = []
-        if PartTable in map(type, items):
-            tables = [item.columns for item in items if type(item) is PartTable]
-            items = [item for item in items if type(item) is not PartTable]
-        if items:
+        if _are_tables(items):
+            tables = [item.columns for item in items]
+        else:
             folded = self.fold(items)
-            tables.append((list(folded), list(folded.values())))
+            tables = [(list(folded), list(folded.values()))]
         if len(tables) > 1:
             tables = [self._join_tables(tables)]
         for keys, values in tables:
@@ -219,7 +222,7 @@ class Count(Reduce):
 
     def _fold_in(self, items: list[Any]) -> None:
         """Where the states are in memory only, without a count of the frame in between."""
-        if not self._states.in_memory or PartTable in map(type, items):
+        if not self._states.in_memory or _are_tables(items):
             super()._fold_in(items)
             return
         keys = items if self._key is _itself else list(map(self._key, items))
