@@ -99,6 +99,13 @@ CONTESTANTS = (
         "ours robust workers=2", OURS, all_of(*IN_MEMORY, "durable", "airports", "kill"), 1, {**ROBUST, "workers": 2}
     ),
     Contestant("ours robust sync=process", OURS, all_of("latency"), 1, {**ROBUST, "sync": "process"}),
+    Contestant(
+        "ours robust workers=2 sync=process",
+        OURS,
+        all_of(*IN_MEMORY, "durable", "airports"),
+        1,
+        {**ROBUST, "workers": 2, "sync": "process"},
+    ),
     Contestant("Bytewax, 1", BYTEWAX, all_of("identity", "cpu", "airports", "latency", "kill", words=50_000)),
     Contestant("Bytewax, 2", BYTEWAX, all_of("identity", "cpu", words=50_000, durable=50_000), 2),
     Contestant("Bytewax, 2, combined", BYTEWAX, all_of(words=50_000), 2, {"combine": True}),
