@@ -53,7 +53,7 @@ def _ahead(record: Record) -> list[str]:
         if ours is None or not others:
             continue
         whole = [other for other in others if other.lost <= ours.lost]  # who loses items is not ahead, however quick
-        better = [other for other in whole if other.times_as_good(ours) > 1]
+        better = [other for other in whole if other.is_ahead_of(ours)]
         told = f"- **{work.title}**: {ours.contestant.name} {figure_text(ours)}; "
         if better:
             lost.append(told + "ahead: " + ", ".join(_beside(other, ours) for other in better))

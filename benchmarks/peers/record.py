@@ -59,7 +59,14 @@ class Figure:
         """The median over the rounds that both ran: how many times as fast, or as short a wait."""
         rounds = self.by_round.keys() & other.by_round.keys()
         pairs = [(self.by_round[n], other.by_round[n]) for n in rounds] or [(self.median, other.median)]
-        return statistics.median(mine / its if self.work.is_rate else its / mine for mine, its in pairs)
+        ratios = [mine / its if self.work.is_rate else its / mine for mine, its in pairs]
+        # Of two rounds, twice as good and half as good is level: the mean of ratios is the geometric one.
+        return math.sqrt(statistics.median_low(ratios) * statistics.median_high(ratios))
+
+    def is_ahead_of(self, other: Figure) -> bool:
+        """In the rounds that both ran, and by the medians too: a round that went oddly well is not enough."""
+        better = self.median > other.median if self.work.is_rate else self.median < other.median
+        return better and self.times_as_good(other) > 1
 
 
 def value(run: Run) -> float:

@@ -207,6 +207,18 @@ def test_where_others_are_ahead_comes_first_and_is_computed_within_rounds() -> N
     assert "ours robust 30 ms; next: Pool, 1 never, 999 lost (0.00 ×)" in won
 
 
+def test_of_two_rounds_ten_times_as_good_and_a_tenth_is_level() -> None:
+    text = page.tables(
+        record(
+            *(run("ours robust", "kill", 1.0, number=n, flows_again_s=0.03, lost=0, doubled=0) for n in (0, 1)),
+            run("Ray, 1", "kill", 1.0, number=0, flows_again_s=0.003, lost=0, doubled=0),
+            run("Ray, 1", "kill", 1.0, number=1, flows_again_s=0.3, lost=0, doubled=0),
+        )
+    )
+
+    assert "ours robust 30 ms; next: Ray, 1 152 ms (level)" in text.partition("### Where we are ahead")[2]
+
+
 def test_who_loses_items_is_not_ahead_however_quick() -> None:
     text = page.tables(
         record(
