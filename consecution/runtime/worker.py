@@ -154,8 +154,9 @@ def _report(pipe: Any, spec: WorkerSpec, worker: Worker | None, error: BaseExcep
     """Tell the supervisor which task this worker dies of, and in what it was."""
     task, doing = (spec.tasks[0], "start") if worker is None else (worker.at, worker.doing)
     text = "".join(traceback.format_exception(error))
+    tell = pipe.send if worker is None else worker._tell  # which no beat comes in between
     with contextlib.suppress(Exception):
-        pipe.send(control.Failed(task, doing, f"{type(error).__name__}: {error}", text, _pickled(error)))
+        tell(control.Failed(task, doing, f"{type(error).__name__}: {error}", text, _pickled(error)))
 
 
 def _pickled(error: BaseException) -> bytes | None:

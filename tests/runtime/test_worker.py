@@ -20,7 +20,7 @@ from consecution.protocol.values import Ack, Acks, Frame, FrameId, Message, Stag
 from consecution.runtime import control
 from consecution.runtime.local_run import open_run_state
 from consecution.runtime.shipping import Shipment
-from consecution.runtime.worker import Worker, WorkerSpec, _pickled
+from consecution.runtime.worker import Worker, WorkerSpec, _pickled, _report
 from consecution.source import Source
 from consecution.transport.codec import PickleCodec
 from consecution.transport.socket_folder import SocketFolder
@@ -439,6 +439,22 @@ def test_without_a_supervisor_it_ends(bench: Make) -> None:
     one.pipe.close()
 
     wait_for(lambda: not os.path.exists(path))
+
+
+def test_its_last_words_do_not_come_in_the_middle_of_a_beat(bench: Make) -> None:
+    one = bench(Copy("node"))
+    one.hear(control.Hello)
+    worker = one.worker
+    last = threading.Thread(target=_report, args=(worker._pipe, worker._spec, worker, ValueError("no")))
+
+    with worker._lock:  # a long word is written in several pieces
+        last.start()
+        last.join(0.2)
+        waits = last.is_alive()
+    last.join(WAIT_S)
+
+    assert waits
+    assert one.hear(control.Failed).message == "ValueError: no"
 
 
 def test_waking_it_after_its_end_writes_nowhere(bench: Make, tmp_path: Path) -> None:
