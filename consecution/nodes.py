@@ -136,7 +136,7 @@ class Node:
     def _check_hooks(self) -> None:
         """A method that yields would be called, run nothing of it, and every item be lost without a word."""
         for name in self._hooks:
-            method = getattr(type(self), name, None)
+            method = getattr(type(self), name)
             if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
                 raise GraphError(
                     f"{self}: {type(self).__name__}.{name} holds a yield, and so a call would run nothing of it: write "
