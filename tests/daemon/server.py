@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from tests.databases import PostgresDatabase
 from tests.sinks.cluster import Cluster, Unavailable
 
 URL_FILE = "server.url"
@@ -21,12 +22,12 @@ class Server:
     def __init__(self) -> None:
         """Unavailable: there is none to be had here."""
         try:
-            import psycopg
+            import psycopg  # noqa: F401
         except ImportError as error:
             raise Unavailable("psycopg is not installed: pip install 'consecution[postgres]'") from error
-        self._connect = psycopg.connect
         self._cluster = Cluster()
-        self.url = self._cluster.url()
+        self._database = PostgresDatabase(self._cluster, "postgres")
+        self.url = self._database.url
         try:
             self._cluster.make()
             self._cluster.start()
@@ -35,16 +36,14 @@ class Server:
             raise
 
     def ask(self, statement: str) -> list[Any]:
-        with self._connect(self.url, autocommit=True) as connection:
-            return connection.execute(statement.encode()).fetchall()
+        return self._database.query(statement)
 
     def has(self, table: str) -> bool:
         return self.ask(f"SELECT to_regclass('{table}')") != [(None,)]
 
     def end_sessions(self) -> int:
         """Cut off everybody; how many there were."""
-        others = "datname = current_database() AND pid <> pg_backend_pid()"
-        return len(self.ask(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
+        return self._database.end_sessions()
 
     def restart(self, how: signal.Signals) -> None:
         """It is away for a while. SIGINT: shut down in order, SIGQUIT: as in a crash."""
