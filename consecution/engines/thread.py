@@ -24,6 +24,7 @@ from consecution.protocol.values import USER_ERRORS, Frame, Message, TaskIndex
 from consecution.report import Report, Status
 from consecution.runtime.assembly import Host, drain_stages, end_stages
 from consecution.runtime.local_run import LocalRun, end_error, finished_before, push_into, task_error
+from consecution.runtime.task_host import ANSWER_S
 from consecution.sources.manual import Receipt
 
 MESSAGES_PER_TURN = 8
@@ -139,10 +140,14 @@ class _Outbox:
 def _take_some(queue: SimpleQueue[Any], timeout_s: float | None) -> Iterator[Any]:
     """Wait for a message, not longer than that; then it, and a few more if they are there already."""
     try:
-        yield queue.get(timeout=timeout_s)
+        first = queue.get(timeout=timeout_s)
     except Empty:
         return
+    until_s = time.monotonic() + ANSWER_S
+    yield first
     for _ in range(MESSAGES_PER_TURN - 1):
+        if time.monotonic() > until_s:
+            return
         try:
             yield queue.get_nowait()
         except Empty:

@@ -25,6 +25,10 @@ from consecution.runtime.wiring import make_dispatch
 from consecution.sink import Sink
 from consecution.stateful import DurableNode
 
+ANSWER_S = 0.25
+"""A task that has taken frames for so long answers for them before it takes more, for their batches wait for that. Not
+sooner: what is answered for together is decided, applied and committed together."""
+
 
 class TaskHost(Occupied):
     """One replica of one node at work. Called by one thread.

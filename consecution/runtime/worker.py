@@ -41,6 +41,7 @@ from consecution.runtime.origin_host import SourceHost, process_codec
 from consecution.runtime.replicas import share_nodes
 from consecution.runtime.shipping import Shipment, read_parcel, unship
 from consecution.runtime.slots import SlotNote, map_slot
+from consecution.runtime.task_host import ANSWER_S
 from consecution.sink import Sink
 from consecution.source import Source
 from consecution.transport.salvage import salvage
@@ -316,11 +317,12 @@ class Worker:
     def _take_in(self) -> bool:
         """What has come from other workers."""
         worked = False
+        until_s = time.monotonic() + ANSWER_S
         for target, message in self._inbox.take(self._most_messages):
             worked = True
             self._hand(target, message)
-            if self._orders:
-                break  # a death must not wait for all that is in the inbox
+            if self._orders or time.monotonic() > until_s:
+                break  # a death must not wait for all that is in the inbox, nor must the answers
         return worked
 
     def _deliver(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from consecution import Node, Pipeline, Producer, Sink
 from consecution.errors import ConsecutionError, DamagedStoreError, ShippingError, SourceError, WorldError
 from consecution.protocol.origin import BatchDecided, Change
 from consecution.protocol.values import Ack, Acks, Frame, FrameId, Message, Stage, TaskIndex, WorkerIndex
-from consecution.runtime import control
+from consecution.runtime import control, worker
 from consecution.runtime.local_run import open_run_state
 from consecution.runtime.shipping import Shipment
 from consecution.runtime.worker import Worker, WorkerSpec, _pickled, _report
@@ -195,6 +196,37 @@ def test_a_frame_goes_on_and_is_acknowledged(bench: Make) -> None:
     assert PickleCodec().decode(frame.payload) == [1, 2, 3]
     acks = one.receive(Acks)
     assert [(ack.seq, ack.xor) for ack in acks.acks] == [(1, 1001 ^ frame.frame_id)]
+
+
+class LongFrames(Copy):
+    """Each frame takes longer than `ANSWER_S`; all but the first wait until the others are there too."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.entered, self.leave = threading.Event(), threading.Event()
+
+    def process(self, item: Any) -> None:
+        self.entered.set()
+        assert self.leave.wait(WAIT_S)
+        time.sleep(0.002)
+        super().process(item)
+
+
+def test_it_answers_for_a_frame_that_has_taken_long_before_it_takes_the_next(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "ANSWER_S", 0.001)
+    node = LongFrames("node")
+    one = bench(node)
+    one.wire()
+    one.hear(control.Switched)
+    for seq in (1, 2, 3):
+        one.send([seq], seq=seq)
+    assert node.entered.wait(WAIT_S)
+
+    node.leave.set()
+
+    assert [[ack.seq for ack in one.receive(Acks).acks] for _ in range(3)] == [[1], [2], [3]]
 
 
 def test_nothing_is_sent_before_the_wiring(bench: Make) -> None:
