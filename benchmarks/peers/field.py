@@ -88,6 +88,7 @@ IN_MEMORY = ("identity", "words", "cpu")
 
 CONTESTANTS = (
     Contestant("plain loop", LOOP, all_of(*IN_MEMORY, "airports", "latency")),
+    Contestant("plain loop, 2", LOOP, all_of("cpu"), 2),
     Contestant("Pool, 1", POOL, all_of(*IN_MEMORY, "latency", "kill")),
     Contestant("Pool, 2", POOL, all_of(*IN_MEMORY, "airports"), 2),
     Contestant("consecution 0.2.0", OLD, all_of(*IN_MEMORY, "airports", "latency")),

@@ -151,7 +151,9 @@ def _scaling(record: Record) -> list[str]:
 
 
 def _same_but_workers(one: Contestant, two: Contestant) -> bool:
-    return (one.tool, one.options, one.workers, two.workers) == (two.tool, two.options, 1, 2)
+    same = [{**contestant.options, "workers": 0} for contestant in (one, two)]
+    counts = [contestant.options.get("workers", contestant.workers) for contestant in (one, two)]
+    return one.tool == two.tool and same[0] == same[1] and counts == [1, 2]
 
 
 def _failed(record: Record) -> list[str]:

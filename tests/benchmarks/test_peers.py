@@ -245,8 +245,17 @@ def test_each_figure_has_its_spread_its_runs_and_what_others_took() -> None:
 def test_what_a_second_worker_brings_is_told() -> None:
     one = [run("ours robust", "cpu", rate, number=n) for n, rate in enumerate((5e3, 4e3, 4e3))]
     two = [run("ours robust * 2", "cpu", rate, number=n) for n, rate in enumerate((9.5e3, 8e3, 7.2e3))]
+    workers = [run("ours robust workers=2", "cpu", rate, number=n) for n, rate in enumerate((1e4, 8e3, 8e3))]
+    loops = [run(name, "cpu", rate) for name, rate in (("plain loop", 5e3), ("plain loop, 2", 9e3))]
 
-    assert "| ours robust * 2 | 1.90 |" in page.tables(record(*one, *two)).splitlines()
+    lines = page.tables(record(*loops, *one, *two, *workers)).splitlines()
+
+    scaling = lines[lines.index("**Two workers against one** (cpu)") :]
+    assert scaling[4:7] == [
+        "| plain loop, 2 | 1.80 |",
+        "| ours robust * 2 | 1.90 |",
+        "| ours robust workers=2 | 2.00 |",
+    ]
 
 
 def test_a_failure_stands_in_the_table_and_is_explained() -> None:
