@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -153,6 +154,25 @@ class Plan:
 
     def tasks_of(self, name: str) -> tuple[int, ...]:
         return self.node(name).tasks
+
+    def sharers(self, task: int) -> int:
+        """How many replicas may share the batches of a source or durable task; 1 where nothing runs beside another.
+
+        Those of the widest node that its trees come to over a shuffle edge, down to the next durable ones. The task's
+        own replicas have an equal part of these each.
+        """
+        if self.options.mode == "inline":
+            return 1
+        start = self.node(self.task(task).node)
+        reached, widest = {start.name}, 1
+        for node in self.nodes:
+            goes_on = node is start or (node.name in reached and not node.durable)
+            for edge in self.edges if goes_on else ():
+                if edge.source == node.name and not edge.failed:
+                    reached.add(edge.target)
+                    if edge.grouping is Grouping.SHUFFLE:
+                        widest = max(widest, self.node(edge.target).replicas)
+        return math.ceil(widest / start.replicas)
 
     def edge(self, index: int) -> EdgePlan:
         return self.edges[index]

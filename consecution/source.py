@@ -54,10 +54,11 @@ class Source:
     """True: reading is work, so workers share it unasked (`split`) where nothing behind minds the order."""
 
     expected: int | None = None
-    """How many items it gives in all, from the very first on, where that is known; for those who watch."""
+    """How many items it gives in all, from the very first on, where that is known: for those who watch, and for the
+    size of the last batches, where replicas share them."""
 
     read_share: float | None = None
-    """After `read`: how much of all there is has been read, from 0 to 1, where that is known; for those who watch."""
+    """After `read`: how much of all there is has been read, from 0 to 1, where that is known; for the same."""
 
     cut: bool = False
     """True after `read`: a batch ends with what was given so far, and there may be more at once."""

@@ -124,6 +124,37 @@ def test_replicas_and_key_decide_the_grouping(target: Callable[[], Node], groupi
     assert edge.key_function is (by_first if keyed else None)
 
 
+@pytest.mark.parametrize(
+    ("top", "sharers"),
+    [
+        (lambda: Pass("a") | Pass("b"), {"source": 1}),
+        (lambda: Pass("a") * 3, {"source": 3}),
+        (lambda: Pass("a") | (Pass("b") * 2 | (Pass("c") * 4)), {"source": 4}),
+        (lambda: Pass("a") | [Pass("b") * 2, Pass("c") * 4], {"source": 4}),
+        (lambda: Pass("a") | [Pass("b"), Pass("c") * 4, lambda item: "b"], {"source": 4}),
+        (lambda: (Pass("a") * 4).by(by_first), {"source": 1}),  # each takes its part of every batch
+        (lambda: Chunk(3, name="chunk") | (Pass("a") * 4), {"source": 1, "chunk": 4}),
+        (lambda: Pass("a") * 2 | Chunk(3, name="chunk") | (Pass("b") * 4), {"source": 2, "chunk": 4}),
+    ],
+)
+def test_the_replicas_of_the_widest_node_share_what_comes_to_them(
+    top: Callable[[], Node], sharers: dict[str, int]
+) -> None:
+    plan = plan_of(top(), options=Options.of(mode="process"))
+
+    assert {name: plan.sharers(plan.tasks_of(name)[0]) for name in sharers} == sharers
+
+
+def test_the_shares_of_a_source_have_an_equal_part_of_the_replicas_each() -> None:
+    plan = plan_of(Producer(range(10)) * 2 | (Pass("a") * 5), has_iterable=False, options=Options.of(mode="process"))
+
+    assert [plan.sharers(task) for task in plan.source_tasks] == [3, 3]
+
+
+def test_nothing_is_shared_where_everything_runs_in_one_thread() -> None:
+    assert plan_of(Pass("a") * 3, options=Options.of(mode="inline")).sharers(0) == 1
+
+
 def test_a_router_becomes_part_of_the_node_before_it() -> None:
     plan = plan_of(Pass("a") | [Pass("b"), Pass("c") * 2, by_first])
 

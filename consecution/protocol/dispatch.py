@@ -1,7 +1,7 @@
 """Where the items that a task pushed go: over its outlets, as frames to the tasks behind them.
 
 An outlet is an edge or a route between edges. Each edge groups: to the one task behind it, to the
-replica with the fewest unanswered frames (shuffle), or to the replica that owns the item's key.
+replica with the fewest unanswered items (shuffle), or to the replica that owns the item's key.
 Routing and encoding are settled for all outlets before anything is sent, so that an item which one of
 them refuses reaches none of them.
 """
@@ -9,6 +9,7 @@ them refuses reaches none of them.
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -42,29 +43,42 @@ class Unsent(NamedTuple):
 
 
 class Credits:
-    """Unanswered frames per replica of one shuffle edge; the freest replica gets the next frame."""
+    """What each replica of one shuffle edge has not answered for; the freest gets the next frame.
+
+    It is counted in items: frames differ in size, and the last ones of a stream all the more.
+    """
 
     def __init__(self, targets: tuple[TaskIndex, ...]) -> None:
         self._open = dict.fromkeys(targets, 0)
+        self._frames: dict[TaskIndex, deque[int]] = {target: deque() for target in targets}
+        """The items of each unanswered frame, in the order in which they were sent."""
         self._turn = 0
 
-    def spend(self) -> TaskIndex:
-        """The replica that gets the next frame; ties go round."""
+    def spend(self, items: int) -> TaskIndex:
+        """The replica that gets the next frame, which has so many items; ties go round."""
         targets = list(self._open)
         self._turn += 1
         at = self._turn % len(targets)
         chosen = min(targets[at:] + targets[:at], key=self._open.__getitem__)
-        self._open[chosen] += 1
+        self._open[chosen] += items
+        self._frames[chosen].append(items)
         return chosen
 
     def give_back(self, target: TaskIndex, count: int) -> None:
-        if target in self._open:
-            self._open[target] = max(0, self._open[target] - count)
+        """The replica has answered for so many frames, as a rule its oldest."""
+        frames = self._frames.get(target) or deque()
+        for _ in range(min(count, len(frames))):
+            self._open[target] -= frames.popleft()
+
+    def take_back(self, target: TaskIndex) -> None:
+        """The latest frame for this replica is not sent."""
+        self._open[target] -= self._frames[target].pop()
 
     def reset(self, target: TaskIndex) -> None:
         """A new incarnation owes nothing."""
         if target in self._open:
             self._open[target] = 0
+            self._frames[target].clear()
 
 
 class SingleEdge:
@@ -246,7 +260,7 @@ class Dispatch:
                 for place, start in enumerate(range(0, len(items), size), after):
                     element = part.edge + (part.way + place * part.ways) * self._edge_count
                     piece = items if len(items) <= size else items[start : start + size]
-                    target = part.target if part.credits is None else part.credits.spend()
+                    target = part.target if part.credits is None else part.credits.spend(len(piece))
                     assert target is not None
                     packed.append(_Piece(target, part.credits, element, piece))
             return [
@@ -261,7 +275,7 @@ class Dispatch:
         """Nothing of this is sent."""
         for piece in packed:
             if piece.credits is not None:
-                piece.credits.give_back(piece.target, 1)
+                piece.credits.take_back(piece.target)
 
     def _address(self, piece: _Piece, cause: Frame) -> Sent:
         frame = Frame(

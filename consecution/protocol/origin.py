@@ -51,6 +51,11 @@ in small ones."""
 FEW_LARGE_OPEN = 16
 """Where batches of more items are slow, first fewer are open at a time, down to so many: small ones cost more."""
 FIRST_BATCH_SIZE = 16
+"""One, where replicas share the batches: a few items may be all there are, and nobody knows yet what they cost."""
+LAST_BATCHES = 2
+"""A batch is at most the n-th part of what is left of a stream: so many times the replicas. So these end together."""
+LEAST_SHARE_S = 0.005
+"""But none is smaller for that than what goes through in so long a time."""
 WINDOW_SHARE = 4
 """So many batches of large items, at least, share the window's bytes."""
 LONGEST_RETRY_DELAY_S = 30.0
@@ -70,6 +75,8 @@ class OriginLimits:
     retries: int = 3
     retry_delay_s: float = 0.05
     tree_timeout_s: float = 120.0
+    parallel: int = 1
+    """How many replicas share this origin's batches, each at one of its own."""
     replays: bool = True
     """False without a journal: payloads are forgotten at launch, and a death abandons what is open."""
 
@@ -368,7 +375,7 @@ class Origin:
         self._turn = Turn()
         self._running = False
         self._no_expiry_before_s = math.inf
-        self._target = min(FIRST_BATCH_SIZE, limits.batch_size)
+        self._target = 1 if limits.parallel > 1 else min(FIRST_BATCH_SIZE, limits.batch_size)
         self.growing = self._target < limits.batch_size
         """Batches of this stream have not found their size yet: make few of them until more is known."""
         self._window = limits.max_pending
@@ -377,6 +384,10 @@ class Origin:
         """How many items like those of the last batch fit into a batch's share of the window."""
         self._fitting_whole = limits.batch_size
         """The same, with all that became of the items of the last batch that was completed."""
+        self._first_born_s = math.inf
+        self._through_items = 0
+        self._least_share = 1
+        """How many items go through in `LEAST_SHARE_S`, as far as is known."""
         self._restore(restored, now_s)
 
     def _restore(self, restored: Restored, now_s: float) -> None:
@@ -409,6 +420,11 @@ class Origin:
         """The lowest batch that is not yet applied everywhere; everything below it is forgotten."""
         undecided = next(iter(self._batches), self._next_seq)
         return next(iter(self._decided), undecided)
+
+    @property
+    def emitted(self) -> int:
+        """How many items of the stream have become batches."""
+        return self._emitted
 
     @property
     def open_count(self) -> int:
@@ -459,11 +475,25 @@ class Origin:
         waiting = sum(entry.root == NO_ROOT for entry in list(self._waiting.values()))
         return waiting + sum(count for mark, count in found if mark is not None and mark.root == NO_ROOT)
 
-    def room(self) -> int:
-        """How many items the next batch may have now; 0 while nothing may be taken."""
+    def room(self, left: float = math.inf) -> int:
+        """How many items the next batch may have now; 0 while nothing may be taken.
+
+        ``left``: how many the stream has yet, where somebody knows.
+        """
         if not self._running or self.stopped or self.exhausted or not self._has_room():
             return 0
-        return min(self._target, self._fitting, self._fitting_whole)
+        return min(self._target, self._fitting, self._fitting_whole, self.share_of(left))
+
+    def share_of(self, left: float) -> int:
+        """How many of the last items are to be one batch, so that no replica is at it when the others have nothing.
+
+        Source: guided self-scheduling (Polychronopoulos and Kuck, 1987).
+        """
+        limits = self.limits
+        parts = limits.parallel * LAST_BATCHES
+        if limits.parallel == 1 or left >= limits.batch_size * parts:
+            return limits.batch_size
+        return min(limits.batch_size, max(self._least_share, math.ceil(left / parts)))
 
     def next_due_s(self) -> float | None:
         """When `start_retries` and `expire` are to be called next; None: not before an event.
@@ -491,6 +521,7 @@ class Origin:
     ) -> int:
         """Cut the next batch: ``count`` items, ``position`` of the source after them. Returns its seq."""
         record = BatchRecord(self._next_seq, count, payload, None, born_failed)
+        self._first_born_s = min(self._first_born_s, now_s)
         self.position = position
         self._emitted += count
         self._birth(record, _size_of(payload) if size_bytes is None else size_bytes, now_s)
@@ -619,6 +650,7 @@ class Origin:
         if batch.record.retry is not None:
             return
         count, took_s, beside = batch.record.count, now_s - batch.born_s, max(FEW_OPEN, batch.beside)
+        self._learn_rate(count, now_s)
         whole_bytes = batch.size_bytes + batch.produced_bytes
         if whole_bytes and not batch.replays:
             self._fitting_whole = self._share_in_items(count, whole_bytes)
@@ -638,6 +670,12 @@ class Origin:
             self._window = min(self.limits.max_pending, self._window * 2)
         if is_full or is_slow:
             self.growing = self.growing and share_s < quick_s and self._target < self.limits.batch_size
+
+    def _learn_rate(self, count: int, now_s: float) -> None:
+        self._through_items += count
+        since_s = now_s - self._first_born_s
+        if since_s > 0:
+            self._least_share = max(1, int(self._through_items / since_s * LEAST_SHARE_S))
 
     # -- decision --------------------------------------------------------------------------------
 

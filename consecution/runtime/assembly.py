@@ -97,7 +97,7 @@ def make_source_host(
     handlers = PlannedFailedEdges(plan, task, codec, stored)
     host = OriginHost(
         task,
-        Origin(origin_limits(plan.options), restored, now(), handlers),
+        Origin(origin_limits(plan.options, plan.sharers(task)), restored, now(), handlers),
         store,
         make_dispatch(plan, task, codec),
         codec,

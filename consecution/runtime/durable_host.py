@@ -137,7 +137,7 @@ class DurableHost(Occupied):
         handlers = PlannedFailedEdges(self._plan, self.task, self._codec, self._stored)
         return OriginHost(
             self.task,
-            Origin(origin_limits(self._options), store.restore(), self._now(), handlers),
+            Origin(origin_limits(self._options, self._plan.sharers(self.task)), store.restore(), self._now(), handlers),
             store,
             make_dispatch(self._plan, self.task, self._codec),
             self._codec,
@@ -292,9 +292,11 @@ class DurableHost(Occupied):
     def _give_birth(self, pushed: list[Any]) -> None:
         if not self._own.has_outlets:
             return
-        size = self._options.batch_size
-        for start in range(0, len(pushed), size):
+        start = 0
+        while start < len(pushed):
+            size = self.origin.share_of(len(pushed) - start)
             self._own.born(pushed[start : start + size], None)
+            start += size
 
     def _fail(self, failure: FailedInput) -> None:
         app = failure.application

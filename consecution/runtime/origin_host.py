@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -474,7 +475,7 @@ class SourceHost:
         until_s = now() + max(QUICK_READ_S, COMMIT_STRETCH * self.host.commit_s)
         most = BATCHES_PER_TURN if self.origin.growing else max(BATCHES_PER_TURN, self.origin.limits.max_pending // 2)
         for _ in range(most):
-            room = self.origin.room()
+            room = self.origin.room(self._left())
             if not room:
                 break
             items = self._read_batch(room)
@@ -489,6 +490,16 @@ class SourceHost:
             if not full or not self._reads_ahead or now() >= until_s:
                 break
         return read
+
+    def _left(self) -> float:
+        """How many items the source has yet, or seems to have; infinite where it does not know, or was mistaken."""
+        emitted, expected, share = self.origin.emitted, self.source.expected, self.source.read_share
+        left = 0.0
+        if expected is not None:
+            left = expected - emitted
+        elif share:
+            left = emitted * (1.0 - share) / share
+        return left if left > 0 else math.inf
 
     def _bear(self, items: Sequence[Any]) -> None:
         count = len(items)
@@ -660,8 +671,8 @@ class _Reader:
         return max(0.0, self._since_s + self._linger_s - self._clock())
 
 
-def origin_limits(options: Any) -> OriginLimits:
-    """The limits of an origin under these options."""
+def origin_limits(options: Any, parallel: int = 1) -> OriginLimits:
+    """The limits of an origin under these options, and where so many replicas may share its batches."""
     return OriginLimits(
         batch_size=options.batch_size,
         max_pending=options.max_pending,
@@ -669,6 +680,7 @@ def origin_limits(options: Any) -> OriginLimits:
         retries=options.retries if options.robustness == "robust" else 0,
         retry_delay_s=options.retry_delay_s,
         tree_timeout_s=options.timeout_s * 4,
+        parallel=parallel,
         replays=options.robustness == "robust",
     )
 

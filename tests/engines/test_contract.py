@@ -437,7 +437,7 @@ def test_function_nodes_take_no_neighbour_down_either(run: Run) -> None:
 
     report = run(chain, [1, *words, 3, 13, 0, 5], robustness="track")
 
-    assert run.items == [1, -1, 5, -5]
+    assert sorted(run.items, key=abs) == [1, -1, 5, -5]  # two workers may have a part each
     assert Counter(failure.node for failure in report.failures) == {"map": 5, "fail_late": 2, "filter": 2}
     assert [failure.item for failure in report.failures if failure.node == "fail_late"] == [3, 13]
     assert {failure.attempts for failure in report.failures} == {1}

@@ -87,6 +87,28 @@ def test_a_tasks_code_runs_in_its_own_thread_only(tmp_path: Path) -> None:
     assert sink.called_in == {what: {"consecution-sink.0"} for what in ("open", "write", "close")}
 
 
+ALL_FOUR = threading.Barrier(4, timeout=nodes.LONGEST_WAIT_S)
+
+
+class NeedsAllReplicas(Node):
+    """Gets on with an item when each of four replicas has one in hand."""
+
+    def process(self, item: Any) -> None:
+        ALL_FOUR.wait()
+        self.push(item)
+
+
+@pytest.mark.parametrize("items", [[0, 1, 2, 3], range(4), lambda: iter(range(4))], ids=["list", "range", "function"])
+@pytest.mark.parametrize("robustness", ["none", "robust"])
+def test_a_few_items_are_enough_for_all_replicas(items: Any, robustness: Any, tmp_path: Path) -> None:
+    sink = Collect("sink", tmp_path / "out")
+    keeps = {"state_dir": tmp_path / "state"} if robustness == "robust" else {}
+
+    Pipeline(Producer(items) | NeedsAllReplicas("all") * 4 | sink).run(robustness=robustness, **THREAD, **keeps)
+
+    assert sorted(collected(tmp_path / "out")) == [0, 1, 2, 3]
+
+
 @pytest.mark.usefixtures("_linger")
 @pytest.mark.parametrize("ask", ["wait", "stop", "abort"])
 def test_no_thread_is_left_when_the_report_is_there(tmp_path: Path, ask: str) -> None:

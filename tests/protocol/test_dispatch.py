@@ -119,6 +119,33 @@ def test_shuffle_gives_the_next_frame_to_the_freest_replica() -> None:
     assert [int(dispatch.send([n], CAUSE)[0][0].target) for n in range(2)] == [2, 2]
 
 
+def test_the_freest_replica_is_the_one_with_the_fewest_items() -> None:
+    edge = ShuffleEdge(0, tasks(1, 2))
+    dispatch = make_dispatch(edge)
+
+    def target_of(items: int) -> int:
+        return int(dispatch.send(list(range(items)), CAUSE)[0][0].target)
+
+    busy = target_of(50)
+    other = target_of(20)
+    assert other != busy
+    assert target_of(40) == other  # which has two frames now, and 60 items
+
+    edge.credits.give_back(TaskIndex(other), 1)  # for the 20, which came first
+
+    assert [target_of(9), target_of(2), target_of(1)] == [other, other, busy]
+
+
+def test_what_is_not_sent_costs_no_credit() -> None:
+    edge = ShuffleEdge(0, tasks(1, 2))
+    dispatch = make_dispatch(edge, max_frame_items=2)
+
+    dispatch.rehearse(list(range(7)))
+    assert len(dispatch.send(["stone", 1], CAUSE)[1]) == 1
+
+    assert sorted(edge.credits._open.values()) == [0, 1]
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     st.integers(1, 4), st.lists(st.tuples(st.sampled_from(("spend", "back", "reset")), st.integers(0, 5)), max_size=40)
@@ -128,7 +155,7 @@ def test_credits_never_fall_below_zero_and_the_freest_is_chosen(replicas: int, a
     for act, number in acts:
         if act == "spend":
             before = dict(credits._open)
-            assert before[credits.spend()] == min(before.values())
+            assert before[credits.spend(number)] == min(before.values())
         elif act == "back":
             credits.give_back(TaskIndex(number), number)
         else:

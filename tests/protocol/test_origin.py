@@ -182,6 +182,52 @@ def test_batches_have_found_their_size_when_a_full_one_is_not_quick() -> None:
     assert (not_full, origin.growing) == (True, False)
 
 
+def test_the_first_batches_have_one_item_where_replicas_share_them() -> None:
+    assert [running(batch_size=100, parallel=parallel).room() for parallel in (1, 2, 5)] == [16, 1, 1]
+
+
+def rooms_until_the_end(origin: Origin, left: int) -> list[int]:
+    """The sizes of the batches of a stream that says how much is left."""
+    sizes = []
+    while left:
+        sizes.append(min(left, origin.room(left)))
+        birth(origin, sizes[-1])
+        left -= sizes[-1]
+    return sizes
+
+
+def test_a_stream_ends_with_smaller_and_smaller_batches_where_replicas_share_them() -> None:
+    origin = grown(batch_size=100, max_pending=1000, parallel=2)
+    origin._least_share = 1
+
+    sizes = rooms_until_the_end(origin, 1000)
+
+    assert sum(sizes) == 1000
+    assert sizes[:6] == [100] * 6
+    assert sizes[6:10] == [100, 75, 57, 42]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-4:] == [1] * 4
+
+
+def test_few_items_are_shared_out_among_the_replicas_at_once() -> None:
+    assert rooms_until_the_end(running(batch_size=100, max_pending=100, parallel=4), 4) == [1, 1, 1, 1]
+    assert rooms_until_the_end(running(batch_size=100, max_pending=100), 4) == [4]
+
+
+def test_the_last_batches_are_not_smaller_than_what_goes_through_in_five_milliseconds() -> None:
+    origin = running(batch_size=1000, max_pending=1000, parallel=2)
+    seq = origin.born(1000, b"", 0, 10.0)
+    complete(origin, seq, 10.1)
+
+    assert [origin.share_of(left) for left in (10, 200, 201, 400, 5000)] == [50, 50, 51, 100, 1000]
+
+
+def test_where_nobody_knows_how_much_is_left_no_batch_is_smaller_for_it() -> None:
+    origin = grown(batch_size=100, parallel=8)
+
+    assert origin.room() == 100
+
+
 def grown(**limits: Any) -> Origin:
     """An origin whose batches have become as large as they may."""
     origin = running(**limits)

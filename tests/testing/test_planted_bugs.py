@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -190,10 +191,10 @@ class NeverAsksToStop(Origin):
 
 
 class ReadsOnWhenStopped(Origin):
-    def room(self) -> int:
+    def room(self, left: float = math.inf) -> int:
         stopped, self.stopped = self.stopped, False
         try:
-            return super().room()
+            return super().room(left)
         finally:
             self.stopped = stopped
 

@@ -108,7 +108,7 @@ def durable_below_durable(world: World) -> bool:
 
 def test_an_error_in_the_code_under_test_is_a_problem_with_its_traceback() -> None:
     class Broken(Origin):
-        def room(self) -> int:
+        def room(self, left: float = 0.0) -> int:
             raise ZeroDivisionError("no room")
 
     outcome = run_schedule(SEED, Parts(origin=Broken))
