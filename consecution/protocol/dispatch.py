@@ -9,6 +9,7 @@ them refuses reaches none of them.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -49,6 +50,7 @@ class Credits:
     """
 
     def __init__(self, targets: tuple[TaskIndex, ...]) -> None:
+        self.replicas = len(targets)
         self._open = dict.fromkeys(targets, 0)
         self._frames: dict[TaskIndex, deque[int]] = {target: deque() for target in targets}
         """The items of each unanswered frame, in the order in which they were sent."""
@@ -203,18 +205,21 @@ class Dispatch:
     def has_outlets(self) -> bool:
         return bool(self._outlets)
 
-    def send(self, items: Sequence[Any], cause: Frame, after: int = 0) -> tuple[list[Sent], list[Unsent]]:
+    def send(
+        self, items: Sequence[Any], cause: Frame, after: int = 0, made_of: int | None = None
+    ) -> tuple[list[Sent], list[Unsent]]:
         """Frames for ``items``, which descend from ``cause``, and the items that cannot be sent.
 
         ``after`` is how many were sent before, where a frame is sent on in parts: no two of these have one path.
+        ``made_of``: so few items have become these. Replicas share what there is more now: no other frame may come.
         """
         if not items or not self._outlets:
             return [], []
         unsent: list[Unsent] = []
         try:
-            packed = self._pack(self._plan(items), after)
+            packed = self._pack(self._plan(items), after, made_of)
         except USER_ERRORS:
-            packed = self._pack(self._plan_one_by_one(items, unsent), after)
+            packed = self._pack(self._plan_one_by_one(items, unsent), after, made_of)
         return [self._address(piece, cause) for piece in packed], unsent
 
     def rehearse(self, items: Sequence[Any]) -> None:
@@ -246,17 +251,16 @@ class Dispatch:
                 parts.setdefault((way.edge, way.way), (way, []))[1].extend(way.items)
         return [way._replace(items=routed) for way, routed in parts.values()]
 
-    def _pack(self, parts: list[Part], after: int = 0) -> list[_Piece]:
+    def _pack(self, parts: list[Part], after: int = 0, made_of: int | None = None) -> list[_Piece]:
         """Each part, cut into what frames will carry; all or nothing.
 
         No two frames that one frame becomes have the same path. A part that is not cut is encoded as the
         very list it is, so that a codec can tell that it has encoded it before.
         """
-        size = self._max_frame_items
         packed: list[_Piece] = []
         try:
             for part in parts:
-                items = part.items
+                items, size = part.items, self._frame_items(part, made_of)
                 for place, start in enumerate(range(0, len(items), size), after):
                     element = part.edge + (part.way + place * part.ways) * self._edge_count
                     piece = items if len(items) <= size else items[start : start + size]
@@ -270,6 +274,12 @@ class Dispatch:
         except USER_ERRORS:
             self._give_back(packed)
             raise
+
+    def _frame_items(self, part: Part, made_of: int | None) -> int:
+        """How many items of this part a frame may have: each replica gets one, but none of fewer items than before."""
+        if made_of is None or part.credits is None:
+            return self._max_frame_items
+        return min(self._max_frame_items, max(made_of, math.ceil(len(part.items) / part.credits.replicas)))
 
     def _give_back(self, packed: list[_Piece]) -> None:
         """Nothing of this is sent."""

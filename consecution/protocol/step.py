@@ -255,13 +255,15 @@ class Step:
         self, frame: Frame, count: int, out: list[Any], failed: list[FailedItem], started_s: float
     ) -> tuple[list[Sent], Ack]:
         """Send what was pushed, and sum up what has become of the frame."""
-        sent = self._send(frame, out, failed)
+        sent = self._send(frame, out, failed, made_of=count)
         self._count(count, len(out), len(failed), self._clock() - started_s)
         return sent, self._ack_for(frame, frame.frame_id, sent, failed)
 
-    def _send(self, frame: Frame, out: list[Any], failed: list[FailedItem], after: int = 0) -> list[Sent]:
+    def _send(
+        self, frame: Frame, out: list[Any], failed: list[FailedItem], after: int = 0, made_of: int | None = None
+    ) -> list[Sent]:
         """Send what was pushed, and leave the guard; what cannot be sent has failed."""
-        sent, unsent = self._dispatch.send(out, frame, after)
+        sent, unsent = self._dispatch.send(out, frame, after, made_of)
         self._guard.leave()
         failed.extend(self._describe(Stage.ROUTE, u.item, u.error) for u in unsent)
         return sent

@@ -174,7 +174,8 @@ class TaskHost(Occupied):
         if self.origin_host is not None:
             return
         handlers = PlannedFailedEdges(self._plan, self.task, self._codec)
-        origin = Origin(_endless(origin_limits(self._options)), failed_edges=handlers)
+        limits = _endless(origin_limits(self._options, self._plan.sharers(self.task)))
+        origin = Origin(limits, failed_edges=handlers)
         origin.replay(0.0)
         self.origin_host = OriginHost(
             self.task,
@@ -210,7 +211,7 @@ class TaskHost(Occupied):
         if not self._has_pushed() and self._timer.ticks():
             self._call("on_timer", self.node.on_timer)
         pushed = self._pushed
-        while operator.length_hint(pushed) and (room := host.origin.room()):
+        while (left := operator.length_hint(pushed)) and (room := host.origin.room(left)):
             host.born(list(itertools.islice(pushed, room)), None)
         return host.turn()
 
@@ -265,4 +266,5 @@ class TaskHost(Occupied):
 
 def _endless(limits: OriginLimits) -> OriginLimits:
     """What ``end`` pushes is already in memory: a window of bytes would only slow it down."""
-    return OriginLimits(batch_size=limits.batch_size, max_pending=limits.max_pending, retries=0, replays=False)
+    size, most = limits.batch_size, limits.max_pending
+    return OriginLimits(batch_size=size, max_pending=most, retries=0, replays=False, parallel=limits.parallel)

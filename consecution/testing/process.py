@@ -183,11 +183,13 @@ class WatchedDispatch(Dispatch):
         self._failing_codec = codec
         self._start = start
 
-    def send(self, items: Sequence[Any], cause: Frame, after: int = 0) -> tuple[list[Sent], list[Unsent]]:
+    def send(
+        self, items: Sequence[Any], cause: Frame, after: int = 0, made_of: int | None = None
+    ) -> tuple[list[Sent], list[Unsent]]:
         scene = self._scene
         oracle = scene.oracles[self._origin]
         oracle.launched(cause.seq, cause.generation)
-        sent, unsent = self._inner.send(items, cause, after)
+        sent, unsent = self._inner.send(items, cause, after, made_of)
         failed = [describe_failure(*self._start, u.item, u.error, self._failing_codec) for u in unsent]
         shape = scene.world.node_of[self._start.task]
         over_failed = self._start.stage is Stage.FAILED

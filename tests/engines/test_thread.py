@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from consecution import Map, Node, Pipeline, Producer, TextLines
+from consecution import Chunk, FlatMap, Map, Node, Pipeline, Producer, TextLines
 from consecution.engines import thread
 from consecution.errors import StateDirError, WorkerError
 from tests.engines import nodes
@@ -98,13 +98,33 @@ class NeedsAllReplicas(Node):
         self.push(item)
 
 
-@pytest.mark.parametrize("items", [[0, 1, 2, 3], range(4), lambda: iter(range(4))], ids=["list", "range", "function"])
+class FourAtTheEnd(Node):
+    def process(self, item: Any) -> None:
+        pass
+
+    def end(self) -> None:
+        for item in range(4):
+            self.push(item)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        lambda: Producer([0, 1, 2, 3]),
+        lambda: Producer(range(4)),
+        lambda: Producer(lambda: iter(range(4))),
+        lambda: Producer([4]) | FlatMap(range, "numbers"),
+        lambda: Producer([4]) | FlatMap(range, "numbers") | Chunk(4, name="chunk") | FlatMap(list, "apart"),
+        lambda: Producer([4]) | FourAtTheEnd("four"),
+    ],
+    ids=["list", "range", "function", "of one item", "of one chunk", "at the end"],
+)
 @pytest.mark.parametrize("robustness", ["none", "robust"])
-def test_a_few_items_are_enough_for_all_replicas(items: Any, robustness: Any, tmp_path: Path) -> None:
+def test_a_few_items_are_enough_for_all_replicas(before: Any, robustness: Any, tmp_path: Path) -> None:
     sink = Collect("sink", tmp_path / "out")
     keeps = {"state_dir": tmp_path / "state"} if robustness == "robust" else {}
 
-    Pipeline(Producer(items) | NeedsAllReplicas("all") * 4 | sink).run(robustness=robustness, **THREAD, **keeps)
+    Pipeline(before() | NeedsAllReplicas("all") * 4 | sink).run(robustness=robustness, **THREAD, **keeps)
 
     assert sorted(collected(tmp_path / "out")) == [0, 1, 2, 3]
 

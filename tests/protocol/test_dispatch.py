@@ -183,6 +183,41 @@ def test_more_than_fits_one_frame_is_cut_in_order() -> None:
     assert [frame.path for _, frame in sent] == [(5, 4), (5, 14), (5, 24)]
 
 
+@pytest.mark.parametrize(
+    ("items", "made_of", "sizes"),
+    [
+        (10, 1, [4, 4, 2]),
+        (3, 1, [1, 1, 1]),
+        (2, 1, [1, 1]),
+        (10, 5, [5, 5]),  # no frame is smaller than the one it comes from
+        (10, 10, [10]),
+        (4, 10, [4]),
+        (90, 1, [20, 20, 20, 20, 10]),
+        (10, None, [10]),
+    ],
+)
+def test_what_a_few_items_have_become_is_shared_by_all_replicas(
+    items: int, made_of: int | None, sizes: list[int]
+) -> None:
+    dispatch = make_dispatch(ShuffleEdge(4, tasks(1, 2, 3)), max_frame_items=20)
+
+    sent, _ = dispatch.send(list(range(items)), CAUSE, made_of=made_of)
+
+    assert [len(frame.payload) for _, frame in sent] == sizes
+    assert len({target for target, _ in sent}) == min(3, len(sent))
+    in_order = sorted(sent, key=lambda each: each.frame.path)
+    assert [item for _, frame in in_order for item in frame.payload] == list(range(items))
+    assert in_order == sent
+
+
+def test_where_no_replicas_share_it_nothing_is_cut_however_few_it_comes_from() -> None:
+    dispatch = make_dispatch(SingleEdge(0, TaskIndex(1)), KeyedEdge(1, tasks(2, 3), Modulo(2)))
+
+    sent, _ = dispatch.send([1, 2, 3, 4], CAUSE, made_of=1)
+
+    assert targets(sent) == [(1, (1, 2, 3, 4)), (2, (2, 4)), (3, (1, 3))]
+
+
 def test_a_range_goes_whole_or_cut_as_ranges_to_where_it_stays_in_its_worker() -> None:
     dispatch = Dispatch(
         TASK,

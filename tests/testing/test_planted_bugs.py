@@ -340,8 +340,10 @@ class KeepsTheIdOfTheRest(Step):
 class NumbersEachPartAnew(Dispatch):
     """Two parts of a frame take the same path."""
 
-    def send(self, items: Sequence[Any], cause: Frame, after: int = 0) -> tuple[list[Sent], list[Unsent]]:
-        return super().send(items, cause)
+    def send(
+        self, items: Sequence[Any], cause: Frame, after: int = 0, made_of: int | None = None
+    ) -> tuple[list[Sent], list[Unsent]]:
+        return super().send(items, cause, made_of=made_of)
 
 
 class WaitsInTheOldPlace(PacedTaskHost):
