@@ -375,6 +375,12 @@ class _Planner:
                 f"(to split it: Producer(...) * {self._count})"
             )
             return 1
+        if not source.splits_evenly(self._count):
+            self._placement += (
+                f"; {source.name} is read in one place, for one of {self._count} shares would have most of it "
+                f"(to split it all the same: Producer(...) * {self._count})"
+            )
+            return 1
         self._placement += f"; {source.name} is read in {self._count} shares: nothing behind it takes items in order"
         return self._count
 

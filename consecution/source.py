@@ -95,6 +95,13 @@ class Source:
         """
         return None
 
+    def splits_evenly(self, shares: int) -> bool:
+        """Whether so many shares would have about as much to read each, as it looks now; asked before ``open``.
+
+        Workers that would share it unasked (``worth_splitting``) leave it in one place where they would not.
+        """
+        return True
+
     def close(self) -> None:
         """Release what ``open`` took. Harmless when repeated, and without ``open``."""
 

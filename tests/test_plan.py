@@ -607,6 +607,11 @@ class Costly(IterableSource):
     worth_splitting = True
 
 
+class Lopsided(Costly):
+    def splits_evenly(self, shares: int) -> bool:
+        return shares == 3
+
+
 def split(below: Any, *, source: Any = None, workers: Any = 2, shares: Any = (), **options: Any) -> Plan:
     given = source or Producer(Costly(range(9)), name="numbers")
     return make_plan(given | below, Options.of(workers=workers, **options), shares=dict(shares))
@@ -627,6 +632,10 @@ def split(below: Any, *, source: Any = None, workers: Any = 2, shares: Any = (),
         (split(summed(), source=Producer(range(9), name="numbers")), 1),
         (split(summed(), source=Producer(Costly(range(9)), name="numbers") * 1), 1),
         (split(summed(), source=Producer(Costly({}), name="numbers")), 1),
+        (split(summed(), source=Producer(Lopsided(range(9)), name="numbers")), 1),
+        (split(summed(), source=Producer(Lopsided(range(9)), name="numbers"), workers=3), 3),
+        (split(summed(), source=Producer(Lopsided(range(9)), name="numbers") * 2), 2),
+        (split(summed(), source=Producer(Lopsided(range(9)), name="numbers"), shares={"numbers": 2}), 2),
         (split(Sums("k"), source=Producer(range(9), name="numbers") * 3), 3),
         (split(Sums("k"), shares={"numbers": 4}), 4),
         (split(summed(), shares={"numbers": 1}), 1),
@@ -642,6 +651,15 @@ def test_the_plan_says_why_a_source_is_split_or_not() -> None:
     assert split(summed()).placement.endswith("; numbers is read in 2 shares: nothing behind it takes items in order")
     assert split(Pass("a") | Sums("k")).placement.endswith(
         "; numbers is read in one place, for the sake of k, which takes items in order (to split it: Producer(...) * 2)"
+    )
+
+
+def test_the_plan_says_that_a_source_would_not_be_shared_evenly() -> None:
+    plan = split(summed(), source=Producer(Lopsided(range(9)), name="numbers"))
+
+    assert plan.placement.endswith(
+        "; numbers is read in one place, for one of 2 shares would have most of it (to split it all the same: "
+        "Producer(...) * 2)"
     )
 
 

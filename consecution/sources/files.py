@@ -127,6 +127,13 @@ class FilesSource(Source):
             return None
         return [self._make_share(share, shares) for share in range(shares)]
 
+    def splits_evenly(self, shares: int) -> bool:
+        """By the bytes that are there now: the largest share is no more than midway between an even one and all."""
+        files = find_files(self._paths, missing_too=True)
+        split = [self._make_share(share, shares) for share in range(shares)]
+        sizes = [sum(map(_size_bytes, filter(share._is_mine, files))) for share in split]
+        return max(sizes) <= sum(sizes) * (1 + 1 / shares) / 2
+
     def _make_share(self, share: int, shares: int) -> FilesSource:
         made = copy.copy(self)
         made._share, made._shares = share, shares

@@ -110,6 +110,29 @@ def test_files_of_a_pattern_are_dealt_out_evenly_though_their_names_are_alike(tm
         assert 16 <= len(read_all(share)) <= 48
 
 
+@pytest.mark.parametrize(
+    ("sizes", "shares", "even"),
+    [
+        ([100], 2, False),
+        ([100, 100], 2, True),
+        ([300, 101], 2, True),
+        ([300, 99], 2, False),
+        ([100, 100], 4, True),
+        ([100, 50], 4, False),
+        ([100] * 3, 8, True),
+        ([], 2, True),  # what is wrong with that is told when it is opened
+    ],
+)
+def test_shares_are_even_where_none_has_most_of_the_bytes(
+    sizes: list[int], shares: int, even: bool, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{number}.txt" for number in range(len(sizes))]
+    for path, size in zip(paths, sizes, strict=True):
+        path.write_text("x" * size)
+
+    assert FilesSource([*paths, tmp_path / "*.none"]).splits_evenly(shares) is even
+
+
 def test_one_file_is_read_in_one_place(tmp_path: Path) -> None:
     assert FilesSource(tmp_path / "a").split(2) is None
 
