@@ -128,12 +128,12 @@ class Producer(Node):
         return found
 
     def is_worth_splitting(self, shares: int) -> bool:
-        """Whether so many workers are to read it at once, unasked, if that would be about as much for each."""
+        """Whether so many workers are to read it at once, unasked."""
         source = self.make_source()
         return source.worth_splitting and source.split(shares) is not None
 
     def splits_evenly(self, shares: int) -> bool:
-        """Whether it would."""
+        """Whether so many workers would have about as much to read each."""
         return self.make_source().splits_evenly(shares)
 
     def _check_options(self, kind: str) -> None:

@@ -138,7 +138,7 @@ class _Outbox:
 
 
 def _take_some(queue: SimpleQueue[Any], timeout_s: float | None) -> Iterator[Any]:
-    """Wait for a message, not longer than that; then it, and a few more if they are there already."""
+    """Wait for a message, not longer than that; then it, and a few more if they are there, unless it took long."""
     try:
         first = queue.get(timeout=timeout_s)
     except Empty:

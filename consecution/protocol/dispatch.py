@@ -211,7 +211,7 @@ class Dispatch:
         """Frames for ``items``, which descend from ``cause``, and the items that cannot be sent.
 
         ``after`` is how many were sent before, where a frame is sent on in parts: no two of these have one path.
-        ``made_of``: so few items have become these. Replicas share what there is more now: no other frame may come.
+        ``made_of``: how many items have become these; replicas share what has become more, for it may be all there is.
         """
         if not items or not self._outlets:
             return [], []
@@ -276,7 +276,7 @@ class Dispatch:
             raise
 
     def _frame_items(self, part: Part, made_of: int | None) -> int:
-        """How many items of this part a frame may have: each replica gets one, but none of fewer items than before."""
+        """How many items of this part go into a frame: a part for each replica, where a few items have become many."""
         if made_of is None or part.credits is None:
             return self._max_frame_items
         return min(self._max_frame_items, max(made_of, math.ceil(len(part.items) / part.credits.replicas)))

@@ -521,7 +521,6 @@ class Origin:
     ) -> int:
         """Cut the next batch: ``count`` items, ``position`` of the source after them. Returns its seq."""
         record = BatchRecord(self._next_seq, count, payload, None, born_failed)
-        self._first_born_s = min(self._first_born_s, now_s)
         self.position = position
         self._emitted += count
         self._birth(record, _size_of(payload) if size_bytes is None else size_bytes, now_s)
@@ -575,6 +574,7 @@ class Origin:
         self._batches[record.seq] = batch
         self._pending_bytes += size_bytes
         if record.retry is None:
+            self._first_born_s = min(self._first_born_s, now_s)
             self._open_root(record.seq, record.count, 0)
         return batch
 
