@@ -115,6 +115,8 @@ class NodePlan:
     """What becomes of an item that raises here; the run's default is in it."""
     failed_outlets: tuple[Outlet, ...] = ()
     """Where it goes when it is given up; nowhere: it is kept as failed."""
+    replicas_given: bool = False
+    """Somebody has said how many replicas it is to have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -507,6 +509,7 @@ class _Planner:
             durable=self._options.robust and node is not None and not is_source and node._is_durable(),
             error_policy=((node and node.error_policy) or ErrorPolicy()).with_default(self._options.on_error),
             failed_outlets=failed_outlets,
+            replicas_given=node is not None and node.replicas_given,
         )
 
 

@@ -105,6 +105,21 @@ class ShuffleEdge:
         parts.append(Part(self.index, items, None, self.credits))
 
 
+class LocalEdge:
+    """An edge to a node of which each worker has replicas: ``home`` leads to those next door.
+
+    All of its ``targets`` share what fewer items than these have become (`Dispatch.send`).
+    """
+
+    def __init__(self, home: SingleEdge | ShuffleEdge, targets: tuple[TaskIndex, ...]) -> None:
+        self.home = home
+        self.credits = Credits(targets)
+
+    def plan(self, items: Sequence[Any], parts: list[Part]) -> None:
+        self.home.plan(items, parts)
+        parts[-1] = parts[-1]._replace(shared=self.credits)
+
+
 class KeyedEdge:
     """An edge to a node grouped by key: the same key, the same task."""
 
@@ -123,7 +138,7 @@ class KeyedEdge:
 class LabellingEdge:
     """An edge to a node that wants to know by which of its edges an item comes."""
 
-    def __init__(self, edge: SingleEdge | ShuffleEdge | KeyedEdge, label: str) -> None:
+    def __init__(self, edge: Edge, label: str) -> None:
         self.edge = edge
         self._label = label
 
@@ -144,13 +159,15 @@ class RouteOutlet:
                 outlet.plan(part, parts)
 
 
-Outlet = SingleEdge | ShuffleEdge | KeyedEdge | LabellingEdge | RouteOutlet
+Edge = SingleEdge | ShuffleEdge | LocalEdge | KeyedEdge
+Outlet = Edge | LabellingEdge | RouteOutlet
 
 
 class Part(NamedTuple):
     """Items bound for one edge: for ``target``, or for whichever replica has the most credit.
 
-    ``way`` tells the parts of one edge apart: 0 to ``ways`` - 1, the same for the same key.
+    ``way`` tells the parts of one edge apart: 0 to ``ways`` - 1, the same for the same key. ``shared``: who else may
+    get some of it, where a few items have become many.
     """
 
     edge: int
@@ -159,6 +176,14 @@ class Part(NamedTuple):
     credits: Credits | None
     way: int = 0
     ways: int = 1
+    shared: Credits | None = None
+
+    def sharing(self, made_of: int | None) -> Part:
+        """As it is to be sent, where so many items have become these."""
+        shared = self.shared
+        if shared is None or made_of is None or made_of >= min(shared.replicas, len(self.items)):
+            return self
+        return self._replace(target=None, credits=shared)
 
 
 class _Piece(NamedTuple):
@@ -259,7 +284,7 @@ class Dispatch:
         """
         packed: list[_Piece] = []
         try:
-            for part in parts:
+            for part in [part.sharing(made_of) for part in parts]:
                 items, size = part.items, self._frame_items(part, made_of)
                 for place, start in enumerate(range(0, len(items), size), after):
                     element = part.edge + (part.way + place * part.ways) * self._edge_count
@@ -310,6 +335,8 @@ def _credits_of(outlets: tuple[Outlet, ...]) -> list[Credits]:
             found.extend(_credits_of((outlet.edge,)))
         elif isinstance(outlet, ShuffleEdge):
             found.append(outlet.credits)
+        elif isinstance(outlet, LocalEdge):
+            found += [*_credits_of((outlet.home,)), outlet.credits]
         elif isinstance(outlet, RouteOutlet):
             for branch in outlet._outlets:
                 found.extend(_credits_of(branch))

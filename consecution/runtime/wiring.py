@@ -10,9 +10,11 @@ from consecution.errors import GraphError
 from consecution.plan import EdgePlan, Grouping, Outlet, Plan
 from consecution.protocol.dispatch import (
     Dispatch,
+    Edge,
     Encoder,
     KeyedEdge,
     LabellingEdge,
+    LocalEdge,
     RouteOutlet,
     ShuffleEdge,
     SingleEdge,
@@ -99,19 +101,23 @@ def _make_outlet(plan: Plan, outlet: Outlet, mates: frozenset[TaskIndex]) -> Dis
     return RouteOutlet(_ChoicePartition(chooser, len(outlet.choices)), branches)
 
 
-def _make_edge(plan: Plan, edge: EdgePlan, local: frozenset[TaskIndex]) -> SingleEdge | ShuffleEdge | KeyedEdge:
-    targets = tuple(TaskIndex(index) for index in plan.tasks_of(edge.target))
+def _make_edge(plan: Plan, edge: EdgePlan, local: frozenset[TaskIndex]) -> Edge:
+    node = plan.node(edge.target)
+    targets = tuple(TaskIndex(index) for index in node.tasks)
     if edge.grouping is Grouping.LOCAL:
         # None is: a source that was to be read in every worker, and can only be read elsewhere.
-        targets = tuple(target for target in targets if target in local) or targets
-    if len(targets) == 1:
-        return SingleEdge(edge.index, targets[0])
-    if edge.grouping in (Grouping.SHUFFLE, Grouping.LOCAL):
-        return ShuffleEdge(edge.index, targets)
+        home = _any_edge(edge, tuple(target for target in targets if target in local) or targets)
+        return LocalEdge(home, targets) if node.replicas_given else home
+    if len(targets) == 1 or edge.grouping is Grouping.SHUFFLE:
+        return _any_edge(edge, targets)
     if edge.grouping is Grouping.PARTS:
         return KeyedEdge(edge.index, targets, _PartsPartition(len(targets)))
     assert edge.key_function is not None
     return KeyedEdge(edge.index, targets, _KeyPartition(KeyedRouter(edge.key_function, len(targets)), len(targets)))
+
+
+def _any_edge(edge: EdgePlan, targets: tuple[TaskIndex, ...]) -> SingleEdge | ShuffleEdge:
+    return SingleEdge(edge.index, targets[0]) if len(targets) == 1 else ShuffleEdge(edge.index, targets)
 
 
 class _KeyPartition:

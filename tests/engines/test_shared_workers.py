@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import consecution
-from consecution import KeyedNode, Map, Node, Pipeline, Producer, Running, StatefulNode, TextLines
+from consecution import FlatMap, KeyedNode, Map, Node, Pipeline, Producer, Running, StatefulNode, TextLines
 from consecution.errors import StateDirError, StoppedByItemError
 from consecution.runtime.journal_check import check_state_dir
 from tests.engines.durable_nodes import Balance, OnceFile, lines_of, payments, totals
@@ -44,6 +44,32 @@ def kill_worker_of(running: Any, *tasks: str) -> int:
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     return len(victims)
+
+
+# -- who gets what -------------------------------------------------------------------------------
+
+
+class Together(Node):
+    """Gets on with its item when as many processes have one in hand."""
+
+    def __init__(self, name: str, folder: Path, processes: int) -> None:
+        super().__init__(name)
+        self.folder, self.processes = folder, processes
+
+    def process(self, item: Any) -> None:
+        (self.folder / f"in.{os.getpid()}").touch()
+        wait_for(lambda: len(list(self.folder.glob("in.*"))) == self.processes, DEADLINE_S)
+        self.push(item)
+
+
+@pytest.mark.parametrize("before", [lambda: Producer([0, 1]), lambda: Producer([2]) | FlatMap(range, "numbers")])
+def test_a_few_items_are_enough_for_all_workers(before: Callable[[], Node], tmp_path: Path) -> None:
+    chain = before() | Together("together", tmp_path, 2) * 2 | TextLines("lines", path=tmp_path / "out")
+
+    report = Pipeline(chain).run(**OPTIONS, workers=2, state_dir=tmp_path / "state")
+
+    assert (report.completed, report.failed) == (report.emitted, 0)
+    assert numbers(tmp_path / "out") == [0, 1]
 
 
 # -- deaths --------------------------------------------------------------------------------------

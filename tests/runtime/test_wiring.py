@@ -54,6 +54,47 @@ def test_a_shuffle_edge_leads_to_each_replica_in_turn() -> None:
     assert sorted(target for target, _ in found) == [1, 1, 2, 2, 3, 3]
 
 
+def from_first_of(plan: Plan, name: str, items: list[Any], made_of: int | None) -> list[tuple[str, int]]:
+    """(task, number of items) of the frames that the first replica of this node makes of items."""
+    dispatch = make_dispatch(plan, TaskIndex(plan.tasks_of(name)[0]), LiveCodec(stores_bytes=False))
+    cause = Frame(TaskIndex(0), 0, 1, (), FrameId(0), 0, TaskIndex(0), Stage.PROCESS, False, None)
+    frames, _ = dispatch.send(items, cause, made_of=made_of)
+    return [(plan.task(target).name, len(frame.payload)) for target, frame in frames]
+
+
+@pytest.mark.parametrize("made_of", [None, 2, 6])
+def test_what_is_next_door_gets_all_that_many_items_have_become(made_of: int | None) -> None:
+    plan = plan_of(Pass("a") | Pass("b") * 2, mode="process", workers=2)
+
+    assert from_first_of(plan, "a", list(range(6)), made_of) == [("b.0", 6)]
+
+
+def test_replicas_that_were_asked_for_share_what_few_items_have_become_in_all_workers() -> None:
+    two = plan_of(Pass("a") | Pass("b") * 2, mode="process", workers=2)
+    four = plan_of(Pass("a") | Pass("b") * 4, mode="process", workers=2)
+    spread = plan_of(Pass("a") | Pass("b"), mode="process", workers=2)
+
+    assert sorted(from_first_of(two, "a", list(range(6)), 1)) == [("b.0", 3), ("b.1", 3)]
+    assert sorted(from_first_of(four, "a", list(range(8)), 1)) == [(f"b.{number}", 2) for number in range(4)]
+    assert from_first_of(spread, "a", list(range(6)), 1) == [("b.0", 6)]
+    assert from_first_of(two, "a", [1], 1) == [("b.0", 1)]
+
+
+def test_replicas_that_were_asked_for_and_are_next_door_take_turns() -> None:
+    plan = plan_of(Pass("a") | Pass("b") * 4, mode="process", workers=2)
+    dispatch = make_dispatch(plan, TaskIndex(plan.tasks_of("a")[0]), LiveCodec(stores_bytes=False))
+    cause = Frame(TaskIndex(0), 0, 1, (), FrameId(0), 0, TaskIndex(0), Stage.PROCESS, False, None)
+    mates = [plan.task(index).name for index in plan.worker_of(plan.tasks_of("a")[0]).tasks]
+
+    found = [dispatch.send(["x"], cause)[0][0] for _ in range(4)]
+
+    assert sorted(plan.task(each.target).name for each in found) == sorted(2 * [n for n in mates if n.startswith("b")])
+    for each in found:
+        for credits in dispatch.credits:
+            credits.give_back(each.target, 1)
+    assert all(not any(credits._open.values()) for credits in dispatch.credits)
+
+
 def test_a_keyed_edge_leads_each_key_to_one_replica_every_time() -> None:
     plan = plan_of((Pass("a") * 3).by(lambda item: item % 10))
 
