@@ -244,7 +244,7 @@ class Dispatch:
         try:
             packed = self._pack(self._plan(items), after, made_of)
         except USER_ERRORS:
-            packed = self._pack(self._plan_one_by_one(items, unsent), after, made_of)
+            packed = self._pack(self._plan_one_by_one(items, unsent), after)  # next door an item need not be encoded
         return [self._address(piece, cause) for piece in packed], unsent
 
     def rehearse(self, items: Sequence[Any]) -> None:

@@ -16,6 +16,7 @@ from consecution.protocol.dispatch import (
     Credits,
     Dispatch,
     KeyedEdge,
+    LocalEdge,
     Outlet,
     RouteOutlet,
     Sent,
@@ -208,6 +209,42 @@ def test_what_a_few_items_have_become_is_shared_by_all_replicas(
     in_order = sorted(sent, key=lambda each: each.frame.path)
     assert [item for _, frame in in_order for item in frame.payload] == list(range(items))
     assert in_order == sent
+
+
+def next_door(home: int, *others: int) -> Dispatch:
+    """What a dispatch with an edge to replicas in all workers is, where one of these is its own."""
+    edge = LocalEdge(SingleEdge(4, TaskIndex(home)), tasks(home, *others))
+    ids = map(FrameId, count(1)).__next__
+    return Dispatch(TASK, (edge,), AsTuple(), ids, edge_count=10, max_frame_items=100, local=tasks(home))
+
+
+@pytest.mark.parametrize(
+    ("items", "made_of", "sizes"),
+    [(6, 1, [2, 2, 2]), (6, 2, [2, 2, 2]), (5, 2, [2, 2, 1]), (6, 3, [6]), (6, None, [6]), (1, 1, [1]), (2, 1, [1, 1])],
+)
+def test_all_workers_share_what_fewer_items_than_replicas_have_become(
+    items: int, made_of: int | None, sizes: list[int]
+) -> None:
+    dispatch = next_door(1, 2, 3)
+
+    sent, _ = dispatch.send(list(range(items)), CAUSE, made_of=made_of)
+
+    assert [len(frame.payload) for _, frame in sent] == sizes
+    assert len({target for target, _ in sent}) == len(sizes)
+    assert len(sizes) > 1 or sent[0].target == 1
+    kinds = {type(frame.payload) for target, frame in sent if target != 1}
+    assert kinds <= {tuple}
+    assert [item for _, frame in sent for item in frame.payload] == list(range(items))
+    assert dispatch.credits[0].replicas == 3
+
+
+def test_what_cannot_be_sent_to_other_workers_goes_next_door_whole() -> None:
+    dispatch = next_door(1, 2, 3)
+
+    sent, unsent = dispatch.send([1, "stone", 3], CAUSE, made_of=1)
+
+    assert (targets(sent), unsent) == ([(1, [1, "stone", 3])], [])
+    assert not any(dispatch.credits[0]._open.values())
 
 
 def test_where_no_replicas_share_it_nothing_is_cut_however_few_it_comes_from() -> None:
