@@ -50,15 +50,15 @@ class Credits:
     """
 
     def __init__(self, targets: tuple[TaskIndex, ...]) -> None:
-        self.replicas = len(targets)
+        self.targets = targets
         self._open = dict.fromkeys(targets, 0)
         self._frames: dict[TaskIndex, deque[int]] = {target: deque() for target in targets}
         """The items of each unanswered frame, in the order in which they were sent."""
         self._turn = 0
 
-    def spend(self, items: int) -> TaskIndex:
-        """The replica that gets the next frame, which has so many items; ties go round."""
-        targets = list(self._open)
+    def spend(self, items: int, among: tuple[TaskIndex, ...] | None = None) -> TaskIndex:
+        """The replica (``among`` these) that gets the next frame, which has so many items; ties go round."""
+        targets = among or self.targets
         self._turn += 1
         at = self._turn % len(targets)
         chosen = min(targets[at:] + targets[:at], key=self._open.__getitem__)
@@ -83,6 +83,20 @@ class Credits:
             self._frames[target].clear()
 
 
+class NearCredits(Credits):
+    """Those of some of the targets of others, which keep the account of all."""
+
+    def __init__(self, of_all: Credits, targets: tuple[TaskIndex, ...]) -> None:
+        super().__init__(targets)
+        self._of_all = of_all
+
+    def spend(self, items: int, among: tuple[TaskIndex, ...] | None = None) -> TaskIndex:
+        return self._of_all.spend(items, self.targets)
+
+    def take_back(self, target: TaskIndex) -> None:
+        self._of_all.take_back(target)
+
+
 class SingleEdge:
     """An edge to a node with one task."""
 
@@ -97,26 +111,29 @@ class SingleEdge:
 class ShuffleEdge:
     """An edge to a node with several tasks, any of which will do."""
 
-    def __init__(self, index: int, targets: tuple[TaskIndex, ...]) -> None:
+    def __init__(self, index: int, targets: tuple[TaskIndex, ...], credits: Credits | None = None) -> None:
         self.index = index
-        self.credits = Credits(targets)
+        self.credits = credits or Credits(targets)
 
     def plan(self, items: Sequence[Any], parts: list[Part]) -> None:
         parts.append(Part(self.index, items, None, self.credits))
 
 
 class LocalEdge:
-    """An edge to a node of which each worker has replicas: ``home`` leads to those next door.
+    """An edge to a node of which each worker has replicas: to those next door.
 
-    All of its ``targets`` share what fewer items than these have become (`Dispatch.send`).
+    All ``targets`` share what fewer items than these have become (`Dispatch.send`).
     """
 
-    def __init__(self, home: SingleEdge | ShuffleEdge, targets: tuple[TaskIndex, ...]) -> None:
-        self.home = home
+    def __init__(self, index: int, near: tuple[TaskIndex, ...], targets: tuple[TaskIndex, ...]) -> None:
         self.credits = Credits(targets)
+        self._near = SingleEdge(index, near[0]) if len(near) == 1 else self._shuffle(index, near)
+
+    def _shuffle(self, index: int, near: tuple[TaskIndex, ...]) -> ShuffleEdge:
+        return ShuffleEdge(index, near, NearCredits(self.credits, near))
 
     def plan(self, items: Sequence[Any], parts: list[Part]) -> None:
-        self.home.plan(items, parts)
+        self._near.plan(items, parts)
         parts[-1] = parts[-1]._replace(shared=self.credits)
 
 
@@ -181,9 +198,14 @@ class Part(NamedTuple):
     def sharing(self, made_of: int | None) -> Part:
         """As it is to be sent, where so many items have become these."""
         shared = self.shared
-        if shared is None or made_of is None or made_of >= min(shared.replicas, len(self.items)):
+        if shared is None or made_of is None or made_of >= min(len(shared.targets), len(self.items)):
             return self
         return self._replace(target=None, credits=shared)
+
+    @property
+    def targets(self) -> tuple[TaskIndex | None, ...]:
+        """Whom it may go to."""
+        return (self.target,) if self.credits is None else self.credits.targets
 
 
 class _Piece(NamedTuple):
@@ -267,7 +289,7 @@ class Dispatch:
         for item in items:
             try:
                 ways = self._plan([item])
-                if any(way.target not in self._local for way in ways):
+                if any(target not in self._local for way in ways for target in way.targets):
                     self._codec.encode([item])
             except USER_ERRORS as error:
                 unsent.append(Unsent(item, error))
@@ -304,7 +326,7 @@ class Dispatch:
         """How many items of this part go into a frame: a part for each replica, where a few items have become many."""
         if made_of is None or part.credits is None:
             return self._max_frame_items
-        return min(self._max_frame_items, max(made_of, math.ceil(len(part.items) / part.credits.replicas)))
+        return min(self._max_frame_items, max(made_of, math.ceil(len(part.items) / len(part.credits.targets))))
 
     def _give_back(self, packed: list[_Piece]) -> None:
         """Nothing of this is sent."""
@@ -333,10 +355,8 @@ def _credits_of(outlets: tuple[Outlet, ...]) -> list[Credits]:
     for outlet in outlets:
         if isinstance(outlet, LabellingEdge):
             found.extend(_credits_of((outlet.edge,)))
-        elif isinstance(outlet, ShuffleEdge):
+        elif isinstance(outlet, (ShuffleEdge, LocalEdge)):
             found.append(outlet.credits)
-        elif isinstance(outlet, LocalEdge):
-            found += [*_credits_of((outlet.home,)), outlet.credits]
         elif isinstance(outlet, RouteOutlet):
             for branch in outlet._outlets:
                 found.extend(_credits_of(branch))

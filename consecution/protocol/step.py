@@ -195,7 +195,8 @@ class Step:
         suspect = self._guard.take(frame.origin, frame.seq, frame.path)
         items = self._decode(frame, suspect, failed)
         out = self._run(frame, items, failed) if suspect is None else self._run_suspect(frame, suspect, items, failed)
-        return self._close(frame, len(items), out, failed, started_s)
+        # A suspect goes the way that was rehearsed.
+        return self._close(frame, len(items), out, failed, started_s, None if suspect is not None else len(items))
 
     def take(self, frame: Frame) -> Held | None:
         """The first half of `run`, for a node whose items take long: a frame to be held until `put`; None: not run.
@@ -228,7 +229,7 @@ class Step:
             if isinstance(error, self._lets_through) or not isinstance(error, USER_ERRORS):
                 raise error
             held.failed.append(self._describe(Stage.PROCESS, item, error))
-        return self._close(frame, len(held.items), out, held.failed, started_s)
+        return self._close(frame, len(held.items), out, held.failed, started_s, len(held.items))
 
     def put_some(self, held: Held, most: int) -> tuple[list[Sent], Ack]:
         """`put` for so many items of ``held.out``, and no more; it is for nodes that push what they are given.
@@ -252,10 +253,16 @@ class Step:
         return sent, self._ack_for(frame, xor, sent, failed)
 
     def _close(
-        self, frame: Frame, count: int, out: list[Any], failed: list[FailedItem], started_s: float
+        self,
+        frame: Frame,
+        count: int,
+        out: list[Any],
+        failed: list[FailedItem],
+        started_s: float,
+        made_of: int | None,
     ) -> tuple[list[Sent], Ack]:
         """Send what was pushed, and sum up what has become of the frame."""
-        sent = self._send(frame, out, failed, made_of=count)
+        sent = self._send(frame, out, failed, made_of=made_of)
         self._count(count, len(out), len(failed), self._clock() - started_s)
         return sent, self._ack_for(frame, frame.frame_id, sent, failed)
 

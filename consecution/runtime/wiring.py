@@ -106,8 +106,8 @@ def _make_edge(plan: Plan, edge: EdgePlan, local: frozenset[TaskIndex]) -> Edge:
     targets = tuple(TaskIndex(index) for index in node.tasks)
     if edge.grouping is Grouping.LOCAL:
         # None is: a source that was to be read in every worker, and can only be read elsewhere.
-        home = _any_edge(edge, tuple(target for target in targets if target in local) or targets)
-        return LocalEdge(home, targets) if node.replicas_given else home
+        near = tuple(target for target in targets if target in local) or targets
+        return LocalEdge(edge.index, near, targets) if node.replicas_given else _any_edge(edge, near)
     if len(targets) == 1 or edge.grouping is Grouping.SHUFFLE:
         return _any_edge(edge, targets)
     if edge.grouping is Grouping.PARTS:

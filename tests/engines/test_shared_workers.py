@@ -72,6 +72,26 @@ def test_a_few_items_are_enough_for_all_workers(before: Callable[[], Node], tmp_
     assert numbers(tmp_path / "out") == [0, 1]
 
 
+class KillsWhoSendsIt:
+    def __reduce__(self) -> Any:
+        os._exit(7)
+
+
+def six_of(item: int) -> list[Any]:
+    return [KillsWhoSendsIt() if item == 1 and number in (0, 5) else (item, number) for number in range(6)]
+
+
+def test_a_frame_that_cannot_be_shared_without_dying_of_it_stays_next_door(tmp_path: Path) -> None:
+    chain = Producer(range(3)) | FlatMap(six_of, "six") | Map(type, "kind") * 2 | Map(str, "name")
+    last = TextLines("lines", path=tmp_path / "out")
+
+    report = Pipeline(chain | last).run(**OPTIONS, workers=2, state_dir=tmp_path / "state")
+
+    assert (report.emitted, report.completed, report.failed) == (3, 3, 0)
+    assert report.restarts > 0
+    assert Counter((tmp_path / "out").read_text().splitlines()) == {str(tuple): 16, str(KillsWhoSendsIt): 2}
+
+
 # -- deaths --------------------------------------------------------------------------------------
 
 

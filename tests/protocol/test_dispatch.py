@@ -211,11 +211,11 @@ def test_what_a_few_items_have_become_is_shared_by_all_replicas(
     assert in_order == sent
 
 
-def next_door(home: int, *others: int) -> Dispatch:
-    """What a dispatch with an edge to replicas in all workers is, where one of these is its own."""
-    edge = LocalEdge(SingleEdge(4, TaskIndex(home)), tasks(home, *others))
+def next_door(near: tuple[TaskIndex, ...], *others: int) -> Dispatch:
+    """What a dispatch with an edge to replicas in all workers is, where some of these are in its own."""
+    edge = LocalEdge(4, near, (*near, *tasks(*others)))
     ids = map(FrameId, count(1)).__next__
-    return Dispatch(TASK, (edge,), AsTuple(), ids, edge_count=10, max_frame_items=100, local=tasks(home))
+    return Dispatch(TASK, (edge,), AsTuple(), ids, edge_count=10, max_frame_items=100, local=near)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def next_door(home: int, *others: int) -> Dispatch:
 def test_all_workers_share_what_fewer_items_than_replicas_have_become(
     items: int, made_of: int | None, sizes: list[int]
 ) -> None:
-    dispatch = next_door(1, 2, 3)
+    dispatch = next_door(tasks(1), 2, 3)
 
     sent, _ = dispatch.send(list(range(items)), CAUSE, made_of=made_of)
 
@@ -235,16 +235,32 @@ def test_all_workers_share_what_fewer_items_than_replicas_have_become(
     kinds = {type(frame.payload) for target, frame in sent if target != 1}
     assert kinds <= {tuple}
     assert [item for _, frame in sent for item in frame.payload] == list(range(items))
-    assert dispatch.credits[0].replicas == 3
 
 
-def test_what_cannot_be_sent_to_other_workers_goes_next_door_whole() -> None:
-    dispatch = next_door(1, 2, 3)
+@pytest.mark.parametrize("near", [tasks(1), tasks(1, 2)])
+def test_what_cannot_be_sent_to_other_workers_goes_next_door_whole(near: tuple[TaskIndex, ...]) -> None:
+    dispatch = next_door(near, 3, 4)
 
     sent, unsent = dispatch.send([1, "stone", 3], CAUSE, made_of=1)
 
-    assert (targets(sent), unsent) == ([(1, [1, "stone", 3])], [])
-    assert not any(dispatch.credits[0]._open.values())
+    ((target, payload),) = targets(sent)
+    assert (payload, unsent) == ([1, "stone", 3], [])
+    assert target in near
+
+
+def test_replicas_next_door_have_one_account_with_those_of_other_workers() -> None:
+    dispatch = next_door(tasks(1, 2), 3)
+    (credits,) = dispatch.credits
+    shared = [int(target) for target, _ in dispatch.send([0, 1, 2], CAUSE, made_of=1)[0]]
+
+    near = [int(dispatch.send(list(range(size)), CAUSE)[0][0].target) for size in (5, 1, 1)]
+
+    assert sorted(shared) == [1, 2, 3]
+    assert near[1:] == [3 - near[0]] * 2
+    assert credits._open == {near[0]: 6, 3 - near[0]: 3, 3: 1}
+    for target in (*shared, *near):
+        credits.give_back(TaskIndex(target), 1)
+    assert set(credits._open.values()) == {0}
 
 
 def test_where_no_replicas_share_it_nothing_is_cut_however_few_it_comes_from() -> None:
