@@ -384,8 +384,9 @@ class Origin:
         """How many items like those of the last batch fit into a batch's share of the window."""
         self._fitting_whole = limits.batch_size
         """The same, with all that became of the items of the last batch that was completed."""
-        self._first_born_s = math.inf
         self._through_items = 0
+        self._busy_since_s = self._through_at_s = 0.0
+        """When it began to have something open, had it never stopped since, and when a batch was last through."""
         self._least_share = 1
         """How many items go through in `LEAST_SHARE_S`, as far as is known."""
         self._restore(restored, now_s)
@@ -570,11 +571,12 @@ class Origin:
         return max(1, self.limits.max_pending_bytes // WINDOW_SHARE * count // size_bytes)
 
     def _open(self, record: BatchRecord, size_bytes: int, now_s: float) -> _Batch:
+        if not self.open_count:
+            self._busy_since_s += now_s - self._through_at_s
         batch = _Batch(record, self.generation, now_s, now_s, size_bytes, beside=self.open_count)
         self._batches[record.seq] = batch
         self._pending_bytes += size_bytes
         if record.retry is None:
-            self._first_born_s = min(self._first_born_s, now_s)
             self._open_root(record.seq, record.count, 0)
         return batch
 
@@ -673,9 +675,10 @@ class Origin:
 
     def _learn_rate(self, count: int, now_s: float) -> None:
         self._through_items += count
-        since_s = now_s - self._first_born_s
-        if since_s > 0:
-            self._least_share = max(1, int(self._through_items / since_s * LEAST_SHARE_S))
+        self._through_at_s = now_s
+        busy_s = now_s - self._busy_since_s
+        if busy_s > 0:
+            self._least_share = max(1, int(self._through_items / busy_s * LEAST_SHARE_S))
 
     # -- decision --------------------------------------------------------------------------------
 

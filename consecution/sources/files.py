@@ -119,7 +119,12 @@ class FilesSource(Source):
 
     def _find(self, position: Any) -> list[str]:
         """The files as they are now; what was there at the start may be gone, if it was read."""
-        return [path for path in find_files(self._paths, missing_too=position is not None) if self._is_mine(path)]
+        files = find_files(self._paths, missing_too=position is not None)
+        return [
+            path
+            for path, share in zip(files, self._shares_of(files, self._shares), strict=True)
+            if share == self._share
+        ]
 
     def split(self, shares: int) -> list[Source] | None:
         """File by file; a single one is read in one place."""
@@ -130,8 +135,9 @@ class FilesSource(Source):
     def splits_evenly(self, shares: int) -> bool:
         """By the bytes that are there now: the largest share is no more than midway between an even one and all."""
         files = find_files(self._paths, missing_too=True)
-        split = [self._make_share(share, shares) for share in range(shares)]
-        sizes = [sum(map(_size_bytes, filter(share._is_mine, files))) for share in split]
+        sizes = [0] * shares
+        for path, share in zip(files, self._shares_of(files, shares), strict=True):
+            sizes[share] += _size_bytes(path)
         return max(sizes) <= sum(sizes) * (1 + 1 / shares) / 2
 
     def _make_share(self, share: int, shares: int) -> FilesSource:
@@ -139,13 +145,14 @@ class FilesSource(Source):
         made._share, made._shares = share, shares
         return made
 
-    def _is_mine(self, path: str) -> bool:
+    def _shares_of(self, files: list[str], shares: int) -> list[int]:
         """Files that were named go by turns, those of a pattern by their names: whatever else is there by now."""
-        if self._shares == 1:
-            return True
-        named = [named for named in self._paths if not is_pattern(named)]
-        place = named.index(path) if path in named else int.from_bytes(digest(os.fsencode(path)), "big")
-        return place % self._shares == self._share
+        if shares == 1:
+            return [0] * len(files)
+        named: dict[str, int] = {}
+        for place, path in enumerate(path for path in self._paths if not is_pattern(path)):
+            named.setdefault(path, place)
+        return [(named[path] if path in named else _place_of(path)) % shares for path in files]
 
     def _go_on(self, path: str, place: Any, *known: Any) -> None:
         if not os.path.exists(path):
@@ -218,6 +225,10 @@ def absolute(paths: Path | Sequence[Path]) -> list[str]:
     if not given or not all(isinstance(path, (str, os.PathLike)) for path in given):
         raise UsageError(f"paths={paths!r}: expected a path or pattern, or a list of these")
     return [os.path.abspath(os.fspath(path)) for path in given]
+
+
+def _place_of(path: str) -> int:
+    return int.from_bytes(digest(os.fsencode(path)), "big")
 
 
 def _size_bytes(path: str) -> int:

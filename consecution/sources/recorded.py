@@ -37,7 +37,7 @@ class RecordFile(ABC):
 
     @abstractmethod
     def read_share(self) -> float:
-        """How much of the file has been read, from 0 to 1."""
+        """How much of the file has been taken, from 0 to 1."""
 
     @abstractmethod
     def close(self) -> None:
@@ -112,7 +112,11 @@ class TextFile(RecordFile):
         return [self._stream.position(), known.mark, known.head, known.tail]
 
     def read_share(self) -> float:
-        return self._content.read_share
+        """Of what is compressed, also what was read ahead: how much that takes where it lies is not known."""
+        content = self._content
+        if content.is_compressed or not content.offset:
+            return content.read_share
+        return content.read_share * min(1.0, self._stream.place.offset / content.offset)
 
     def close(self) -> None:
         self._content.close()

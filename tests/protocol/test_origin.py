@@ -222,6 +222,14 @@ def test_the_last_batches_are_not_smaller_than_what_goes_through_in_five_millise
     assert [origin.share_of(left) for left in (10, 200, 201, 400, 5000)] == [50, 50, 51, 100, 1000]
 
 
+def test_what_goes_through_is_counted_while_something_is_open() -> None:
+    origin = running(batch_size=1000, max_pending=1000, parallel=2)
+    for now_s in (10.0, 5000.0, 90_000.0):
+        complete(origin, origin.born(1000, b"", 0, now_s), now_s + 0.125)
+
+    assert origin.share_of(10) == 40
+
+
 def test_where_nobody_knows_how_much_is_left_no_batch_is_smaller_for_it() -> None:
     origin = grown(batch_size=100, parallel=8)
 

@@ -133,6 +133,14 @@ def test_shares_are_even_where_none_has_most_of_the_bytes(
     assert FilesSource([*paths, tmp_path / "*.none"]).splits_evenly(shares) is even
 
 
+def test_thousands_of_named_files_are_dealt_out_in_turn() -> None:
+    paths = [f"/there/is/none/{number}" for number in range(20_000)]
+    source = FilesSource([*paths, *paths])
+
+    assert source.splits_evenly(50)
+    assert source._shares_of(source._paths[:100], 50) == [*range(50), *range(50)]
+
+
 def test_one_file_is_read_in_one_place(tmp_path: Path) -> None:
     assert FilesSource(tmp_path / "a").split(2) is None
 
@@ -205,6 +213,14 @@ def test_how_much_was_read_goes_by_the_bytes_of_all_files_as_they_lie_there(
     assert found[-1] == 1.0
     assert len(set(found)) > 2
     assert shares_while_read(source, position=position)[0] >= found[0]
+
+
+def test_what_was_read_ahead_does_not_count_as_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("twelve bytes\n" * 20)
+
+    found = shares_while_read(FilesSource(tmp_path / "*"), most=5)
+
+    assert found == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_how_much_was_read_of_parquet_goes_by_its_rows(tmp_path: Path) -> None:
