@@ -229,7 +229,8 @@ class Step:
             if isinstance(error, self._lets_through) or not isinstance(error, USER_ERRORS):
                 raise error
             held.failed.append(self._describe(Stage.PROCESS, item, error))
-        return self._close(frame, len(held.items), out, held.failed, started_s, len(held.items))
+        made_of = len(held.items) if held.out is None else None  # what was run at once may be suspect
+        return self._close(frame, len(held.items), out, held.failed, started_s, made_of)
 
     def put_some(self, held: Held, most: int) -> tuple[list[Sent], Ack]:
         """`put` for so many items of ``held.out``, and no more; it is for nodes that push what they are given.

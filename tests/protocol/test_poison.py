@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consecution.nodes import Map
-from consecution.protocol.dispatch import Dispatch, SingleEdge
+from consecution.nodes import FlatMap, Map
+from consecution.protocol.dispatch import Dispatch, LocalEdge, SingleEdge
 from consecution.protocol.poison import (
     Condemned,
     FrameKey,
@@ -312,6 +313,27 @@ def test_what_happens_when_all_items_are_through_is_no_items_fault() -> None:
         step.run(Frame(*KEY[:2], 0, KEY.path, FrameId(1), 0, SOURCE, Stage.PROCESS, False, b"a,b"))
 
     assert slot.left == InHand(TASK, KEY, b"")
+
+
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("is_suspect", [False, True])
+def test_what_a_suspect_frame_has_become_goes_the_way_that_was_rehearsed(is_suspect: bool, halves: bool) -> None:
+    codec, ids = TextCodec(), map(FrameId, itertools.count(2)).__next__
+    near, far = NEXT, TaskIndex(NEXT + 1)
+    edge = LocalEdge(0, (near,), (near, far))
+    dispatch = Dispatch(TASK, (edge,), codec, ids, edge_count=1, max_frame_items=100, local=(near,))
+    guard = Guard(Slot(), [Verdict(KEY, b"", "", "")] if is_suspect else [])
+    step = Step(TASK, FlatMap(lambda item: [f"{item}{n}" for n in range(4)]), dispatch, codec, guard=guard)
+    frame = Frame(*KEY[:2], 0, KEY.path, FrameId(1), 0, SOURCE, Stage.PROCESS, False, b"a")
+
+    if halves:
+        held = step.take(frame)
+        assert held is not None
+        sent, _ = step.put(held, held.out or ["a0", "a1", "a2", "a3"], [], 0.0)
+    else:
+        sent, _ = step.run(frame)
+
+    assert {target for target, _ in sent} == ({near} if is_suspect else {near, far})
 
 
 def test_progress_inside_a_suspect_frame_is_seen() -> None:
