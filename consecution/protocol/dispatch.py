@@ -50,15 +50,13 @@ class Credits:
     """
 
     def __init__(self, targets: tuple[TaskIndex, ...]) -> None:
-        self.targets = targets
         self._open = dict.fromkeys(targets, 0)
         self._frames: dict[TaskIndex, deque[int]] = {target: deque() for target in targets}
         """The items of each unanswered frame, in the order in which they were sent."""
         self._turn = 0
 
-    def spend(self, items: int, among: tuple[TaskIndex, ...] | None = None) -> TaskIndex:
-        """The replica (``among`` these) that gets the next frame, which has so many items; ties go round."""
-        targets = among or self.targets
+    def spend(self, items: int, targets: tuple[TaskIndex, ...]) -> TaskIndex:
+        """Which of these replicas gets the next frame, which has so many items; ties go round."""
         self._turn += 1
         at = self._turn % len(targets)
         chosen = min(targets[at:] + targets[:at], key=self._open.__getitem__)
@@ -83,20 +81,6 @@ class Credits:
             self._frames[target].clear()
 
 
-class NearCredits(Credits):
-    """Those of some of the targets of others, which keep the account of all."""
-
-    def __init__(self, of_all: Credits, targets: tuple[TaskIndex, ...]) -> None:
-        super().__init__(targets)
-        self._of_all = of_all
-
-    def spend(self, items: int, among: tuple[TaskIndex, ...] | None = None) -> TaskIndex:
-        return self._of_all.spend(items, self.targets)
-
-    def take_back(self, target: TaskIndex) -> None:
-        self._of_all.take_back(target)
-
-
 class SingleEdge:
     """An edge to a node with one task."""
 
@@ -105,18 +89,19 @@ class SingleEdge:
         self.target = target
 
     def plan(self, items: Sequence[Any], parts: list[Part]) -> None:
-        parts.append(Part(self.index, items, self.target, None))
+        parts.append(Part(self.index, items, (self.target,)))
 
 
 class ShuffleEdge:
     """An edge to a node with several tasks, any of which will do."""
 
-    def __init__(self, index: int, targets: tuple[TaskIndex, ...], credits: Credits | None = None) -> None:
+    def __init__(self, index: int, targets: tuple[TaskIndex, ...]) -> None:
         self.index = index
-        self.credits = credits or Credits(targets)
+        self.credits = Credits(targets)
+        self._targets = targets
 
     def plan(self, items: Sequence[Any], parts: list[Part]) -> None:
-        parts.append(Part(self.index, items, None, self.credits))
+        parts.append(Part(self.index, items, self._targets, self.credits))
 
 
 class LocalEdge:
@@ -126,15 +111,13 @@ class LocalEdge:
     """
 
     def __init__(self, index: int, near: tuple[TaskIndex, ...], targets: tuple[TaskIndex, ...]) -> None:
+        self.index = index
         self.credits = Credits(targets)
-        self._near = SingleEdge(index, near[0]) if len(near) == 1 else self._shuffle(index, near)
-
-    def _shuffle(self, index: int, near: tuple[TaskIndex, ...]) -> ShuffleEdge:
-        return ShuffleEdge(index, near, NearCredits(self.credits, near))
+        self._near = near
+        self._targets = targets
 
     def plan(self, items: Sequence[Any], parts: list[Part]) -> None:
-        self._near.plan(items, parts)
-        parts[-1] = parts[-1]._replace(shared=self.credits)
+        parts.append(Part(self.index, items, self._near, self.credits, all_targets=self._targets))
 
 
 class KeyedEdge:
@@ -149,7 +132,7 @@ class KeyedEdge:
         targets = self._targets
         for way, part in enumerate(self._partition.split(items)):
             if part:
-                parts.append(Part(self.index, part, targets[way], None, way, len(targets)))
+                parts.append(Part(self.index, part, (targets[way],), None, way, len(targets)))
 
 
 class LabellingEdge:
@@ -181,31 +164,25 @@ Outlet = Edge | LabellingEdge | RouteOutlet
 
 
 class Part(NamedTuple):
-    """Items bound for one edge: for ``target``, or for whichever replica has the most credit.
+    """Items bound for one edge: for the one of ``targets``, or of several for whichever has the most credit.
 
-    ``way`` tells the parts of one edge apart: 0 to ``ways`` - 1, the same for the same key. ``shared``: who else may
-    get some of it, where a few items have become many.
+    ``way`` tells the parts of one edge apart: 0 to ``ways`` - 1, the same for the same key. ``all_targets`` share
+    what a few items have become, if they are more than ``targets``.
     """
 
     edge: int
     items: Sequence[Any]
-    target: TaskIndex | None
-    credits: Credits | None
+    targets: tuple[TaskIndex, ...]
+    credits: Credits | None = None
     way: int = 0
     ways: int = 1
-    shared: Credits | None = None
+    all_targets: tuple[TaskIndex, ...] = ()
 
-    def sharing(self, made_of: int | None) -> Part:
-        """As it is to be sent, where so many items have become these."""
-        shared = self.shared
-        if shared is None or made_of is None or made_of >= min(len(shared.targets), len(self.items)):
-            return self
-        return self._replace(target=None, credits=shared)
-
-    @property
-    def targets(self) -> tuple[TaskIndex | None, ...]:
-        """Whom it may go to."""
-        return (self.target,) if self.credits is None else self.credits.targets
+    def targets_for(self, made_of: int | None) -> tuple[TaskIndex, ...]:
+        """Who shares it, where so many items have become these."""
+        if made_of is not None and made_of < min(len(self.all_targets), len(self.items)):
+            return self.all_targets
+        return self.targets
 
 
 class _Piece(NamedTuple):
@@ -306,14 +283,15 @@ class Dispatch:
         """
         packed: list[_Piece] = []
         try:
-            for part in [part.sharing(made_of) for part in parts]:
-                items, size = part.items, self._frame_items(part, made_of)
+            for part in parts:
+                items, targets = part.items, part.targets_for(made_of)
+                credits = part.credits if len(targets) > 1 else None
+                size = self._frame_items(len(items), len(targets), made_of)
                 for place, start in enumerate(range(0, len(items), size), after):
                     element = part.edge + (part.way + place * part.ways) * self._edge_count
                     piece = items if len(items) <= size else items[start : start + size]
-                    target = part.target if part.credits is None else part.credits.spend(len(piece))
-                    assert target is not None
-                    packed.append(_Piece(target, part.credits, element, piece))
+                    target = targets[0] if credits is None else credits.spend(len(piece), targets)
+                    packed.append(_Piece(target, credits, element, piece))
             return [
                 piece if piece.target in self._local else piece._replace(payload=self._codec.encode(piece.payload))
                 for piece in packed
@@ -322,11 +300,11 @@ class Dispatch:
             self._give_back(packed)
             raise
 
-    def _frame_items(self, part: Part, made_of: int | None) -> int:
-        """How many items of this part go into a frame: a part for each replica, where a few items have become many."""
-        if made_of is None or part.credits is None:
+    def _frame_items(self, count: int, targets: int, made_of: int | None) -> int:
+        """How many of so many items go into a frame: a part for each target, where a few items have become many."""
+        if made_of is None or targets == 1:
             return self._max_frame_items
-        return min(self._max_frame_items, max(made_of, math.ceil(len(part.items) / len(part.credits.targets))))
+        return min(self._max_frame_items, max(made_of, math.ceil(count / targets)))
 
     def _give_back(self, packed: list[_Piece]) -> None:
         """Nothing of this is sent."""

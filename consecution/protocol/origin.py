@@ -491,10 +491,9 @@ class Origin:
         Source: guided self-scheduling (Polychronopoulos and Kuck, 1987).
         """
         limits = self.limits
-        parts = limits.parallel * LAST_BATCHES
-        if limits.parallel == 1 or left >= limits.batch_size * parts:
+        if limits.parallel == 1:
             return limits.batch_size
-        return min(limits.batch_size, max(self._least_share, math.ceil(left / parts)))
+        return math.ceil(min(limits.batch_size, max(self._least_share, left / (limits.parallel * LAST_BATCHES))))
 
     def next_due_s(self) -> float | None:
         """When `start_retries` and `expire` are to be called next; None: not before an event.

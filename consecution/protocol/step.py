@@ -195,8 +195,7 @@ class Step:
         suspect = self._guard.take(frame.origin, frame.seq, frame.path)
         items = self._decode(frame, suspect, failed)
         out = self._run(frame, items, failed) if suspect is None else self._run_suspect(frame, suspect, items, failed)
-        # A suspect goes the way that was rehearsed.
-        return self._close(frame, len(items), out, failed, started_s, None if suspect is not None else len(items))
+        return self._close(frame, len(items), out, failed, started_s, is_suspect=suspect is not None)
 
     def take(self, frame: Frame) -> Held | None:
         """The first half of `run`, for a node whose items take long: a frame to be held until `put`; None: not run.
@@ -229,8 +228,8 @@ class Step:
             if isinstance(error, self._lets_through) or not isinstance(error, USER_ERRORS):
                 raise error
             held.failed.append(self._describe(Stage.PROCESS, item, error))
-        made_of = len(held.items) if held.out is None else None  # what was run at once may be suspect
-        return self._close(frame, len(held.items), out, held.failed, started_s, made_of)
+        ran_at_once = held.out is not None  # it may be suspect
+        return self._close(frame, len(held.items), out, held.failed, started_s, is_suspect=ran_at_once)
 
     def put_some(self, held: Held, most: int) -> tuple[list[Sent], Ack]:
         """`put` for so many items of ``held.out``, and no more; it is for nodes that push what they are given.
@@ -260,10 +259,11 @@ class Step:
         out: list[Any],
         failed: list[FailedItem],
         started_s: float,
-        made_of: int | None,
+        *,
+        is_suspect: bool,
     ) -> tuple[list[Sent], Ack]:
-        """Send what was pushed, and sum up what has become of the frame."""
-        sent = self._send(frame, out, failed, made_of=made_of)
+        """Send what was pushed, and sum up what has become of the frame. A suspect goes the way that was rehearsed."""
+        sent = self._send(frame, out, failed, made_of=None if is_suspect else count)
         self._count(count, len(out), len(failed), self._clock() - started_s)
         return sent, self._ack_for(frame, frame.frame_id, sent, failed)
 

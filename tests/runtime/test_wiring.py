@@ -13,6 +13,8 @@ from consecution.runtime import wiring
 from consecution.runtime.wiring import FRAME_STRETCH, make_dispatch, make_frame_ids
 from consecution.transport.codec import LiveCodec
 
+CAUSE = Frame(TaskIndex(0), 0, 1, (), FrameId(0), 0, TaskIndex(0), Stage.PROCESS, False, None)
+
 
 class Pass(Node):
     def process(self, item: Any) -> None:
@@ -31,10 +33,9 @@ def plan_of(below: Any, **options: Any) -> Plan:
 def sent(plan: Plan, items: list[Any], *, times: int = 1) -> list[tuple[int, list[Any]]]:
     """(task, items) of the frames that the source's dispatch makes of these items."""
     dispatch = make_dispatch(plan, TaskIndex(0), LiveCodec(stores_bytes=False))
-    cause = Frame(TaskIndex(0), 0, 1, (), FrameId(0), 0, TaskIndex(0), Stage.PROCESS, False, None)
     found = []
     for _ in range(times):
-        frames, unsent = dispatch.send(items, cause)
+        frames, unsent = dispatch.send(items, CAUSE)
         assert not unsent
         found += [(int(target), frame.payload) for target, frame in frames]
     return found
@@ -57,8 +58,7 @@ def test_a_shuffle_edge_leads_to_each_replica_in_turn() -> None:
 def from_first_of(plan: Plan, name: str, items: list[Any], made_of: int | None) -> list[tuple[str, int]]:
     """(task, number of items) of the frames that the first replica of this node makes of items."""
     dispatch = make_dispatch(plan, TaskIndex(plan.tasks_of(name)[0]), LiveCodec(stores_bytes=False))
-    cause = Frame(TaskIndex(0), 0, 1, (), FrameId(0), 0, TaskIndex(0), Stage.PROCESS, False, None)
-    frames, _ = dispatch.send(items, cause, made_of=made_of)
+    frames, _ = dispatch.send(items, CAUSE, made_of=made_of)
     return [(plan.task(target).name, len(frame.payload)) for target, frame in frames]
 
 
@@ -83,10 +83,9 @@ def test_replicas_that_were_asked_for_share_what_few_items_have_become_in_all_wo
 def test_replicas_that_were_asked_for_and_are_next_door_take_turns() -> None:
     plan = plan_of(Pass("a") | Pass("b") * 4, mode="process", workers=2)
     dispatch = make_dispatch(plan, TaskIndex(plan.tasks_of("a")[0]), LiveCodec(stores_bytes=False))
-    cause = Frame(TaskIndex(0), 0, 1, (), FrameId(0), 0, TaskIndex(0), Stage.PROCESS, False, None)
     mates = [plan.task(index).name for index in plan.worker_of(plan.tasks_of("a")[0]).tasks]
 
-    found = [dispatch.send(["x"], cause)[0][0] for _ in range(4)]
+    found = [dispatch.send(["x"], CAUSE)[0][0] for _ in range(4)]
 
     assert sorted(plan.task(each.target).name for each in found) == sorted(2 * [n for n in mates if n.startswith("b")])
     for each in found:
@@ -147,9 +146,8 @@ def test_what_a_flat_map_makes_is_cut_into_frames() -> None:
 def test_a_task_without_a_way_out_sends_nothing() -> None:
     plan = plan_of(Pass("a"))
     dispatch = make_dispatch(plan, TaskIndex(1), LiveCodec(stores_bytes=False))
-    cause = Frame(TaskIndex(0), 0, 1, (), FrameId(0), 0, TaskIndex(0), Stage.PROCESS, False, None)
 
-    assert dispatch.send([1], cause) == ([], [])
+    assert dispatch.send([1], CAUSE) == ([], [])
 
 
 def test_frame_ids_are_64_random_bits_and_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,7 +199,7 @@ def test_a_frame_goes_on_and_is_acknowledged(bench: Make) -> None:
 
 
 class LongFrames(Copy):
-    """Each frame takes longer than `ANSWER_S`; all but the first wait until the others are there too."""
+    """Each frame takes longer than `ANSWER_S`; the first waits until the others have been sent."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
