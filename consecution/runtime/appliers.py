@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -18,7 +18,7 @@ from consecution.errors import DamagedStoreError, OutageError, UndecodableStateE
 from consecution.nodes import Node
 from consecution.plan import Plan
 from consecution.protocol.durable import Application
-from consecution.protocol.poison import Condemned, Guard, Suspect
+from consecution.protocol.poison import Condemned, Guard, LostItem, Suspect
 from consecution.protocol.values import USER_ERRORS, BatchId, Frame, TaskIndex
 from consecution.runtime import failpoints
 from consecution.runtime.durable_store import CommittedOutside, DurableStore, TableWrite
@@ -43,15 +43,51 @@ class FailedInput(NamedTuple):
     error: BaseException
 
 
-class Work(NamedTuple):
-    """One application with its items decoded, frame by frame; ``lost`` are those that could not be."""
+Decode = Callable[[Frame], tuple[list[Any], list[LostItem]]]
+"""The items of a frame, and those of them that cannot be decoded or must not be touched."""
 
-    application: Application
-    frames: list[list[Any]]
-    lost: Sequence[FailedInput] = ()
+
+class Work:
+    """One application. Each frame is decoded when its turn comes, and anew where it is run again."""
+
+    def __init__(self, application: Application, decode: Decode) -> None:
+        self.application = application
+        self.count = 0
+        """Items that were decoded when the frames were gone through last,"""
+        self.lost: list[FailedInput] = []
+        """and those that could not be."""
+        self._decode = decode
 
     def parts(self) -> Iterator[tuple[Frame, list[Any]]]:
-        return zip(self.application.frames, self.frames, strict=True)
+        """Each frame with its items, in order."""
+        self.count, self.lost = 0, []
+        for frame in self.application.frames:
+            yield frame, self._items_of(frame)
+
+    def _items_of(self, frame: Frame) -> list[Any]:
+        items, lost = self._decode(frame)
+        self.count += len(items)
+        self.lost += [FailedInput(self.application, item, item.error) for item in lost]
+        return items
+
+
+class Group:
+    """Applications that become one commit, as many as ``ready`` gives. Gone through again it begins with the same."""
+
+    def __init__(self, ready: Iterator[Work]) -> None:
+        self.works: list[Work] = []
+        self._ready = ready
+
+    def __iter__(self) -> Iterator[Work]:
+        yield from self.works
+        for work in self._ready:
+            self.works.append(work)
+            yield work
+
+    @property
+    def count(self) -> int:
+        """Items of all of them, once they were gone through."""
+        return sum(work.count for work in self.works)
 
 
 class Outcome(NamedTuple):
@@ -73,7 +109,7 @@ class Applier(Protocol):
     def open(self) -> None:
         """Restore what the store has, and run the node's ``begin``. What a crash has left undone is done here."""
 
-    def apply(self, group: list[Work]) -> Outcome: ...
+    def apply(self, group: Group) -> Outcome: ...
 
     def prepare(self, changes: list[Any]) -> None:
         """The commit of these changes, the latest group's among them, comes next; it may add its own."""
@@ -112,34 +148,39 @@ class _NodeApplier:
         self._merging = False
         self._states: States
 
-    def apply(self, group: list[Work]) -> Outcome:
+    def apply(self, group: Group) -> Outcome:
         outcome = None if self._careful_items else self._apply_quickly(group)
         if outcome is None:
-            count = sum(len(items) for work in group for items in work.frames)
-            self._careful_items = max(0, self._careful_items - count)
             outcome = self._apply_carefully(group)
+            self._careful_items = max(0, self._careful_items - group.count)
         self.guard.leave()
         return outcome
 
-    def _apply_quickly(self, group: list[Work]) -> Outcome | None:
+    def _apply_quickly(self, group: Group) -> Outcome | None:
         """None, and all is as it was before: an item raises, or a frame is suspect of taking the task down."""
         pushed: list[Any] = []
-        try:
-            for work in group:
-                for frame, items in work.parts():
-                    if self.guard.take(frame.origin, frame.seq, frame.path) is not None:
-                        self._roll_back()
-                        return None
-                    self._run(iter(items), pushed)
-        except UndecodableStateError:
-            raise
-        except USER_ERRORS:
-            self._roll_back()
-            self._careful_items = CAREFUL_ITEMS
-            return None
+        for work in group:
+            try:
+                if not self._run_whole(work, pushed):
+                    self._roll_back()
+                    return None
+            except UndecodableStateError:
+                raise
+            except USER_ERRORS:
+                self._roll_back()
+                self._careful_items = CAREFUL_ITEMS
+                return None
         return Outcome(pushed, [])
 
-    def _apply_carefully(self, group: list[Work]) -> Outcome:
+    def _run_whole(self, work: Work, pushed: list[Any]) -> bool:
+        """False: a frame is suspect, and was not run."""
+        for frame, items in work.parts():
+            if self.guard.take(frame.origin, frame.seq, frame.path) is not None:
+                return False
+            self._run(iter(items), pushed)
+        return True
+
+    def _apply_carefully(self, group: Group) -> Outcome:
         outcome = Outcome([], [])
         for work in group:
             condemn = _condemn_into(outcome.failed, work.application)
@@ -318,7 +359,7 @@ class SinkApplier:
         self._sink.sync = self._sync
         self._sink.open()
 
-    def apply(self, group: list[Work]) -> Outcome:
+    def apply(self, group: Group) -> Outcome:
         failed: list[FailedInput] = []
         for work in group:
             app = work.application
@@ -428,7 +469,7 @@ class TransactionApplier(SinkApplier):
         super().__init__(sink, sync, origin_names)
         self._store = store
         self._owner = owner
-        self._group: list[Work] = []
+        self._group: Group | None = None
 
     def open(self) -> None:
         """At the very first start a database that is not there is an error; later it is waited for."""
@@ -456,13 +497,14 @@ class TransactionApplier(SinkApplier):
             self._sink.close()
             raise
 
-    def apply(self, group: list[Work]) -> Outcome:
+    def apply(self, group: Group) -> Outcome:
         self._group = group
         self._outcome = self._sink._ride_out(self._transact)
         return self._outcome
 
     def _transact(self) -> Outcome:
         """Everything but the commit; after an outage all of it again."""
+        assert self._group is not None
         self._sink.begin_transaction()
         try:
             return super().apply(self._group)
@@ -475,7 +517,7 @@ class TransactionApplier(SinkApplier):
         self.guard.steps += 1
 
     def prepare(self, changes: list[Any]) -> None:
-        if not self._group:
+        if self._group is None:
             return  # a timer has ticked: nothing was written
         number = self._store.outside_number + 1
         changes.append(CommittedOutside(number))
@@ -487,7 +529,7 @@ class TransactionApplier(SinkApplier):
             log.warning("%s: %s; looking whether the commit has happened", self._sink, error)
             self._sink._ride_out(lambda: self._commit_again(number, redo))
         failpoints.passed("outside.committed")
-        self._group = []
+        self._group = None
 
     def _commit_again(self, number: int, redo: bytes) -> None:
         """It has happened, or the whole transaction is repeated; what has failed in it is in ``redo`` already."""

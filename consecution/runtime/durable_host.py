@@ -7,7 +7,7 @@ that were applied, their outputs as new batches, decisions and forgets of earlie
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from consecution.errors import ConsecutionError, WorkerError
 from consecution.nodes import Node
 from consecution.options import Options
 from consecution.plan import Plan
-from consecution.protocol.durable import Application, Durable, DurableTurn
+from consecution.protocol.durable import Durable, DurableTurn
 from consecution.protocol.origin import Origin
-from consecution.protocol.poison import Guard, decode_apart
+from consecution.protocol.poison import Guard, LostItem, decode_apart
 from consecution.protocol.step import Codec, Counts, describe_failure, encode_apart
 from consecution.protocol.values import (
     LIVE,
@@ -34,16 +34,18 @@ from consecution.protocol.values import (
     copied,
 )
 from consecution.runtime import failpoints
-from consecution.runtime.appliers import Applier, FailedInput, Work, make_applier
+from consecution.runtime.appliers import Applier, FailedInput, Group, Work, make_applier
 from consecution.runtime.durable_store import DurableStore, EndRecorded, EndUndone
 from consecution.runtime.failed_edges import PlannedFailedEdges
 from consecution.runtime.occupation import Occupied
 from consecution.runtime.origin_host import OnStop, OriginHost, Outbox, by_task, origin_limits
+from consecution.runtime.task_host import ANSWER_S
 from consecution.runtime.timer import Timer
 from consecution.runtime.wiring import make_dispatch
 
-GROUP_ITEMS = 100_000
-"""Items of decided batches that become one commit, while there are so many: each changed key is written once."""
+GROUP_ITEMS = 1_000_000
+"""Items of decided batches that become one commit, while there are so many: each changed key is written once. But none
+is begun after `ANSWER_S`."""
 
 
 class DurableHost(Occupied):
@@ -215,18 +217,27 @@ class DurableHost(Occupied):
     # -- application -----------------------------------------------------------------------------
 
     def _apply_ready(self) -> bool:
-        group, items = [], 0
-        while items < GROUP_ITEMS:
-            # A full window holds back new work, but not this task's own retries: they are what fills it.
-            application = self._durable.next_application(only=None if self.origin.room() else self.task)
-            if application is None:
-                break
-            self._durable.apply(application)
-            group.append(self._decode(application))
-            items += sum(map(len, group[-1].frames))
-        if group:
-            self._apply(group, items)
-        return bool(group)
+        first = self._next_work()
+        if first is not None:
+            self._apply(Group(self._ready(first)))
+        return first is not None
+
+    def _next_work(self) -> Work | None:
+        # A full window holds back new work, but not this task's own retries: they are what fills it.
+        application = self._durable.next_application(only=None if self.origin.room() else self.task)
+        if application is None:
+            return None
+        self._durable.apply(application)
+        return Work(application, self._decode)
+
+    def _ready(self, first: Work) -> Iterator[Work]:
+        """Decided batches, until that was enough for one commit."""
+        work: Work | None = first
+        items, until_s = 0, self._now() + ANSWER_S
+        while work is not None:
+            yield work
+            items += work.count
+            work = self._next_work() if items < GROUP_ITEMS and self._now() < until_s else None
 
     def _tick(self) -> bool:
         if not self.origin.room() or not self._timer.ticks():
@@ -242,26 +253,17 @@ class DurableHost(Occupied):
         self._applied = True
         self._give_birth(pushed)
 
-    def _decode(self, application: Application) -> Work:
-        lost: list[FailedInput] = []
-        frames = [self._decode_frame(application, frame, lost) for frame in application.frames]
-        return Work(application, frames, lost)
-
-    def _decode_frame(self, application: Application, frame: Frame, lost: list[FailedInput]) -> list[Any]:
-        """The items of a frame; those that cannot be decoded fail when their batch is applied."""
+    def _decode(self, frame: Frame) -> tuple[list[Any], list[LostItem]]:
         suspect = self._guard.take(frame.origin, frame.seq, frame.path)
-        items, missing = decode_apart(frame.payload, self._codec.decode, suspect)
-        lost += [FailedInput(application, item, item.error) for item in missing]
-        self._guard.leave()
-        return items
+        return decode_apart(frame.payload, self._codec.decode, suspect)
 
-    def _apply(self, group: list[Work], items: int) -> None:
+    def _apply(self, group: Group) -> None:
         started_s = self.counts.since_s = time.monotonic()
         with self._occupied("process"):
             pushed, failed = self._applier.apply(group)
-        failed = [*(lost for work in group for lost in work.lost), *failed]
+        failed = [*(lost for work in group.works for lost in work.lost), *failed]
         counts = self.counts
-        counts.items_in += items
+        counts.items_in += group.count
         counts.items_out += len(pushed)
         counts.failed += len(failed)
         counts.since_s = 0.0

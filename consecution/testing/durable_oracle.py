@@ -96,7 +96,7 @@ class DurableOracle(Oracle):
 
     def applied(self, works: list[Work], taken: list[tuple[Item, list[Item]]], outcome: Applied) -> None:
         """The application itself has run: ``taken`` says what the node took, and what it made of each."""
-        items = Counter(item for work in works for frame in work.frames for item in frame)
+        items = Counter(item for work in works for _, items in work.parts() for item in items)
         kept = [item for item, _ in taken]
         if items - Counter(f.item for f in outcome.failed) != Counter(kept):
             raise Violation(f"task {self.task} was given {dict(items)}, took {kept}, and {outcome.failed} failed")

@@ -19,10 +19,10 @@ from consecution.runtime.appliers import (
     AppendApplier,
     Applier,
     AttributeApplier,
+    Group,
     Outcome,
     SinkApplier,
     StateApplier,
-    Work,
     _NodeApplier,
 )
 from consecution.runtime.durable_host import DurableHost
@@ -235,10 +235,10 @@ class WatchedApplier:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def apply(self, group: list[Work]) -> Outcome:
+    def apply(self, group: Group) -> Outcome:
         self._taken.clear()
         outcome = self._inner.apply(group)
-        self._oracle.applied(group, list(self._taken), outcome)
+        self._oracle.applied(group.works, list(self._taken), outcome)
         return outcome
 
     def call(self, method: Callable[[], object]) -> list[Any]:

@@ -10,7 +10,7 @@ import pytest
 from consecution.nodes import Node
 from consecution.protocol.durable import Application
 from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
-from consecution.runtime.appliers import AttributeApplier, Work
+from consecution.runtime.appliers import AttributeApplier, Group, Work
 from consecution.runtime.durable_store import DurableStore
 
 
@@ -42,7 +42,9 @@ class Task:
         """Apply one batch and commit; returns the items that failed."""
         source = TaskIndex(0)
         frame = Frame(source, 0, 1, (0,), FrameId(1), 0, source, Stage.PROCESS, False, b"")
-        outcome = self.applier.apply([Work(Application(source, 0, 1, (frame,)), [list(items)])])
+        outcome = self.applier.apply(
+            Group(iter([Work(Application(source, 0, 1, (frame,)), lambda _: (list(items), []))]))
+        )
         self.store.apply(self.applier.take_changes())
         self.applier.committed()
         return [failed.item for failed in outcome.failed]

@@ -1,18 +1,25 @@
-"""The end of a stream at a durable node where items have failed: whole pipelines, in each mode."""
+"""A durable task: what it applies together, what failing items leave behind, and the end of its stream."""
 
 from __future__ import annotations
 
-from contextlib import closing
+import pickle
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from consecution import Pipeline, Producer, StatefulNode
+from consecution import Pipeline, Producer, Sink, StatefulNode
 from consecution.errors import WorkerError
+from consecution.protocol.values import Confirms, Frame, FrameId, Go, Gos, Stage, TaskIndex
+from consecution.runtime import durable_host
+from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.durable_store import DurableStore
+from consecution.runtime.origin_host import process_codec
 from consecution.runtime.state import look_at_state_dir
 from consecution.sinks.text import TextLines
+from tests.runtime.shells import SOURCE, Clock, Diary, WritingOutbox, plan_of
 
 
 class Sum(StatefulNode):
@@ -81,3 +88,112 @@ def test_a_node_with_a_timer_has_on_record_that_it_has_ended(tmp_path: Path) -> 
     with closing(state.journal(name)) as store:
         assert isinstance(store, DurableStore)
         assert store.has_ended
+
+
+# -- what is applied together ----------------------------------------------------------------------
+
+
+class Patient(Sink):
+    """Takes its time, on a clock of its own, for each frame."""
+
+    def __init__(self, clock: Clock, took_s: float) -> None:
+        super().__init__("patient")
+        self.clock = clock
+        self.took_s = took_s
+        self.items: list[int] = []
+
+    def write(self, batch_id: Any, items: list[int]) -> None:
+        self.clock.now_s += self.took_s
+        self.items += items
+
+
+@contextmanager
+def begun(path: Path, sink: Patient, diary: Diary) -> Iterator[DurableHost]:
+    """The host of a sink, begun; what it sends is written down."""
+    plan = plan_of(sink, robustness="robust")
+    task = TaskIndex(plan.node(sink.name).tasks[0])
+    name = plan.task(task).name
+    DurableStore(path, origin=name, epoch="e").close()
+    codecs = process_codec(robust=True)
+    outbox = WritingOutbox(diary)
+    host = DurableHost(plan, task, sink, codecs, outbox, origin_name=str, path=path, epoch="e", now=sink.clock)
+    host.begin()
+    host.replay()
+    try:
+        yield host
+    finally:
+        host.close()
+
+
+def decide(host: DurableHost, batches: int, items: int) -> None:
+    """Batches of so many items come in, and then they are decided."""
+    for seq in range(batches):
+        payload = pickle.dumps(list(range(seq * items, (seq + 1) * items)))
+        frame = Frame(SOURCE, seq, 1, (0,), FrameId(seq + 1), 0, SOURCE, Stage.PROCESS, False, payload)
+        host.receive(frame)
+    host.turn()
+    host.receive(Gos(SOURCE, [Go(seq, 1, -1, 0, seq + 1) for seq in range(batches)]))
+
+
+def confirmed(diary: Diary) -> list[list[int]]:
+    """What each message confirms."""
+    return [message.seqs for _, message in diary.all("send") if isinstance(message, Confirms)]
+
+
+def test_batches_that_are_decided_share_a_commit(tmp_path: Path) -> None:
+    diary, sink = Diary(), Patient(Clock(), 0.0)
+    with begun(tmp_path, sink, diary) as host:
+        decide(host, batches=5, items=3)
+        host.turn()
+
+    assert confirmed(diary) == [[0, 1, 2, 3, 4]]
+    assert sink.items == list(range(15))
+
+
+def test_no_batch_is_begun_for_a_commit_that_others_wait_for(tmp_path: Path) -> None:
+    diary, sink = Diary(), Patient(Clock(), 0.2)
+    with begun(tmp_path, sink, diary) as host:
+        decide(host, batches=5, items=3)
+        while host.turn():
+            pass
+
+    assert confirmed(diary) == [[0, 1], [2, 3], [4]]
+    assert sink.items == list(range(15))
+
+
+def test_a_commit_holds_only_so_many_items(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(durable_host, "GROUP_ITEMS", 5)
+    diary, sink = Diary(), Patient(Clock(), 0.0)
+    with begun(tmp_path, sink, diary) as host:
+        decide(host, batches=5, items=3)
+        while host.turn():
+            pass
+
+    assert confirmed(diary) == [[0, 1], [2, 3], [4]]
+    assert host.counts.items_in == 15
+
+
+class Marks(StatefulNode):
+    """Writes on its items, and keeps them; refuses one of them."""
+
+    def process(self, item: list[str]) -> None:
+        item.append("seen")
+        if item[0] == "bad":
+            raise ValueError("bad")
+        self.state[item[0]] = item
+
+    def end(self) -> None:
+        for key in sorted(self.state):
+            self.push(" ".join(self.state[key]))
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+def test_items_are_as_they_came_where_they_are_run_again_because_another_one_raised(mode: str, tmp_path: Path) -> None:
+    lines = tmp_path / "out.txt"
+    items = [["a"], ["bad"], ["b"]]
+    pipeline = Pipeline(Producer(items, name="items") | Marks("marks") | TextLines("lines", path=lines))
+
+    report = pipeline.run(mode=mode, robustness="robust", state_dir=tmp_path / "state", retries=0)
+
+    assert report.failed == 1
+    assert lines.read_text().splitlines() == ["a seen", "b seen"]
