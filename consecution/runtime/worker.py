@@ -305,12 +305,14 @@ class Worker:
         while self._orders:
             self._obey(self._orders.popleft())
         worked = self._take_in()
+        # The commit of what has come from others, for they wait for its acknowledgement; not after a share of one's
+        # own work. What tasks of this worker get from each other in `_deliver` is part of the next one.
+        for task, host in self._hosts.items():
+            worked = self._turn_task(task, host) or worked
         worked = self._deliver() or worked
         for task, source in self._sources.items():
             worked = self._turn_source(task, source) or worked
-        worked = self._deliver() or worked  # so that the tasks' commits hold it: half as many for each batch
-        for task, host in self._hosts.items():
-            worked = self._turn_task(task, host) or worked
+        worked = self._deliver() or worked
         if not worked and not self._orders and not self._quit and not self._outbox.waiting:
             self._wait()
 

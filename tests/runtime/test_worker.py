@@ -19,6 +19,7 @@ from consecution.errors import ConsecutionError, DamagedStoreError, ShippingErro
 from consecution.protocol.origin import BatchDecided, Change
 from consecution.protocol.values import Ack, Acks, Frame, FrameId, Message, Stage, TaskIndex, WorkerIndex
 from consecution.runtime import control, worker
+from consecution.runtime.journal import Journal
 from consecution.runtime.local_run import open_run_state
 from consecution.runtime.shipping import Shipment
 from consecution.runtime.worker import Worker, WorkerSpec, _pickled, _report
@@ -61,18 +62,26 @@ class Bench:
     """One worker, and everything around it."""
 
     def __init__(
-        self, node: Node | None, *, source: Any = (), robustness: str = "confirm", timeout_s: float = 30.0
+        self,
+        node: Node | None,
+        *,
+        source: Any = (),
+        robustness: str = "confirm",
+        timeout_s: float = 30.0,
+        beside_source: bool = False,
     ) -> None:
+        """Without a node it has the source, and both if they are ``beside`` each other."""
         self.folder = SocketFolder()
         given = source if isinstance(source, Source) else list(source)
         pipeline = Pipeline(Producer(given) | (node or Copy("node")) | Copy("peer"))
         plan = pipeline.plan(mode="process", robustness=robustness, batch_size=10, timeout_s=timeout_s)
         producer: Any = pipeline.top_node
         task = TaskIndex(0) if node is None else ME
-        sources = {task: producer.make_source()} if node is None else {}
+        sources = {TaskIndex(0): producer.make_source()} if node is None or beside_source else {}
         shipment = Shipment(plan, {} if node is None else {node.name: node}, sources, None)
         self.home = WorkerIndex(task)
-        spec = WorkerSpec(self.home, (task,), 1, "memory", {}, self.folder.path, "", {})
+        tasks = (TaskIndex(0), task) if beside_source else (task,)
+        spec = WorkerSpec(self.home, tasks, 1, "memory", {}, self.folder.path, "", {})
         self.pipe, theirs = multiprocess.Pipe()
         self.error: BaseException | None = None
         self.worker = Worker(spec, theirs, shipment, in_process=False)
@@ -114,9 +123,9 @@ class Bench:
         beats: control.Beats = self.hear(control.Beats, unless=lambda word: unless(word.beats[0]))
         return beats.beats[0]
 
-    def send(self, items: list[Any], seq: int = 1) -> None:
+    def send(self, items: list[Any], seq: int = 1, origin: TaskIndex = TaskIndex(0)) -> None:
         payload = PickleCodec().encode(items)
-        frame = Frame(TaskIndex(0), seq, 1, (0,), FrameId(seq + 1000), 0, TaskIndex(0), Stage.PROCESS, False, payload)
+        frame = Frame(origin, seq, 1, (0,), FrameId(seq + 1000), 0, origin, Stage.PROCESS, False, payload)
         self._outbox.send(self._task, frame)
 
     def receive(self, kind: type) -> Any:
@@ -227,6 +236,55 @@ def test_it_answers_for_a_frame_that_has_taken_long_before_it_takes_the_next(
     node.leave.set()
 
     assert [[ack.seq for ack in one.receive(Acks).acks] for _ in range(3)] == [[1], [2], [3]]
+
+
+class TwoKinds(Copy):
+    """Waits for this test at items of its own worker; notes the others."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.has_met_others = False
+        self.entered, self.leave = threading.Event(), threading.Event()
+
+    def process(self, item: Any) -> None:
+        if item == "own":
+            self.entered.set()
+            assert self.leave.wait(WAIT_S)
+        else:
+            self.has_met_others = True
+        super().process(item)
+
+
+class OnceOthersWereMet(Source):
+    """Has something as soon as the node beside it was given something by others."""
+
+    def __init__(self, node: TwoKinds) -> None:
+        self._node = node
+        self._given = False
+
+    def read(self, max_items: int) -> list[Any]:
+        if self._given or not self._node.has_met_others:
+            return []
+        self._given = True
+        return ["own"]
+
+    def position(self) -> None:
+        return None
+
+
+def test_it_answers_other_workers_before_it_goes_on_with_batches_of_its_own(bench: Make) -> None:
+    node = TwoKinds("node")
+    one = bench(node, source=OnceOthersWereMet(node), beside_source=True)
+    one.wire()
+    one.hear(control.Switched)
+    one.tell(control.Replay(after_death=False))
+
+    one.send(["theirs"], origin=PEER)
+    acks = one.receive(Acks)
+
+    assert [ack.seq for ack in acks.acks] == [1]
+    assert node.entered.wait(WAIT_S), "its own item comes next"
+    node.leave.set()
 
 
 def test_nothing_is_sent_before_the_wiring(bench: Make) -> None:
@@ -422,8 +480,17 @@ class Written(Sink):
         self.items += items
 
 
-def test_a_batch_that_stays_in_its_worker_is_written_two_turns_after_its_birth(tmp_path: Path) -> None:
-    """Each turn is a commit of the source and one of the sink: so it costs two of each, and one to be forgotten."""
+def test_a_batch_that_stays_in_its_worker_costs_two_commits_at_both_ends_and_one_to_be_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits: list[str] = []
+    apply = Journal.apply
+
+    def note_and_apply(journal: Journal, changes: list[Any]) -> None:
+        commits.append(journal.path.name)
+        apply(journal, changes)
+
+    monkeypatch.setattr(Journal, "apply", note_and_apply)
     sink = Written("sink")
     pipeline = Pipeline(Producer([1, 2, 3]) | Copy("node") | sink)
     plan = pipeline.plan(mode="process", workers=1, state_dir=tmp_path, sync="process")
@@ -441,16 +508,18 @@ def test_a_batch_that_stays_in_its_worker_is_written_two_turns_after_its_birth(t
     try:
         worker._begin()
         worker._replay(control.Replay(after_death=False))
-        written = []
-        for _ in range(2):
-            worker._turn()
-            written.append(list(sink.items))
+        for _ in range(5):
+            if not worker._sources[TaskIndex(0)].origin.finished:
+                worker._turn()
     finally:
         worker._close()
         state.close(keep=False)
         sockets.close()
 
-    assert written == [[], [1, 2, 3]]
+    assert sink.items == [1, 2, 3]
+    at_source, at_sink = (Path(path).name for path in stores.values())
+    assert commits.pop(0) == at_sink, "the generation that the sink's own origin begins with"
+    assert commits == [at_source, at_sink, at_source, at_sink, at_source]
 
 
 def test_quit_closes_and_leaves_no_socket(bench: Make) -> None:
