@@ -52,6 +52,8 @@ FEW_LARGE_OPEN = 16
 """Where batches of more items are slow, first fewer are open at a time, down to so many: small ones cost more."""
 FIRST_BATCH_SIZE = 16
 """One, where replicas share the batches: a few items may be all there are, and nobody knows yet what they cost."""
+TRIAL_BATCHES = 8
+"""So many full batches, and two for each replica, are enough to show whether the next ones may be larger."""
 LAST_BATCHES = 2
 """A batch is at most the n-th part of what is left of a stream: so many times the replicas. So these end together."""
 LEAST_SHARE_S = 0.005
@@ -378,6 +380,8 @@ class Origin:
         self._target = 1 if limits.parallel > 1 else min(FIRST_BATCH_SIZE, limits.batch_size)
         self.growing = self._target < limits.batch_size
         """Batches of this stream have not found their size yet: make few of them until more is known."""
+        self._tried = 0
+        """Full batches of the size that is being tried."""
         self._window = limits.max_pending
         """How many batches may be open just now."""
         self._fitting = limits.batch_size
@@ -485,6 +489,11 @@ class Origin:
             return 0
         return min(self._target, self._fitting, self._fitting_whole, self.share_of(left))
 
+    @property
+    def is_trying(self) -> bool:
+        """Whether batches enough of one size are under way to show how large the next may be, and none has yet."""
+        return self.growing and self._tried >= max(TRIAL_BATCHES, 2 * self.limits.parallel)
+
     def share_of(self, left: float) -> int:
         """How many of the last items are to be one batch, so that no replica is at it when the others have nothing.
 
@@ -556,6 +565,7 @@ class Origin:
 
     def _birth(self, record: BatchRecord, size_bytes: int, now_s: float) -> None:
         self._next_seq = record.seq + 1
+        self._tried += record.retry is None and record.count >= self._target
         self._fit(record, size_bytes)
         batch = self._open(record, size_bytes, now_s)
         self._turn.changes.append(BatchBorn(record))
@@ -667,6 +677,7 @@ class Origin:
         elif share_s < quick_s and is_full:
             growth = max(LEAST_GROWTH, quick_s / max(share_s, quick_s / MOST_GROWTH))
             self._target = min(self.limits.batch_size, math.ceil(self._target * growth))
+            self._tried = 0
         if took_s < quick_s:
             self._window = min(self.limits.max_pending, self._window * 2)
         if is_full or is_slow:

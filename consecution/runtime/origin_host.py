@@ -48,6 +48,8 @@ BIRTH = (-1,)
 """A batch that is just being made, where a frame has its path."""
 BATCHES_PER_TURN = 8
 """So many births may share one commit whatever the window, while the source has more to give at once."""
+TRIAL_S = 0.02
+"""So long a source holds back while batches are under way that show what size is right."""
 QUICK_READ_S = 0.002
 COMMIT_STRETCH = 4
 """Reading for one commit may take so many times as long as the commit before it: a slow disk gets larger commits."""
@@ -391,6 +393,7 @@ class SourceHost:
         self._births = host.companion = _Births(source)
         self._reader = _Reader(source, linger_s, time.monotonic)
         self._reads_ahead = reads_ahead
+        self._trial_until_s: float | None = None
         self._problem: SourceError | None = None
         self._stopping = False
         self._paused = False
@@ -452,12 +455,25 @@ class SourceHost:
 
     @property
     def wants_to_read(self) -> bool:
-        return self.origin.room() > 0 and not self._paused
+        return self.origin.room() > 0 and not self._paused and not self._trial_left_s()
+
+    def _trial_left_s(self) -> float:
+        """Seconds to wait for what batches under way show; 0.0: read."""
+        if not self.origin.is_trying:
+            self._trial_until_s = None
+            return 0.0
+        now_s = self.host.now()
+        if self._trial_until_s is None:
+            self._trial_until_s = now_s + TRIAL_S
+        left_s = self._trial_until_s - now_s
+        return left_s if 0.0 < left_s <= TRIAL_S else 0.0
 
     def next_wake_s(self) -> float | None:
         """Seconds until something is due; None: not before a message or the source wakes us."""
         due_s = self.origin.next_due_s()
         waits = [] if due_s is None else [max(0.0, due_s - self.host.now())]
+        if trial_left_s := self._trial_left_s():
+            waits.append(trial_left_s)
         if self.wants_to_read:
             linger_s = self._reader.left_s()
             if linger_s is not None:
@@ -470,6 +486,8 @@ class SourceHost:
         self.resting = self._paused
         if self._paused:
             return self._release()
+        if self._trial_left_s():
+            return False
         read = False
         now = self.host.now
         until_s = now() + max(QUICK_READ_S, COMMIT_STRETCH * self.host.commit_s)

@@ -332,13 +332,13 @@ class SourceProcess(OriginProcess):
         self._oracle.settled(Settled(seq, failed, confirmed))
 
     def wake(self) -> float | None:
-        """Read again if that is possible; else when a retry or a timeout is due."""
+        """Read again if that is possible; else when a retry, a timeout or the end of a trial is due."""
         if self._source.wants_to_read:
             self.restless = True
             return self._scene.now_s
-        due_s = self.origin.next_due_s()
-        self.restless = due_s is not None
-        return due_s
+        wait_s = self._source.next_wake_s()
+        self.restless = wait_s is not None
+        return None if wait_s is None else self._scene.now_s + wait_s
 
 
 class TaskProcess(Process):

@@ -182,6 +182,39 @@ def test_batches_have_found_their_size_when_a_full_one_is_not_quick() -> None:
     assert (not_full, origin.growing) == (True, False)
 
 
+@pytest.mark.parametrize(("parallel", "size", "batches"), [(1, 16, 8), (2, 1, 8), (5, 1, 10)])
+def test_so_many_full_batches_are_enough_to_try_a_size(parallel: int, size: int, batches: int) -> None:
+    origin = running(batch_size=100_000, max_pending=100, parallel=parallel)
+    tried = []
+    for _ in range(batches):
+        tried.append(origin.is_trying)
+        birth(origin, size)
+
+    assert tried == [False] * batches
+    assert origin.is_trying
+    complete(origin, 0, 0.1)
+    assert not origin.is_trying, "there is a larger size to be tried"
+    assert origin.room() > size
+
+
+def test_batches_that_are_not_full_try_no_size() -> None:
+    origin = running(batch_size=100_000, max_pending=100)
+    for _ in range(50):
+        birth(origin, 15)
+
+    assert origin.growing
+    assert not origin.is_trying
+
+
+def test_nothing_is_tried_any_more_when_batches_have_found_their_size() -> None:
+    origin = running(batch_size=100_000, max_pending=100)
+    for _ in range(8):
+        birth(origin, 16)
+    complete(origin, 0, 0.3)
+
+    assert (origin.growing, origin.is_trying) == (False, False)
+
+
 def test_the_first_batches_have_one_item_where_replicas_share_them() -> None:
     assert [running(batch_size=100, parallel=parallel).room() for parallel in (1, 2, 5)] == [16, 1, 1]
 

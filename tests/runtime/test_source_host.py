@@ -16,7 +16,7 @@ from consecution.protocol.origin import BatchBorn, Change, Origin, OriginLimits
 from consecution.protocol.values import Ack, Acks, FailedItem, Frame, FrameId, Message, Stage, TaskIndex
 from consecution.report import Failure
 from consecution.runtime.journal import NotesTaken
-from consecution.runtime.origin_host import MemoryStore, OriginHost, SourceHost
+from consecution.runtime.origin_host import TRIAL_S, MemoryStore, OriginHost, SourceHost
 from consecution.source import Note, Rejected, Source
 from consecution.transport.codec import LiveCodec, ReusingCodec
 from tests.runtime.shells import Shell, plan_of
@@ -76,6 +76,62 @@ def test_new_items_do_not_keep_retries_waiting_for_room() -> None:
     answer()
 
     assert [frame.payload for frame in outbox.frames] == [[0], [7]]
+
+
+# -- while batches find their size ------------------------------------------------------------------
+
+
+def full_shell() -> Shell:
+    """A source that has more than is asked for has filled eight batches, and others of this size would follow."""
+    shell = Shell(plan_of(Map(str, name="text"), batch_size=1000))
+    shell.source.read = lambda max_items: [0] * max_items  # type: ignore[method-assign]
+    shell.source_host.open()
+    shell.origin.replay(shell.clock())
+    shell.source_host.turn()
+    assert len(shell.frames()) == 8
+    return shell
+
+
+def test_a_source_is_not_read_while_its_first_batches_show_how_large_others_may_be() -> None:
+    shell = full_shell()
+
+    shell.source_host.turn()
+
+    assert len(shell.frames()) == 8
+    assert not shell.source_host.wants_to_read, "else whoever waits for it would be woken again and again"
+    assert shell.source_host.next_wake_s() == pytest.approx(TRIAL_S)
+
+
+def test_a_source_is_read_again_as_soon_as_one_has_shown_it() -> None:
+    shell = full_shell()
+    shell.source_host.turn()
+
+    shell.acknowledge()
+    assert shell.source_host.wants_to_read
+    shell.source_host.turn()
+
+    assert len(shell.items()) > 8 * 16
+
+
+def test_a_source_does_not_wait_long_for_what_its_batches_show() -> None:
+    shell = full_shell()
+    shell.source_host.turn()
+
+    shell.clock.now_s += TRIAL_S
+    assert shell.source_host.wants_to_read
+    shell.source_host.turn()
+    shell.source_host.turn()
+
+    assert len(shell.frames()) == 24
+
+
+def test_a_source_does_not_wait_longer_where_the_clock_is_set_back() -> None:
+    shell = full_shell()
+    shell.source_host.turn()
+
+    shell.clock.now_s -= 3600
+
+    assert shell.source_host.wants_to_read
 
 
 # -- a range ---------------------------------------------------------------------------------------
