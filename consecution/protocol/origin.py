@@ -52,7 +52,7 @@ FEW_LARGE_OPEN = 16
 """Where batches of more items are slow, first fewer are open at a time, down to so many: small ones cost more."""
 FIRST_BATCH_SIZE = 16
 """One, where replicas share the batches: a few items may be all there are, and nobody knows yet what they cost."""
-TRIAL_BATCHES = 8
+TRIAL_BATCHES = 4
 """So many full batches, and two for each replica, are enough to show whether the next ones may be larger."""
 LAST_BATCHES = 2
 """A batch is at most the n-th part of what is left of a stream: so many times the replicas. So these end together."""
@@ -492,7 +492,12 @@ class Origin:
     @property
     def is_trying(self) -> bool:
         """Whether batches enough of one size are under way to show how large the next may be, and none has yet."""
-        return self.growing and self._tried >= max(TRIAL_BATCHES, 2 * self.limits.parallel)
+        return self.growing and self._tried >= self.trial_batches
+
+    @property
+    def trial_batches(self) -> int:
+        """So many full batches are enough to try a size."""
+        return max(TRIAL_BATCHES, 2 * self.limits.parallel)
 
     def share_of(self, left: float) -> int:
         """How many of the last items are to be one batch, so that no replica is at it when the others have nothing.

@@ -491,8 +491,8 @@ class SourceHost:
         read = False
         now = self.host.now
         until_s = now() + max(QUICK_READ_S, COMMIT_STRETCH * self.host.commit_s)
-        most = BATCHES_PER_TURN if self.origin.growing else max(BATCHES_PER_TURN, self.origin.limits.max_pending // 2)
-        for _ in range(most):
+        most = max(BATCHES_PER_TURN, self.origin.limits.max_pending // 2)
+        for _ in range(self.origin.trial_batches if self.origin.growing else most):
             room = self.origin.room(self._left())
             if not room:
                 break

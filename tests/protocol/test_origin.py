@@ -182,7 +182,7 @@ def test_batches_have_found_their_size_when_a_full_one_is_not_quick() -> None:
     assert (not_full, origin.growing) == (True, False)
 
 
-@pytest.mark.parametrize(("parallel", "size", "batches"), [(1, 16, 8), (2, 1, 8), (5, 1, 10)])
+@pytest.mark.parametrize(("parallel", "size", "batches"), [(1, 16, 4), (2, 1, 4), (5, 1, 10)])
 def test_so_many_full_batches_are_enough_to_try_a_size(parallel: int, size: int, batches: int) -> None:
     origin = running(batch_size=100_000, max_pending=100, parallel=parallel)
     tried = []

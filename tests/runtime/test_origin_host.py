@@ -90,7 +90,7 @@ def test_batches_that_are_there_at_once_share_one_commit() -> None:
 
 
 def test_few_batches_share_a_commit_until_they_have_found_their_size() -> None:
-    shell = running(one_node(batch_size=32), [["x"] * 16] * 8 + [["x"] * 32] * 40)
+    shell = running(one_node(batch_size=32), [["x"] * 16] * 4 + [["x"] * 32] * 40)
 
     shell.source_host.turn()
     small = shell.diary.words().count("born")
@@ -98,7 +98,7 @@ def test_few_batches_share_a_commit_until_they_have_found_their_size() -> None:
     shell.diary.clear()
     shell.source_host.turn()
 
-    assert small == 8
+    assert small == 4
     assert shell.diary.words().count("born") == 32
 
 

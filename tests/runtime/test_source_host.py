@@ -82,13 +82,13 @@ def test_new_items_do_not_keep_retries_waiting_for_room() -> None:
 
 
 def full_shell() -> Shell:
-    """A source that has more than is asked for has filled eight batches, and others of this size would follow."""
+    """A source that has more than is asked for has filled four batches, and others of this size would follow."""
     shell = Shell(plan_of(Map(str, name="text"), batch_size=1000))
     shell.source.read = lambda max_items: [0] * max_items  # type: ignore[method-assign]
     shell.source_host.open()
     shell.origin.replay(shell.clock())
     shell.source_host.turn()
-    assert len(shell.frames()) == 8
+    assert len(shell.frames()) == 4
     return shell
 
 
@@ -97,7 +97,7 @@ def test_a_source_is_not_read_while_its_first_batches_show_how_large_others_may_
 
     shell.source_host.turn()
 
-    assert len(shell.frames()) == 8
+    assert len(shell.frames()) == 4
     assert not shell.source_host.wants_to_read, "else whoever waits for it would be woken again and again"
     assert shell.source_host.next_wake_s() == pytest.approx(TRIAL_S)
 
@@ -110,7 +110,7 @@ def test_a_source_is_read_again_as_soon_as_one_has_shown_it() -> None:
     assert shell.source_host.wants_to_read
     shell.source_host.turn()
 
-    assert len(shell.items()) > 8 * 16
+    assert len(shell.items()) > 4 * 16
 
 
 def test_a_source_does_not_wait_long_for_what_its_batches_show() -> None:
@@ -122,7 +122,7 @@ def test_a_source_does_not_wait_long_for_what_its_batches_show() -> None:
     shell.source_host.turn()
     shell.source_host.turn()
 
-    assert len(shell.frames()) == 24
+    assert len(shell.frames()) == 12
 
 
 def test_a_source_does_not_wait_longer_where_the_clock_is_set_back() -> None:
