@@ -328,12 +328,19 @@ class Worker:
         return worked
 
     def _deliver(self) -> bool:
-        """What tasks of this worker have for each other, until nothing more follows from it or `DELIVER_S` are over."""
+        """What tasks of this worker have for each other, until nothing more follows from it or `DELIVER_S` are over.
+
+        What follows from a message comes before the next one: a batch is at its end, or on its way to other workers,
+        before another is begun, and what a step has made is still in the processor's cache at the next.
+        """
         waiting = self._outbox.waiting
         worked = bool(waiting)
         until_s = time.monotonic() + DELIVER_S
         while waiting and not self._orders and time.monotonic() < until_s:
-            self._hand(*waiting.popleft())
+            target, message = waiting.popleft()
+            others = len(waiting)
+            self._hand(target, message)
+            waiting.rotate(len(waiting) - others)
         return worked
 
     def _hand(self, target: TaskIndex, message: Message) -> None:

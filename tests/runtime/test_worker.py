@@ -7,6 +7,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -480,6 +481,56 @@ class Written(Sink):
         self.items += items
 
 
+@contextmanager
+def whole_pipeline(pipeline: Pipeline, path: Path, **options: Any) -> Iterator[tuple[Worker, dict[TaskIndex, str]]]:
+    """A worker with all tasks of a pipeline, to be turned by hand; and where the stores of some of them are."""
+    plan = pipeline.plan(mode="process", workers=1, state_dir=path, sync="process", **options)
+    state, sockets, pipe = open_run_state(plan), SocketFolder(), multiprocess.Pipe()
+    assert state is not None
+    producer: Any = pipeline.top_node
+    nodes = {node.name: node.node for node in plan.nodes if not node.is_source}
+    shipment = Shipment(plan, nodes, {TaskIndex(0): producer.make_source()}, None)
+    tasks = tuple(TaskIndex(task.index) for task in plan.tasks)
+    stores = {task: str(state.origin_path(name)) for task in tasks if (name := plan.origin_name(task)) is not None}
+    worker = Worker(
+        WorkerSpec(WorkerIndex(0), tasks, 1, state.epoch, stores, sockets.path, "", {}),
+        pipe[1],
+        shipment,
+        in_process=False,
+    )
+    try:
+        worker._begin()
+        worker._replay(control.Replay(after_death=False))
+        yield worker, stores
+    finally:
+        worker._close()
+        state.close(keep=False)
+        sockets.close()
+
+
+class Told(Node):
+    """Passes on what it gets, and tells of each frame's first item."""
+
+    def __init__(self, name: str, told: list[tuple[str, Any]]) -> None:
+        super().__init__(name)
+        self._told = told
+
+    def process(self, item: Any) -> None:
+        if item % 2 == 0:
+            self._told.append((self.name, item))
+        self.push(item)
+
+
+def test_a_batch_goes_through_all_tasks_of_its_worker_before_the_next_is_begun(tmp_path: Path) -> None:
+    told: list[tuple[str, Any]] = []
+    sink = Written("sink")
+    pipeline = Pipeline(Producer([0, 1, 2, 3, 4, 5]) | Told("one", told) | Told("two", told) | sink)
+    with whole_pipeline(pipeline, tmp_path, batch_size=2) as (worker, _):
+        worker._turn()
+
+    assert told == [("one", 0), ("two", 0), ("one", 2), ("two", 2), ("one", 4), ("two", 4)]
+
+
 def test_a_batch_that_stays_in_its_worker_costs_two_commits_at_both_ends_and_one_to_be_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -493,28 +544,10 @@ def test_a_batch_that_stays_in_its_worker_costs_two_commits_at_both_ends_and_one
     monkeypatch.setattr(Journal, "apply", note_and_apply)
     sink = Written("sink")
     pipeline = Pipeline(Producer([1, 2, 3]) | Copy("node") | sink)
-    plan = pipeline.plan(mode="process", workers=1, state_dir=tmp_path, sync="process")
-    state, sockets, pipe = open_run_state(plan), SocketFolder(), multiprocess.Pipe()
-    producer: Any = pipeline.top_node
-    nodes = {node.name: node.node for node in plan.nodes if not node.is_source}
-    shipment = Shipment(plan, nodes, {TaskIndex(0): producer.make_source()}, None)
-    tasks = tuple(TaskIndex(task.index) for task in plan.tasks)
-    stores = {
-        TaskIndex(0): str(state.origin_path(plan.sources[TaskIndex(0)])),
-        TaskIndex(2): str(state.origin_path("sink.0")),
-    }
-    spec = WorkerSpec(WorkerIndex(0), tasks, 1, state.epoch, stores, sockets.path, "", {})
-    worker = Worker(spec, pipe[1], shipment, in_process=False)
-    try:
-        worker._begin()
-        worker._replay(control.Replay(after_death=False))
+    with whole_pipeline(pipeline, tmp_path) as (worker, stores):
         for _ in range(5):
             if not worker._sources[TaskIndex(0)].origin.finished:
                 worker._turn()
-    finally:
-        worker._close()
-        state.close(keep=False)
-        sockets.close()
 
     assert sink.items == [1, 2, 3]
     at_source, at_sink = (Path(path).name for path in stores.values())
