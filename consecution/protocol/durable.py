@@ -6,7 +6,7 @@ The rules this file keeps:
    it is applied yet, so an execution that is thrown away leaves no trace.
 2. A batch is applied only on its origin's ``go``, and of its frames exactly those of the decided generation.
 3. Batches of one origin are applied in ``seq`` order, each once: a ``go`` waits until the ledger has reached
-   its ``after``, and what the ledger has is confirmed again.
+   its ``after``, and what the ledger has is confirmed again. Origins take turns.
 4. What the application changes, the ledger, and the emptied inbox are one commit; only then the origin is
    told (`Turn.confirms`).
 5. Frames below an origin's ``low`` belong to executions that were thrown away; they are dropped.
@@ -171,7 +171,8 @@ class Durable:
 
     def apply(self, application: Application) -> None:
         """The batch is applied: its effects, the ledger and the emptied inbox go into the next commit."""
-        incoming = self._origins[application.origin]
+        # Its next batch comes after those of others.
+        incoming = self._origins[application.origin] = self._origins.pop(application.origin)
         incoming.applied = application.seq
         del incoming.gos[application.seq]
         dropped = incoming.staged.pop(application.seq, {})

@@ -492,12 +492,7 @@ class Origin:
     @property
     def is_trying(self) -> bool:
         """Whether batches enough of one size are under way to show how large the next may be, and none has yet."""
-        return self.growing and self._tried >= self.trial_batches
-
-    @property
-    def trial_batches(self) -> int:
-        """So many full batches are enough to try a size."""
-        return max(TRIAL_BATCHES, 2 * self.limits.parallel)
+        return self.growing and self._tried >= max(TRIAL_BATCHES, 2 * self.limits.parallel)
 
     def share_of(self, left: float) -> int:
         """How many of the last items are to be one batch, so that no replica is at it when the others have nothing.

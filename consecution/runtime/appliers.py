@@ -36,11 +36,15 @@ CAREFUL_ITEMS = 200_000
 
 
 class FailedInput(NamedTuple):
-    """An item that raised while it was applied, or could not be decoded, or must not be touched."""
+    """An item that raised while it was applied, or could not be decoded, or must not be touched.
+
+    ``place``: which item of its frame a sink has refused; two of one frame have two places.
+    """
 
     application: Application
     item: Any
     error: BaseException
+    place: tuple[tuple[int, ...], int] | None = None
 
 
 Decode = Callable[[Frame], tuple[list[Any], list[LostItem]]]
@@ -367,7 +371,7 @@ class SinkApplier:
                 batch_id = BatchId(self._origin_names(app.origin), app.seq, app.generation, frame.path)
                 suspect = self.guard.take(frame.origin, frame.seq, frame.path)
                 if suspect is None:
-                    self._write(app, batch_id, items, failed)
+                    self._write(app, batch_id, items, 0, failed)
                 else:
                     self._write_one_by_one(app, batch_id, items, suspect, failed)
         self.guard.leave()
@@ -377,22 +381,25 @@ class SinkApplier:
         self, app: Application, batch_id: BatchId, items: list[Any], suspect: Suspect, failed: list[FailedInput]
     ) -> None:
         """For a frame that is suspect of taking the task down; the guilty are not offered."""
-        for item in self.guard.one_by_one(suspect, items, self._codec, _condemn_into(failed, app)):
-            self._write(app, batch_id, [item], failed)
+        good = self.guard.one_by_one(suspect, items, self._codec, _condemn_into(failed, app))
+        for place, item in enumerate(good):
+            self._write(app, batch_id, [item], place, failed)
 
-    def _write(self, app: Application, batch_id: BatchId, items: list[Any], failed: list[FailedInput]) -> None:
-        """Offer all items; if that raises, half by half, to find the ones at fault."""
+    def _write(
+        self, app: Application, batch_id: BatchId, items: list[Any], start: int, failed: list[FailedInput]
+    ) -> None:
+        """Offer these items, a frame's from ``start`` on; if that raises, half by half, to find the ones at fault."""
         try:
             self._offer(batch_id, items)
         except OutageError:
             raise
         except USER_ERRORS as error:
             if len(items) == 1:
-                failed.append(FailedInput(app, items[0], error))
+                failed.append(FailedInput(app, items[0], error, (batch_id.path, start)))
                 return
             middle = len(items) // 2
-            self._write(app, batch_id, items[:middle], failed)
-            self._write(app, batch_id, items[middle:], failed)
+            self._write(app, batch_id, items[:middle], start, failed)
+            self._write(app, batch_id, items[middle:], start + middle, failed)
 
     def _offer(self, batch_id: BatchId, items: list[Any]) -> None:
         """While the store cannot take anything, the pipeline is held back here."""
@@ -470,6 +477,7 @@ class TransactionApplier(SinkApplier):
         self._store = store
         self._owner = owner
         self._group: Group | None = None
+        self._refused: list[Any] = []
 
     def open(self) -> None:
         """At the very first start a database that is not there is an error; later it is waited for."""
@@ -499,8 +507,15 @@ class TransactionApplier(SinkApplier):
 
     def apply(self, group: Group) -> Outcome:
         self._group = group
-        self._outcome = self._sink._ride_out(self._transact)
-        return self._outcome
+        outcome = self._sink._ride_out(self._transact)
+        self._refused = self._places_refused(outcome)
+        return outcome
+
+    def _places_refused(self, outcome: Outcome) -> list[Any]:
+        """Which items were not written, whatever objects they were: all that was decoded is decoded anew each time."""
+        assert self._group is not None
+        places: list[Any] = [(*failure.application[:2], failure.place) for failure in outcome.failed]
+        return [*places, *(len(work.lost) for work in self._group.works)]
 
     def _transact(self) -> Outcome:
         """Everything but the commit; after an outage all of it again."""
@@ -535,8 +550,7 @@ class TransactionApplier(SinkApplier):
         """It has happened, or the whole transaction is repeated; what has failed in it is in ``redo`` already."""
         if self._sink.last_mark(self._owner) == (number, redo):
             return
-        outcome = self._transact()
-        if [id(failure.item) for failure in outcome.failed] != [id(failure.item) for failure in self._outcome.failed]:
+        if self._places_refused(self._transact()) != self._refused:
             self._sink.roll_back()
             raise WorldError(
                 f"{self._sink}: after a lost connection other items fail than before: somebody else has written to "

@@ -91,6 +91,10 @@ class AsyncTaskHost(TaskHost):
     def progress(self) -> tuple[int, ...]:
         return *super().progress(), *self._items.progress()
 
+    @property
+    def sends_at_once(self) -> bool:
+        return False
+
     def _step(self, frame: Frame) -> None:
         failpoints.passed("task.before_step")
         with self._occupied("process"):

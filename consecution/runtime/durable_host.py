@@ -154,6 +154,9 @@ class DurableHost(Occupied):
 
     # -- what it is asked ------------------------------------------------------------------------
 
+    sends_at_once = False
+    """As `TaskHost` has it: all is sent by turns."""
+
     @property
     def staged_count(self) -> int:
         """Frames that lie in the inbox. Any thread may ask."""
@@ -233,11 +236,12 @@ class DurableHost(Occupied):
     def _ready(self, first: Work) -> Iterator[Work]:
         """Decided batches, until that was enough for one commit."""
         work: Work | None = first
-        items, until_s = 0, self._now() + ANSWER_S
+        items, began_s = 0, self._now()
         while work is not None:
             yield work
             items += work.count
-            work = self._next_work() if items < GROUP_ITEMS and self._now() < until_s else None
+            has_time = 0.0 <= self._now() - began_s < ANSWER_S
+            work = self._next_work() if items < GROUP_ITEMS and has_time else None
 
     def _tick(self) -> bool:
         if not self.origin.room() or not self._timer.ticks():

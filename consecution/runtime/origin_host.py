@@ -486,15 +486,13 @@ class SourceHost:
         self.resting = self._paused
         if self._paused:
             return self._release()
-        if self._trial_left_s():
-            return False
         read = False
         now = self.host.now
         until_s = now() + max(QUICK_READ_S, COMMIT_STRETCH * self.host.commit_s)
-        most = max(BATCHES_PER_TURN, self.origin.limits.max_pending // 2)
-        for _ in range(self.origin.trial_batches if self.origin.growing else most):
+        most = BATCHES_PER_TURN if self.origin.growing else max(BATCHES_PER_TURN, self.origin.limits.max_pending // 2)
+        for _ in range(most):
             room = self.origin.room(self._left())
-            if not room:
+            if not room or self._trial_left_s():
                 break
             items = self._read_batch(room)
             if items is None:

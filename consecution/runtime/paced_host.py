@@ -31,6 +31,10 @@ class PacedTaskHost(TaskHost):
         self._bucket = self.node.make_bucket(clock())
         self._shown_s = clock()
 
+    @property
+    def sends_at_once(self) -> bool:
+        return False
+
     def _step(self, frame: Frame) -> None:
         held = self.step.take(frame)
         if held is None:

@@ -89,6 +89,11 @@ class TaskHost(Occupied):
         """Changes whenever the task gets on with its work."""
         return self.step.progress()
 
+    @property
+    def sends_at_once(self) -> bool:
+        """Whether all that it sends on follows at once from what it receives: its turns have nothing to send."""
+        return self.origin_host is None
+
     def begin(self) -> None:
         """Run the node's ``begin``, or open its sink; whatever that raises is raised."""
         node = self.node

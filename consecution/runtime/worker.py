@@ -328,22 +328,35 @@ class Worker:
         return worked
 
     def _deliver(self) -> bool:
-        """What tasks of this worker have for each other, until nothing more follows from it or `DELIVER_S` are over.
-
-        What follows from a message comes before the next one: a batch is at its end, or on its way to other workers,
-        before another is begun, and what a step has made is still in the processor's cache at the next.
-        """
+        """What tasks of this worker have for each other, until nothing is left of it or `DELIVER_S` are over."""
         waiting = self._outbox.waiting
         worked = bool(waiting)
         until_s = time.monotonic() + DELIVER_S
         while waiting and not self._orders and time.monotonic() < until_s:
-            target, message = waiting.popleft()
-            others = len(waiting)
-            self._hand(target, message)
-            waiting.rotate(len(waiting) - others)
+            self._hand(*waiting.popleft())
         return worked
 
     def _hand(self, target: TaskIndex, message: Message) -> None:
+        """Hand a message over, and before anything else what follows from it at once.
+
+        So a batch is at its end, or on its way to other workers, before another is begun, and what a step has made is
+        still in the processor's cache at the next. A task whose turns send, too, must not overtake itself: what it
+        sends waits behind all others.
+        """
+        waiting = self._outbox.waiting
+        following = 0
+        while True:
+            others = len(waiting)
+            self._give(target, message)
+            if len(waiting) > others and self._hosts[target].sends_at_once:
+                following += len(waiting) - others
+                waiting.rotate(len(waiting) - others)
+            if not following:
+                return
+            following -= 1
+            target, message = waiting.popleft()
+
+    def _give(self, target: TaskIndex, message: Message) -> None:
         self.at = target
         host = self._hosts.get(target)
         if host is not None:

@@ -73,6 +73,30 @@ def test_a_frame_is_stored_and_then_acknowledged() -> None:
     assert not durable.take_turn()
 
 
+def test_origins_take_turns() -> None:
+    durable = staged(*(frame(seq, seq + 1, origin=origin) for origin in (SOURCE, OTHER, OWN) for seq in range(3)))
+    for origin in (SOURCE, OTHER, OWN):
+        for seq in range(3):
+            durable.go(origin, go(seq, seq + 1))
+
+    assert apply_all(durable) == [(origin, seq) for seq in range(3) for origin in (SOURCE, OTHER, OWN)]
+
+
+def test_an_origin_that_always_has_more_does_not_keep_others_waiting() -> None:
+    durable = staged(*(frame(seq, seq + 1) for seq in range(100)), frame(0, 1, origin=OTHER))
+    for seq in range(100):
+        durable.go(SOURCE, go(seq, seq + 1))
+    first = durable.next_application()
+    assert first is not None
+    durable.apply(first)
+    durable.go(OTHER, go(0, 1))
+
+    second = durable.next_application()
+
+    assert second is not None
+    assert second.origin == OTHER
+
+
 def test_nothing_is_applied_before_the_decision() -> None:
     durable = staged(frame(0, 1))
 

@@ -122,7 +122,19 @@ def test_a_source_does_not_wait_long_for_what_its_batches_show() -> None:
     shell.source_host.turn()
     shell.source_host.turn()
 
-    assert len(shell.frames()) == 12
+    assert len(shell.frames()) == 4 + 2 * 8
+
+
+def test_a_source_that_cuts_its_batches_itself_is_read_as_often_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are never full, so that they never show what size is right."""
+    shell = Shell(plan_of(Map(str, name="text"), batch_size=1000), [["x"]] * 20)
+    monkeypatch.setattr(shell.source, "cut", True)
+    shell.source_host.open()
+    shell.origin.replay(shell.clock())
+
+    shell.source_host.turn()
+
+    assert len(shell.frames()) == 8
 
 
 def test_a_source_does_not_wait_longer_where_the_clock_is_set_back() -> None:

@@ -15,7 +15,7 @@ import multiprocess
 import pytest
 import zmq
 
-from consecution import Node, Pipeline, Producer, Sink
+from consecution import AsyncMap, Node, Pipeline, Producer, RateLimit, Sink
 from consecution.errors import ConsecutionError, DamagedStoreError, ShippingError, SourceError, WorldError
 from consecution.protocol.origin import BatchDecided, Change
 from consecution.protocol.values import Ack, Acks, Frame, FrameId, Message, Stage, TaskIndex, WorkerIndex
@@ -486,14 +486,16 @@ def whole_pipeline(pipeline: Pipeline, path: Path, **options: Any) -> Iterator[t
     """A worker with all tasks of a pipeline, to be turned by hand; and where the stores of some of them are."""
     plan = pipeline.plan(mode="process", workers=1, state_dir=path, sync="process", **options)
     state, sockets, pipe = open_run_state(plan), SocketFolder(), multiprocess.Pipe()
-    assert state is not None
     producer: Any = pipeline.top_node
     nodes = {node.name: node.node for node in plan.nodes if not node.is_source}
     shipment = Shipment(plan, nodes, {TaskIndex(0): producer.make_source()}, None)
     tasks = tuple(TaskIndex(task.index) for task in plan.tasks)
-    stores = {task: str(state.origin_path(name)) for task in tasks if (name := plan.origin_name(task)) is not None}
+    stores, epoch = {}, "memory"
+    if state is not None:
+        epoch = state.epoch
+        stores = {task: str(state.origin_path(name)) for task in tasks if (name := plan.origin_name(task)) is not None}
     worker = Worker(
-        WorkerSpec(WorkerIndex(0), tasks, 1, state.epoch, stores, sockets.path, "", {}),
+        WorkerSpec(WorkerIndex(0), tasks, 1, epoch, stores, sockets.path, "", {}),
         pipe[1],
         shipment,
         in_process=False,
@@ -504,7 +506,8 @@ def whole_pipeline(pipeline: Pipeline, path: Path, **options: Any) -> Iterator[t
         yield worker, stores
     finally:
         worker._close()
-        state.close(keep=False)
+        if state is not None:
+            state.close(keep=False)
         sockets.close()
 
 
@@ -529,6 +532,58 @@ def test_a_batch_goes_through_all_tasks_of_its_worker_before_the_next_is_begun(t
         worker._turn()
 
     assert told == [("one", 0), ("two", 0), ("one", 2), ("two", 2), ("one", 4), ("two", 4)]
+
+
+def test_what_has_come_from_others_goes_through_all_tasks_too_before_the_next_is_begun(tmp_path: Path) -> None:
+    told: list[tuple[str, Any]] = []
+    pipeline = Pipeline(Producer([]) | Told("one", told) | Told("two", told) | Written("sink"))
+    with whole_pipeline(pipeline, tmp_path) as (worker, _):
+        for item in (0, 2):
+            payload = PickleCodec().encode([item])
+            frame = Frame(TaskIndex(0), item, 1, (0,), FrameId(7), 0, PEER, Stage.PROCESS, False, payload)
+            worker._hand(ME, frame)
+
+    assert told == [("one", 0), ("two", 0), ("one", 2), ("two", 2)]
+
+
+class Forwards(Node):
+    """Refuses an item that a greater one has overtaken."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._last = -1
+
+    def process(self, item: int) -> None:
+        if item < self._last:
+            raise ValueError(f"{item} comes after {self._last}")
+        self._last = item
+
+
+def test_no_item_overtakes_another_behind_a_node_that_sends_when_it_has_its_turn() -> None:
+    limits = RateLimit(6000, name="first") | RateLimit(5000, name="second")
+    pipeline = Pipeline(Producer(range(3000)) | limits | Forwards("forwards"))
+
+    report = pipeline.run(mode="process", robustness="confirm", workers=1, batch_size=50)
+
+    assert (report.completed, report.failed) == (3000, 0)
+
+
+class Ticks(Copy):
+    def on_timer(self) -> None:
+        self.push("tick")
+
+
+async def later(item: int) -> int:
+    return item
+
+
+def test_only_tasks_that_send_at_once_have_it_handed_over_at_once(tmp_path: Path) -> None:
+    """Others would overtake what they have sent when they had their turn."""
+    nodes = RateLimit(5000, name="limit") | AsyncMap(later, "later") | Copy("copy") | Ticks("ticks").every(1000)
+    with whole_pipeline(Pipeline(Producer([]) | nodes | Copy("end")), tmp_path, robustness="confirm") as (worker, _):
+        at_once = {host.node.name for host in worker._hosts.values() if host.sends_at_once}
+
+    assert at_once == {"copy", "end"}
 
 
 def test_a_batch_that_stays_in_its_worker_costs_two_commits_at_both_ends_and_one_to_be_forgotten(

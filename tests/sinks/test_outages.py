@@ -224,6 +224,34 @@ def numbers_in_file(path: Path, table: str = "t") -> Counter[int]:
         return Counter(n for (n,) in connection.execute(f"SELECT n FROM {table}"))
 
 
+class LosesACommit(SqlSink):
+    """Its first commit that holds rows does not happen."""
+
+    lost = False
+
+    def write(self, batch_id: BatchId | None, items: list[Any]) -> None:
+        super().write(batch_id, items)
+        self.has_rows = True
+
+    def commit(self, owner: str, number: int, redo: bytes) -> None:
+        if not self.lost and self.has_rows:
+            self.lost = True
+            self.roll_back()
+            raise OutageError("the commit was lost")
+        super().commit(owner, number, redo)
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+def test_a_lost_commit_with_items_that_failed_is_repeated(mode: str, tmp_path: Path) -> None:
+    sink = LosesACommit("sink", f"sqlite:///{tmp_path / 'out.db'}", "t")
+    rows = [*ROWS[:5], {"unknown": 1}, *ROWS[5:12], {"unknown": 2}, *ROWS[12:16]]
+
+    report = Pipeline(Producer(rows) | sink).run(mode=mode, **OPTIONS)
+
+    assert (report.completed, report.failed) == (18, 2)
+    assert numbers_in_file(tmp_path / "out.db") == Counter(range(16))
+
+
 def test_a_file_that_another_program_has_locked_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.01)
     sink = Patient("sink", f"sqlite:///{tmp_path / 'out.db'}", "t")
