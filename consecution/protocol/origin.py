@@ -489,10 +489,13 @@ class Origin:
             return 0
         return min(self._target, self._fitting, self._fitting_whole, self.share_of(left))
 
-    @property
-    def is_trying(self) -> bool:
-        """Whether batches enough of one size are under way to show how large the next may be, and none has yet."""
-        return self.growing and self._tried >= max(TRIAL_BATCHES, 2 * self.limits.parallel)
+    def is_trying(self, left: float = math.inf) -> bool:
+        """Whether batches enough of one size are under way to show how large the next may be, and none has yet.
+
+        Not where all that is ``left`` of the stream may be open in batches of this size.
+        """
+        tried = self._tried >= max(TRIAL_BATCHES, 2 * self.limits.parallel)
+        return self.growing and tried and left > self._target * self.limits.max_pending
 
     def share_of(self, left: float) -> int:
         """How many of the last items are to be one batch, so that no replica is at it when the others have nothing.

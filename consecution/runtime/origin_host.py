@@ -48,7 +48,7 @@ BIRTH = (-1,)
 """A batch that is just being made, where a frame has its path."""
 BATCHES_PER_TURN = 8
 """So many births may share one commit whatever the window, while the source has more to give at once."""
-TRIAL_S = 0.02
+TRIAL_S = 0.01
 """So long a source holds back while batches are under way that show what size is right."""
 QUICK_READ_S = 0.002
 COMMIT_STRETCH = 4
@@ -459,7 +459,7 @@ class SourceHost:
 
     def _trial_left_s(self) -> float:
         """Seconds to wait for what batches under way show; 0.0: read."""
-        if not self.origin.is_trying:
+        if not self.origin.is_trying(self._left()):
             self._trial_until_s = None
             return 0.0
         now_s = self.host.now()

@@ -187,13 +187,13 @@ def test_so_many_full_batches_are_enough_to_try_a_size(parallel: int, size: int,
     origin = running(batch_size=100_000, max_pending=100, parallel=parallel)
     tried = []
     for _ in range(batches):
-        tried.append(origin.is_trying)
+        tried.append(origin.is_trying())
         birth(origin, size)
 
     assert tried == [False] * batches
-    assert origin.is_trying
+    assert origin.is_trying()
     complete(origin, 0, 0.1)
-    assert not origin.is_trying, "there is a larger size to be tried"
+    assert not origin.is_trying(), "there is a larger size to be tried"
     assert origin.room() > size
 
 
@@ -203,7 +203,16 @@ def test_batches_that_are_not_full_try_no_size() -> None:
         birth(origin, 15)
 
     assert origin.growing
-    assert not origin.is_trying
+    assert not origin.is_trying()
+
+
+def test_nothing_is_tried_where_all_that_is_left_may_be_open_at_once() -> None:
+    """A few items may be dear: in larger batches fewer nodes would be at work at a time."""
+    origin = running(batch_size=100_000, max_pending=100)
+    for _ in range(4):
+        birth(origin, 16)
+
+    assert [origin.is_trying(left) for left in (0, 1600, 1601)] == [False, False, True]
 
 
 def test_nothing_is_tried_any_more_when_batches_have_found_their_size() -> None:
@@ -212,7 +221,7 @@ def test_nothing_is_tried_any_more_when_batches_have_found_their_size() -> None:
         birth(origin, 16)
     complete(origin, 0, 0.3)
 
-    assert (origin.growing, origin.is_trying) == (False, False)
+    assert (origin.growing, origin.is_trying()) == (False, False)
 
 
 def test_the_first_batches_have_one_item_where_replicas_share_them() -> None:
