@@ -348,9 +348,10 @@ class Worker:
         while True:
             others = len(waiting)
             self._give(target, message)
-            if len(waiting) > others and self._hosts[target].sends_at_once:
-                following += len(waiting) - others
-                waiting.rotate(len(waiting) - others)
+            sent = len(waiting) - others
+            if sent and self._hosts[target].sends_at_once:
+                following += sent
+                waiting.rotate(sent)
             if not following:
                 return
             following -= 1

@@ -150,8 +150,12 @@ def test_batches_that_are_decided_share_a_commit(tmp_path: Path) -> None:
     assert sink.items == list(range(15))
 
 
-def test_no_batch_is_begun_for_a_commit_that_others_wait_for(tmp_path: Path) -> None:
-    diary, sink = Diary(), Patient(Clock(), 0.2)
+@pytest.mark.parametrize(("took_s", "most_items"), [(0.2, 1_000_000), (0.0, 5)], ids=["time", "items"])
+def test_no_batch_is_begun_for_a_commit_that_has_enough(
+    took_s: float, most_items: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(durable_host, "GROUP_ITEMS", most_items)
+    diary, sink = Diary(), Patient(Clock(), took_s)
     with begun(tmp_path, sink, diary) as host:
         decide(host, batches=5, items=3)
         while host.turn():
@@ -159,17 +163,6 @@ def test_no_batch_is_begun_for_a_commit_that_others_wait_for(tmp_path: Path) -> 
 
     assert confirmed(diary) == [[0, 1], [2, 3], [4]]
     assert sink.items == list(range(15))
-
-
-def test_a_commit_holds_only_so_many_items(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(durable_host, "GROUP_ITEMS", 5)
-    diary, sink = Diary(), Patient(Clock(), 0.0)
-    with begun(tmp_path, sink, diary) as host:
-        decide(host, batches=5, items=3)
-        while host.turn():
-            pass
-
-    assert confirmed(diary) == [[0, 1], [2, 3], [4]]
     assert host.counts.items_in == 15
 
 
