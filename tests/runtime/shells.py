@@ -60,6 +60,16 @@ class Clock:
         return self.now_s
 
 
+class Endless(Source):
+    """Always has as much as is asked for."""
+
+    def read(self, max_items: int) -> list[Any]:
+        return [0] * max_items
+
+    def position(self) -> None:
+        return None
+
+
 class ScriptedSource(Source):
     """Each read gives what the script says next: a list, None, or an exception to raise."""
 

@@ -19,19 +19,9 @@ from consecution.runtime.journal import NotesTaken
 from consecution.runtime.origin_host import TRIAL_S, MemoryStore, OriginHost, SourceHost
 from consecution.source import Note, Rejected, Source
 from consecution.transport.codec import LiveCodec, ReusingCodec
-from tests.runtime.shells import Shell, plan_of
+from tests.runtime.shells import Endless, Shell, plan_of
 
 SOURCE, TASK = TaskIndex(0), TaskIndex(1)
-
-
-class Endless(Source):
-    """Always has as much as is asked for."""
-
-    def read(self, max_items: int) -> list[Any]:
-        return [0] * max_items
-
-    def position(self) -> None:
-        return None
 
 
 class Noting(MemoryStore):

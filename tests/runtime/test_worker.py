@@ -29,6 +29,7 @@ from consecution.transport.codec import PickleCodec
 from consecution.transport.socket_folder import SocketFolder
 from consecution.transport.sockets import Inbox, SocketOutbox
 from tests.engines.misbehaving import Copy, wait_for
+from tests.runtime.shells import Endless
 
 WAIT_S = 30.0
 ME, PEER = TaskIndex(1), TaskIndex(2)
@@ -450,7 +451,7 @@ def test_a_source_has_not_finished_while_the_last_decision_is_being_committed(be
 
 
 def test_a_source_that_is_told_to_stop_says_when_it_has_drained(bench: Make) -> None:
-    one = bench(source=range(1000))
+    one = bench(source=Endless())
     one.wire()
     one.tell(control.Replay(after_death=False))
     frame = one.receive(Frame)

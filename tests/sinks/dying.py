@@ -17,6 +17,8 @@ from consecution.runtime import failpoints
 
 COUNT = 3000
 BATCH_SIZE = 50
+MAX_PENDING = 4
+"""Few beside the sixty batches there are, so that a sink commits, and answers, a good many times."""
 
 
 class Row(NamedTuple):
@@ -81,7 +83,7 @@ def graph(out: Path, traps: Path) -> Any:
 
 def run(out: Path, traps: Path, **options: Any) -> Report:
     out.mkdir(exist_ok=True)
-    return Pipeline(graph(out, traps)).run(batch_size=BATCH_SIZE, **options)
+    return Pipeline(graph(out, traps)).run(batch_size=BATCH_SIZE, max_pending=MAX_PENDING, **options)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,14 @@ from consecution.runtime import failpoints
 COUNT = 300
 WRONG = 137
 """An item whose row the database does not take."""
-OPTIONS: dict[str, Any] = {"mode": "process", "robustness": "robust", "batch_size": 20, "sync": "process", "retries": 1}
+OPTIONS: dict[str, Any] = {
+    "mode": "process",
+    "robustness": "robust",
+    "sync": "process",
+    "retries": 1,
+    "batch_size": 20,
+    "max_pending": 4,  # several transactions
+}
 
 
 class Differs(Node):
