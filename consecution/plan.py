@@ -176,6 +176,29 @@ class Plan:
                         widest = max(widest, self.node(edge.target).replicas)
         return math.ceil(widest / start.replicas)
 
+    def deciders(self, task: int) -> tuple[int, ...]:
+        """The durable tasks at which trees of a source or durable task end; none if a sink sees executions before that.
+
+        To such a sink the highest generation of a batch is the one that counts. So the origin has to decide.
+        """
+        ends = self._ends(self.node(self.task(task).node))
+        if any(end.is_sink and not end.durable for end in ends):
+            return ()
+        return tuple(index for end in ends if end.durable for index in end.tasks)
+
+    def _ends(self, start: NodePlan) -> list[NodePlan]:
+        """The nodes that the trees of this one come to and do not leave."""
+        reached, ends = {start.name}, []
+        for node in self.nodes:
+            if node.name not in reached:
+                continue
+            targets = [edge.target for edge in self.edges if edge.source == node.name and not edge.failed]
+            if node is not start and (node.durable or not targets):
+                ends.append(node)
+            else:
+                reached.update(targets)
+        return ends
+
     def edge(self, index: int) -> EdgePlan:
         return self.edges[index]
 

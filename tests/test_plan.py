@@ -18,6 +18,7 @@ from consecution import (
     Producer,
     Reduce,
     Route,
+    Sink,
     StatefulNode,
     TextLines,
 )
@@ -42,6 +43,16 @@ ANY_LEVEL = Options.of(robustness="none")
 class Pass(Node):
     def process(self, item: Any) -> None:
         self.push(item)
+
+
+class SavingSink(Sink):
+    """Given its items after the decision."""
+
+
+class TellingSink(Sink):
+    """Given its items while they travel."""
+
+    after_decision = False
 
 
 class CountsUp(Pass):
@@ -153,6 +164,35 @@ def test_the_shares_of_a_source_have_an_equal_part_of_the_replicas_each() -> Non
 
 def test_nothing_is_shared_where_everything_runs_in_one_thread() -> None:
     assert plan_of(Pass("a") * 3, options=Options.of(mode="inline")).sharers(0) == 1
+
+
+@pytest.mark.parametrize(
+    ("top", "deciders"),
+    [
+        (lambda: Pass("a") | SavingSink("s"), {"source": ["s.0"]}),
+        (lambda: Pass("a") * 3 | SavingSink("s") * 2, {"source": ["s.0", "s.1"]}),
+        (lambda: Chunk(3, name="chunk") | Pass("a") | SavingSink("s"), {"source": ["chunk.0"], "chunk": ["s.0"]}),
+        (lambda: Pass("a") | [SavingSink("s"), Chunk(3, name="chunk")], {"source": ["s.0", "chunk.0"], "chunk": []}),
+        (lambda: Pass("a") | [SavingSink("s"), Pass("b")], {"source": ["s.0"]}),
+        (lambda: Pass("a") | Pass("b"), {"source": []}),
+        # To such a sink the highest generation is the one that counts: it may not be that of another.
+        (lambda: Pass("a") | [SavingSink("s"), TellingSink("t")], {"source": []}),
+    ],
+)
+def test_the_durable_nodes_at_the_end_of_its_trees_may_decide_for_an_origin(
+    top: Callable[[], Node], deciders: dict[str, list[str]]
+) -> None:
+    plan = plan_of(top(), options=Options.of(robustness="robust"))
+
+    found = {name: plan.deciders(plan.tasks_of(name)[0]) for name in deciders}
+
+    assert {name: [plan.task(task).name for task in tasks] for name, tasks in found.items()} == deciders
+
+
+def test_without_a_journal_nobody_decides() -> None:
+    plan = plan_of(Pass("a") | SavingSink("s"), options=Options.of(robustness="track"))
+
+    assert plan.deciders(0) == ()
 
 
 def test_a_router_becomes_part_of_the_node_before_it() -> None:

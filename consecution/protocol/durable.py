@@ -4,18 +4,23 @@ The rules this file keeps:
 
 1. A frame is acknowledged only after it lies in the inbox (`Turn.changes`, then `Turn.acks`). Nothing of
    it is applied yet, so an execution that is thrown away leaves no trace.
-2. A batch is applied only on its origin's ``go``, and of its frames exactly those of the decided generation.
+2. A batch is applied only when it is decided, and of its frames exactly those of the decided generation. Its origin
+   decides, and says ``go``; but for rule 6.
 3. Batches of one origin are applied in ``seq`` order, each once: a ``go`` waits until the ledger has reached
    its ``after``, and what the ledger has is confirmed again. Origins take turns.
 4. What the application changes, the ledger, and the emptied inbox are one commit; only then the origin is
    told (`Turn.confirms`).
 5. Frames below an origin's ``low`` belong to executions that were thrown away; they are dropped.
+6. A frame that is the ``whole`` of its batch's first execution is decided here, by the commit that stages it, if all
+   earlier batches of its origin are applied, decided, or known to be over, and no later execution of it was met. From
+   then on no other execution of it is staged; whoever sends one is told when the batch is applied. A crash does
+   not change that: the inbox says it. What cannot be applied by the next turn is acknowledged as well.
 
 The core neither stores nor sends. It collects what has to be done in a `Turn`; the shell around it first
 commits ``changes`` together with what the application itself has changed, and only then answers.
 
-Source: staging and decision are two-phase commit; the ordered ledger is Trident's, the rule that outputs
-and state are one commit is MillWheel's.
+Source: staging and decision are two-phase commit, and rule 6 is its case of a single participant, which is asked after
+a crash; the ordered ledger is Trident's, the rule that outputs and state are one commit is MillWheel's.
 """
 
 from __future__ import annotations
@@ -74,14 +79,23 @@ class DurableTurn:
 class _Incoming:
     """What one origin has sent: frames by seq, ``go``s by seq, and its books here."""
 
-    __slots__ = ("applied", "gos", "low", "staged")
+    __slots__ = ("applied", "decided", "gos", "last", "low", "staged")
 
     def __init__(self, applied: int) -> None:
-        self.applied = applied
+        self.applied = self.last = applied
+        """``last``: the last batch of which it is known that it is applied here, or will be; so is all before it."""
         self.low = 0
         self.staged: dict[int, dict[int, Frame]] = {}
         """seq → frame id → frame, of all generations."""
         self.gos: dict[int, Go] = {}
+        self.decided: dict[int, Ack] = {}
+        """Batches that were decided here, and are not applied yet, each with the acknowledgement of its frame."""
+
+    def decide(self, frame: Frame, ack: Ack) -> Go:
+        """The frame's execution is the one that counts."""
+        self.decided[frame.seq] = ack
+        after, self.last = min(self.last, frame.seq - 1), frame.seq
+        return Go(frame.seq, frame.generation, after, frame.low, frame.frame_id)
 
 
 class Durable:
@@ -96,6 +110,20 @@ class Durable:
             self._incoming(frame.origin).staged.setdefault(frame.seq, {})[frame.frame_id] = frame
         self._only: TaskIndex | None = None
         self._turn = DurableTurn()
+        self._deciding: list[tuple[TaskIndex, Go]] = []
+        """What the next commit decides,"""
+        self._late: list[tuple[TaskIndex, int]] = []
+        """and what the last one has, unless it is applied by now."""
+        for incoming in self._origins.values():
+            self._decide_again(incoming)
+
+    def _decide_again(self, incoming: _Incoming) -> None:
+        """What was decided here before a crash is decided: some of it may have been written already."""
+        for seq in sorted(seq for seq in incoming.staged if seq > incoming.applied):
+            for frame in incoming.staged[seq].values():
+                if self._may_decide(incoming, frame):
+                    incoming.gos[seq] = incoming.decide(frame, _ack(frame))
+                    break
 
     def _incoming(self, origin: TaskIndex) -> _Incoming:
         found = self._origins.get(origin)
@@ -112,6 +140,14 @@ class Durable:
         """The last batch of this origin in the ledger; -1 if there is none."""
         return self._incoming(origin).applied
 
+    def decided_here(self, origin: TaskIndex, seq: int) -> Frame | None:
+        """What is to be applied of a batch that was decided here; None if it was not, or is applied."""
+        incoming = self._incoming(origin)
+        if seq not in incoming.decided:
+            return None
+        (frame,) = (f for f in incoming.staged[seq].values() if f.frame_id == incoming.decided[seq].xor)
+        return frame
+
     def stage(self, frame: Frame, failed: tuple[FailedItem, ...] = ()) -> bool:
         """Take a frame into the inbox; ``failed`` are items of it that cannot be stored.
 
@@ -121,25 +157,55 @@ class Durable:
             return False
         incoming = self._incoming(frame.origin)
         self._raise_low(incoming, frame.low)
-        if frame.seq <= incoming.applied or (frame.seq < incoming.low and frame.seq not in incoming.gos):
+        if frame.seq < incoming.low and frame.seq not in incoming.gos:
+            return False
+        if frame.seq <= incoming.applied:
+            self._turn.confirms.append((frame.origin, frame.seq))
+            return False
+        if frame.seq in incoming.decided:
             return False
         by_id = incoming.staged.setdefault(frame.seq, {})
         if frame.frame_id in by_id:
             return False
         by_id[frame.frame_id] = frame
         self._turn.changes.append(FrameStaged(frame))
-        ack = Ack(frame.seq, frame.generation, frame.frame_id, 0, failed, staged=True)
-        self._turn.acks.append((frame.origin, ack))
+        ack = _ack(frame, failed)
+        if not failed and self._may_decide(incoming, frame):
+            self._deciding.append((frame.origin, incoming.decide(frame, ack)))
+        else:
+            self._turn.acks.append((frame.origin, ack))
         return True
+
+    def _may_decide(self, incoming: _Incoming, frame: Frame) -> bool:
+        return frame.whole and self._is_next(incoming, frame) and not self._runs_again(incoming, frame)
+
+    @staticmethod
+    def _is_next(incoming: _Incoming, frame: Frame) -> bool:
+        """Whether all is known that can ever be applied here of the batches before it."""
+        return frame.seq not in incoming.gos and frame.seq in (incoming.last + 1, frame.low)
+
+    @staticmethod
+    def _runs_again(incoming: _Incoming, frame: Frame) -> bool:
+        """Whether a later execution was met here: its origin goes by that one."""
+        return any(other.generation > frame.generation for other in incoming.staged[frame.seq].values())
 
     def go(self, origin: TaskIndex, go: Go) -> None:
         """A batch is decided. What the ledger has already is confirmed again."""
         incoming = self._incoming(origin)
         if go.seq <= incoming.applied:
             self._turn.confirms.append((origin, go.seq))
-        else:
+        elif go.seq not in incoming.decided:
             incoming.gos[go.seq] = go
+            incoming.last = max(incoming.last, go.seq)
         self._raise_low(incoming, go.low)
+
+    def acknowledge_late(self) -> None:
+        """What was decided here and could not be applied since has its origin decide it, too, which then goes on."""
+        late, self._late = self._late, []
+        for origin, seq in late:
+            ack = self._origins[origin].decided.get(seq)
+            if ack is not None:
+                self._turn.acks.append((origin, ack))
 
     def next_application(self, only: TaskIndex | None = None) -> Application | None:
         """The next batch that may be applied now, ``only`` of this origin if one is named; None while there is none.
@@ -167,7 +233,7 @@ class Durable:
                 f"generation {go.generation} with checksum {go.xor:016x}, found {len(frames)} frames with {xor:016x}; "
                 "the store is damaged: restore the state directory from a backup"
             )
-        return frames
+        return tuple(frame for frame in frames if not frame.is_fence)
 
     def apply(self, application: Application) -> None:
         """The batch is applied: its effects, the ledger and the emptied inbox go into the next commit."""
@@ -175,6 +241,7 @@ class Durable:
         incoming = self._origins[application.origin] = self._origins.pop(application.origin)
         incoming.applied = application.seq
         del incoming.gos[application.seq]
+        incoming.decided.pop(application.seq, None)
         dropped = incoming.staged.pop(application.seq, {})
         changes = self._turn.changes
         changes.append(FramesDropped(tuple(dropped.values())))
@@ -210,4 +277,12 @@ class Durable:
     def take_turn(self) -> DurableTurn:
         """Everything to be done since the last call: commit, then answer."""
         turn, self._turn = self._turn, DurableTurn()
+        deciding, self._deciding = self._deciding, []
+        for origin, go in deciding:
+            self._origins[origin].gos[go.seq] = go
+            self._late.append((origin, go.seq))
         return turn
+
+
+def _ack(frame: Frame, failed: tuple[FailedItem, ...] = ()) -> Ack:
+    return Ack(frame.seq, frame.generation, frame.frame_id, 0, failed, staged=True)

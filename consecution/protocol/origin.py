@@ -15,7 +15,9 @@ The rules this file keeps:
    descend from no batch (``root`` is `NO_ROOT`).
 7. That a batch is forgotten needs no commit of its own: it rides with the next one, and waits for that as long as
    anything is open. A crash before it is one just before the forgetting: the ``go`` is repeated, and confirmed again.
-8. An item that is given up at a node with a failed edge never becomes an entry: in the commit that would keep
+8. A durable task may have decided a batch's first execution, where a single frame was all of it. That the task has
+   confirmed it is the decision, whatever has run since. So a batch runs again only with a fence for each such task.
+9. An item that is given up at a node with a failed edge never becomes an entry: in the commit that would keep
    it, a batch is born that goes over that edge. In the books it is a retry, pending until it is over.
 
 The origin neither sends nor commits. It collects what has to be done in a `Turn`; the shell around it
@@ -200,12 +202,16 @@ Change = BatchBorn | BatchDecided | BatchForgotten | FailureKept | FailureTaken 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Send this execution of a batch on its way; ``entry`` None: through the origin's own outlets."""
+    """Send this execution of a batch on its way; ``entry`` None: through the origin's own outlets.
+
+    ``again``: it is not the first one. Whoever may have decided that has to be asked.
+    """
 
     seq: int
     generation: int
     payload: Any
     entry: Entry | None
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -603,7 +609,7 @@ class Origin:
         batch.progress_s = now_s
         self._no_expiry_before_s = min(self._no_expiry_before_s, self._expiry_s(batch))
         entry = record.retry.entry if record.retry is not None else None
-        self._turn.launches.append(Launch(record.seq, batch.generation, record.payload, entry))
+        self._turn.launches.append(Launch(record.seq, batch.generation, record.payload, entry, batch.replays > 0))
         if not self.limits.replays:
             batch.record = BatchRecord(record.seq, record.count, None, record.retry, record.born_failed)
 
@@ -745,6 +751,9 @@ class Origin:
     def confirmed(self, sender: TaskIndex, seqs: Iterable[int], now_s: float) -> None:
         """``sender`` has applied these batches. What is confirmed twice, or is unknown, is ignored."""
         for seq in seqs:
+            if seq in self._batches:
+                self._decided_below(self._batches[seq], now_s)
+                continue
             decided = self._decided.get(seq)
             if decided is None or decided.waiting.pop(sender, None) is None:
                 continue
@@ -752,6 +761,18 @@ class Origin:
             decided.progress_s = now_s
             if not decided.waiting:
                 self._forget(decided)
+
+    def _decided_below(self, batch: _Batch, now_s: float) -> None:
+        """A durable task has decided the first execution, and applied it: that is all there is, whatever ran since."""
+        if not batch.launched:
+            seq = batch.record.seq
+            self._turn.launches = [launch for launch in self._turn.launches if launch.seq != seq]
+        batch.failed, batch.participants = [], {}
+        batch.progress_s = now_s
+        if not batch.complete:
+            batch.complete = True
+            self._adapt(batch, now_s)
+        self._decide(now_s)
 
     def _forget(self, decided: _Decided) -> None:
         decision = decided.decision

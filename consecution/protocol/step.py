@@ -264,6 +264,8 @@ class Step:
     ) -> tuple[list[Sent], Ack]:
         """Send what was pushed, and sum up what has become of the frame. A suspect goes the way that was rehearsed."""
         sent = self._send(frame, out, failed, made_of=None if is_suspect else count)
+        if frame.whole and len(sent) == 1 and not failed:
+            sent[0].frame.whole = True
         self._count(count, len(out), len(failed), self._clock() - started_s)
         return sent, self._ack_for(frame, frame.frame_id, sent, failed)
 

@@ -101,8 +101,9 @@ class Frame:
 
     ``payload`` is a list of live items (threads, inline) or their encoding (processes); ``sender`` is
     the task that sent it, ``credited`` whether the receiver owes the sender a credit for it. ``sent_s``: when the
-    shell sent it, in monotonic seconds, which all processes of a machine share; 0: it does not say.
-    Not frozen, for speed alone: nobody changes a frame after it was made.
+    shell sent it, in monotonic seconds, which all processes of a machine share; 0: it does not say. ``whole``: it is
+    all that the first execution of its batch has come to so far, and nothing of that has failed.
+    Not frozen, for speed alone: nobody changes a frame after it was sent.
     """
 
     origin: TaskIndex
@@ -116,6 +117,12 @@ class Frame:
     credited: bool
     payload: Any
     sent_s: float = 0.0
+    whole: bool = False
+
+    @property
+    def is_fence(self) -> bool:
+        """It holds nothing: a batch that runs again asks durable tasks by it whether its first execution counts."""
+        return not self.payload
 
 
 class FailedItem(NamedTuple):
@@ -193,7 +200,7 @@ class Gos:
 
 @dataclass(slots=True)
 class Confirms:
-    """A participant has applied these batches of the origin that gets this message."""
+    """A participant has applied these batches of the origin that gets this message; some it may have decided itself."""
 
     sender: TaskIndex
     seqs: list[int]

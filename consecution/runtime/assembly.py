@@ -108,6 +108,7 @@ def make_source_host(
         judge=plan.node(plan.task(task).node).error_policy.judge,
         guard=guard,
         handlers=handlers,
+        deciders=plan.deciders(task),
     )
     options = plan.options
     return SourceHost(

@@ -150,6 +150,7 @@ class DurableHost(Occupied):
             judge=self._judge,
             guard=self._guard,
             handlers=handlers,
+            deciders=self._plan.deciders(self.task),
         )
 
     # -- what it is asked ------------------------------------------------------------------------
@@ -206,6 +207,7 @@ class DurableHost(Occupied):
     def turn(self) -> bool:
         """Apply what is decided, commit, answer. Returns whether there was work."""
         worked = self._tick() or self._apply_ready() or self._run_late_end()
+        self._durable.acknowledge_late()
         self._applied = self._applied or self._applier.commit_due_s() == 0.0
         worked = self._own.turn() or worked
         return self._complete() or worked

@@ -2,7 +2,7 @@
 
 All of it changes in one transaction. Four more named databases, sealed like the journal's::
 
-    inbox   origin (4 bytes) seq (8) generation (8) frame id (8)   [path, low, sender, stage, payload]
+    inbox   origin (4 bytes) seq (8) generation (8) frame id (8)   [path, low, sender, stage, payload, whole]
     ledger  origin (4 bytes)                                       [seq]
     state, log                                                     see `state_table`
     meta    "ended"                                                [true], once the node's end() is part of it
@@ -66,7 +66,7 @@ class DurableStore(Journal):
         ledger = {}
         for key, value in self._records("ledger"):
             (seq,) = self._unseal("ledger", key, value)  # checks the key, too
-            ledger[TaskIndex(_ORIGIN_KEY.unpack(key)[0])] = seq
+            ledger[read_origin(key)] = seq
         return ledger, [self._read_frame(key, value) for key, value in self._records("inbox")]
 
     @property
@@ -74,26 +74,13 @@ class DurableStore(Journal):
         return self.read("meta", b"ended") is not None
 
     def _read_frame(self, key: bytes, value: bytes) -> Frame:
-        path, low, sender, stage, payload = self._unseal("inbox", key, value)  # checks the key, too
-        origin, seq, generation, frame_id = _FRAME_KEY.unpack(key)
-        return Frame(
-            TaskIndex(origin),
-            seq,
-            generation,
-            tuple(path),
-            FrameId(frame_id),
-            low,
-            TaskIndex(sender),
-            Stage(stage),
-            False,
-            payload,
-        )
+        return read_frame(key, self._unseal("inbox", key, value))  # which checks the key, too
 
     def _apply_one(self, txn: Any, change: Any) -> None:
         if isinstance(change, FrameStaged):
             frame = change.frame
             key = _frame_key(frame)
-            fields = [frame.path, frame.low, frame.sender, int(frame.stage), frame.payload]
+            fields = [frame.path, frame.low, frame.sender, int(frame.stage), frame.payload, frame.whole]
             txn.put(key, _seal(key, fields), db=self._handles["inbox"])
         elif isinstance(change, FramesDropped):
             for frame in change.frames:
@@ -185,6 +172,30 @@ class _Recorder:
 
     def delete(self, key: bytes, *, db: Any) -> None:
         self.done.append((self._names[id(db)], key, None))
+
+
+def read_origin(key: bytes) -> TaskIndex:
+    """Whose record of the ledger this is."""
+    return TaskIndex(_ORIGIN_KEY.unpack(key)[0])
+
+
+def read_frame(key: bytes, fields: list[Any]) -> Frame:
+    """The frame of a record of the inbox."""
+    path, low, sender, stage, payload, whole = fields
+    origin, seq, generation, frame_id = _FRAME_KEY.unpack(key)
+    return Frame(
+        TaskIndex(origin),
+        seq,
+        generation,
+        tuple(path),
+        FrameId(frame_id),
+        low,
+        TaskIndex(sender),
+        Stage(stage),
+        False,
+        payload,
+        whole=whole,
+    )
 
 
 def _frame_key(frame: Frame) -> bytes:

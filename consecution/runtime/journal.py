@@ -61,7 +61,7 @@ from consecution.runtime.pages import PageError, check_file
 from consecution.transport.frames import decode_failed
 from consecution.transport.pieces import LARGE_BYTES, Pieces, pieces_of
 
-FORMAT = 3
+FORMAT = 4
 MAP_SIZE_BYTES = 16 * 1024**3
 """Reserved, not used: the file grows with what it holds. Twice its size, where that is more."""
 LOCK_WAIT_S = 10.0

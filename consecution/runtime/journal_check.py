@@ -26,7 +26,7 @@ from consecution.errors import UsageError
 from consecution.runtime.ownership import check_owner
 from consecution.runtime.pages import LEAF_LIMIT, PageError, check_file
 
-FORMAT = 3
+FORMAT = 4
 ROOM_BYTES = 16 * 1024**3
 """So much may a store grow to while it is looked at. Reserved addresses, and nothing else."""
 
@@ -368,7 +368,7 @@ _RECORDS: dict[str, Callable[[Any], bool]] = {
     "batches": _is_list(_is_count, _is_payload, _is_retry_or_nil, _is_failed_list),
     "decided": _is_list(_is_count, _is_count, _is_participants, _is_retry_or_nil, _is_count),
     "failures": _is_list(_is_failed, _is_count, _is_root, _is_count, _is_due, _is_seconds),
-    "inbox": _is_list(_is_counts, _is_count, _is_count, _is_stage, _is_payload),
+    "inbox": _is_list(_is_counts, _is_count, _is_count, _is_stage, _is_payload, _is_flag),
     "ledger": _is_list(_is_count),
     "notes": _is_list(_is_payload),
 }

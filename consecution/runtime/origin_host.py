@@ -6,10 +6,11 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from consecution.errors import SourceError, WorldError
-from consecution.protocol.dispatch import Credits, Dispatch
+from consecution.protocol.dispatch import Credits, Dispatch, Sent
 from consecution.protocol.origin import (
     Change,
     FailedEdges,
@@ -140,7 +141,8 @@ class OriginHost:
     """One origin at work. Called by one thread.
 
     ``stored`` encodes what the journal takes; None where nothing is journalled, and then batches
-    are launched from the live items alone.
+    are launched from the live items alone. ``deciders`` are the durable tasks that may decide the first execution of a
+    batch of the stream themselves, if one frame is all that it comes to.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class OriginHost:
         judge: Judge = always_retry,
         guard: Guard | None = None,
         handlers: Handlers | None = None,
+        deciders: Sequence[int] = (),
     ) -> None:
         self.task = task
         self.origin = origin
@@ -173,6 +176,7 @@ class OriginHost:
         self._judge = judge
         self._guard = guard or Guard()
         self._handlers = handlers
+        self._deciders = deciders
         self._own_way = _Way(dispatch, Entry(task, Stage.ROUTE))
         self._live: dict[int, Sequence[Any]] = {}
         self.confirmed = True
@@ -309,6 +313,11 @@ class OriginHost:
         sent, unsent = way.dispatch.send(items, cause)
         self._guard.leave()
         failed += [self._describe(way, unsendable.item, unsendable.error) for unsendable in unsent]
+        if launch.entry is None and self._deciders:
+            if launch.again:
+                sent += self._fences(cause)
+            elif len(sent) == 1 and not failed:
+                sent[0].frame.whole = True
         xor = produced_bytes = 0
         for target, frame in sent:
             self._outbox.send(target, frame)
@@ -317,6 +326,11 @@ class OriginHost:
         if self._stored is not None:
             produced_bytes = max(0, produced_bytes - self._codec.size(launch.payload))
         self.origin.launched(launch.seq, launch.generation, xor, self.now(), failed, produced_bytes)
+
+    def _fences(self, cause: Frame) -> list[Sent]:
+        """A frame for each that may have decided the first execution: it confirms that, or keeps to this one."""
+        make_id = self._dispatch.make_id
+        return [Sent(TaskIndex(task), replace(cause, frame_id=make_id(), payload=b"")) for task in self._deciders]
 
     def _way_of(self, entry: Entry | None) -> _Way | None:
         """None: this is a retry that enters at another task, and is sent there as it is."""

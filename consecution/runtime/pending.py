@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from consecution.errors import UsageError
+from consecution.protocol.durable import Durable
 from consecution.protocol.step import shorten_repr
-from consecution.protocol.values import USER_ERRORS
+from consecution.protocol.values import USER_ERRORS, TaskIndex
+from consecution.runtime.durable_store import read_frame, read_origin
 from consecution.runtime.failures import is_plain
 from consecution.runtime.snapshot import Snapshot, StoreView, unpack
 from consecution.transport.frames import decode_failed
@@ -74,19 +76,35 @@ def told(name: str, value: Any) -> dict[str, Any]:
 def pending_in(snapshot: Snapshot) -> Iterator[PendingBatch]:
     """All of them, origin by origin, in the order of their numbers."""
     void = _void_entries(snapshot)
+    below = {name: _durable_core(store) for name, store in snapshot.stores.items()}
     for name, store in snapshot.stores.items():
         yield from _decided(snapshot, name, store)
-        yield from _open(snapshot, name, store)
+        yield from _open(snapshot, name, store, below)
         yield from _waiting(snapshot, name, store, void.get(name, set()))
 
 
-def _open(snapshot: Snapshot, name: str, store: StoreView) -> Iterator[PendingBatch]:
+def _durable_core(store: StoreView) -> Durable:
+    """The durable task of a store, as it would go on; of a source's, which has neither, it has nothing."""
+    ledger = {read_origin(key): unpack(body)[0] for key, body in store.records("ledger")}
+    return Durable(ledger, (read_frame(key, unpack(body)) for key, body in store.records("inbox")))
+
+
+def _open(snapshot: Snapshot, name: str, store: StoreView, below: dict[str, Durable]) -> Iterator[PendingBatch]:
+    """Those that no durable task has decided: of these nobody has told the origin yet."""
+    number = TaskIndex(_number_of(snapshot, name))
     for key, body in store.records("batches"):
+        seq = int.from_bytes(key, "big")
+        if any(durable.applied(number) >= seq for durable in below.values()):
+            continue
+        decided = [(task, frame) for task, durable in below.items() if (frame := durable.decided_here(number, seq))]
+        if decided:
+            yield from (PendingBatch(name, seq, DECIDED, node_of(task), frame.payload) for task, frame in decided)
+            continue
         count, payload, retry, _ = unpack(body)
         node = name if name in snapshot.state.sources else node_of(name)
         if retry is not None:
             node = _node_at(snapshot, retry[3])
-        yield PendingBatch(name, int.from_bytes(key, "big"), OPEN, node, payload, count)
+        yield PendingBatch(name, seq, OPEN, node, payload, count)
 
 
 def _decided(snapshot: Snapshot, name: str, store: StoreView) -> Iterator[PendingBatch]:

@@ -44,7 +44,7 @@ from consecution.runtime.ownership import check_owner
 from consecution.runtime.relocation import Relocation, kinds_of, origins_of, origins_of_sources
 from consecution.runtime.run_record import LOCK, holder_of, private
 
-FORMAT = 3
+FORMAT = 4
 FOLDER = "origins"
 FIELDS = ("epoch", "signature", "sources", "tasks", "nodes", "folder", "origins", "finished")
 MANIFEST = "manifest.json"

@@ -324,6 +324,7 @@ class _SimulatedParts:
             on_stop=self._on_stop,
             judge=self._judge,
             handlers=self.handlers,
+            deciders=scene.world.deciders(self.task),
         )
 
 

@@ -33,8 +33,9 @@ class Execution:
         self._bound.setdefault(target, []).append(frame)
 
     def bound_for(self, task: TaskIndex) -> list[Frame]:
-        """All frames of this execution that were sent to a task, by path."""
-        return sorted(self._bound.get(task, ()), key=lambda frame: frame.path)
+        """All frames of this execution that were sent to a task and hold something, by path."""
+        held = (frame for frame in self._bound.get(task, ()) if not frame.is_fence)
+        return sorted(held, key=lambda frame: frame.path)
 
     def participants(self, durable: Container[TaskIndex]) -> dict[TaskIndex, int]:
         """The durable tasks that frames were sent to, each with the folded ids of these."""

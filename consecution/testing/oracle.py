@@ -77,6 +77,8 @@ class Oracle:
         self._latest: dict[int, int] = {}
         self._born: dict[int, BatchRecord] = {}
         self._decided: dict[int, int | None] = {}
+        self._decided_below: dict[int, int] = {}
+        """Seq → generation of what a durable task has decided and applied before this origin has."""
         self._abandoned: dict[int, int] = {}
         self._over: Counter[OverKey] = Counter()
         self._over_due: Counter[OverKey] = Counter()
@@ -95,12 +97,13 @@ class Oracle:
     def committing(self, changes: Sequence[Any]) -> None:
         """Judge a transaction before it takes effect."""
         store = self._disk.failures | {c.entry.key: c.entry for c in changes if isinstance(c, FailureKept)}
+        decided = self._disk.decided | {c.seq: c.decision for c in changes if isinstance(c, BatchDecided)}
         taken = [self._entry_taken(store.get(c.key), c.key) for c in changes if isinstance(c, FailureTaken)]
         for change in changes:
             if isinstance(change, BatchBorn):
                 self._judge_birth(change.record, taken)
             elif isinstance(change, BatchForgotten):
-                self._judge_forgetting(self._disk.decided.get(change.seq), change.seq)
+                self._judge_forgetting(decided.get(change.seq), change.seq)
         if taken:
             raise Violation(f"{taken[0]} left the failure store, and no batch was born for it in that commit")
         self._judge_decisions(changes)
@@ -241,7 +244,7 @@ class Oracle:
         """Check the execution that was decided; returns the failures it must leave."""
         if seq in self._decided:
             raise Violation(f"batch {seq} was decided a second time")
-        generation = self._latest.get(seq)
+        generation = self._decided_below.get(seq, self._latest.get(seq))
         if generation is None:
             raise Violation(f"batch {seq} was decided before it was launched")
         execution = self._executions[seq, generation]
@@ -256,6 +259,8 @@ class Oracle:
         failures = self._let_go(failures, root, record.retry.held if record.retry is not None else self._held[seq])
         participants = execution.participants(self._durable)
         told = None if decision is None else (decision.generation, dict(decision.participants))
+        if told is None and seq in self._decided_below:
+            return failures
         if told != ((generation, participants) if participants else None):
             raise Violation(f"batch {seq} was decided as {told}; its execution was {generation, participants}")
         return failures
@@ -336,7 +341,10 @@ class Oracle:
     def judge_application(self, task: TaskIndex, application: Application) -> None:
         """A durable task is about to commit a batch of this origin."""
         seq, generation = application.seq, self._decided.get(application.seq)
-        if seq not in self._disk.decided or generation is None:
+        if seq in self._disk.batches:
+            self._judge_decision_below(task, application)
+            generation = application.generation
+        elif seq not in self._disk.decided or generation is None:
             raise Violation(f"task {task} applies batch {seq}, and no decision of it is on disk")
         if generation != application.generation:
             raise Violation(f"task {task} applies generation {application.generation} of batch {seq}, not {generation}")
@@ -349,7 +357,20 @@ class Oracle:
         early = [other for other in self._bound_for(task) if other < seq and other not in applied]
         if early:
             raise Violation(f"task {task} applies batch {seq} before batches {early}")
+        if applied and seq < max(applied):
+            raise Violation(f"task {task} applies batch {seq} after batch {max(applied)}")
         applied.add(seq)
+
+    def _judge_decision_below(self, task: TaskIndex, application: Application) -> None:
+        """A durable task has decided the execution that it is about to commit."""
+        seq, generation = application.seq, application.generation
+        if seq in self._decided_below:
+            raise Violation(f"task {task} decides batch {seq}, after generation {self._decided_below[seq]} of it")
+        execution = self._executions[seq, generation]
+        execution.check_complete()
+        if execution.failed or list(execution.participants(self._durable)) != [task]:
+            raise Violation(f"task {task} decides batch {seq}, of which it has a part: {execution.failed} failed")
+        self._decided_below[seq] = generation
 
     def _bound_for(self, task: TaskIndex) -> list[int]:
         """Decided batches of which something is bound for a durable task."""

@@ -249,7 +249,8 @@ class OriginProcess(Process):
     def send(self, target: TaskIndex, message: Message) -> None:
         scene, oracle = self._scene, self._scene.oracles[self.task]
         if isinstance(message, Frame) and not message.path:
-            oracle.launched(message.seq, message.generation)
+            if not message.is_fence:
+                oracle.launched(message.seq, message.generation)
             oracle.sent(message, target)
         elif isinstance(message, Gos):
             for go in message.gos:
@@ -290,6 +291,7 @@ class SourceProcess(OriginProcess):
             on_stop=self._ask_stop,
             judge=self._shape.policy.judge,
             handlers=self,
+            deciders=scene.world.deciders(task),
         )
         self._stop_heard = self._oracle.reading_stopped = False
         self._oracle.restarted()

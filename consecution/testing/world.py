@@ -153,6 +153,11 @@ class NodeShape:
         for way in (*self.ways, *self.failed_ways):
             yield from way.edges if isinstance(way, Route) else (way,)
 
+    def targets(self) -> Iterator[int]:
+        """The nodes behind it, but for those over a failed edge."""
+        for way in self.ways:
+            yield from (edge.target for edge in (way.edges if isinstance(way, Route) else (way,)))
+
 
 class ItemError(ValueError):
     """What a node of this world raises at an item. It has no traceback: to print one takes longer than the rest."""
@@ -178,6 +183,24 @@ class World:
         self._raised: dict[tuple[int, Item], int] = {}
         self._ticks = 0
         self._ticks_left = MOST_TICKS
+
+    def deciders(self, task: TaskIndex) -> tuple[TaskIndex, ...]:
+        """The durable tasks at which trees of this one end; none if a sink sees executions before that."""
+        ends = self._ends(self.node_of[task])
+        if any(end.kind is Kind.SINK and not end.durable for end in ends):
+            return ()
+        return tuple(reached for end in ends if end.durable for reached in end.tasks)
+
+    def _ends(self, start: NodeShape) -> list[NodeShape]:
+        ends: list[NodeShape] = []
+        waiting = [*start.targets()]
+        while waiting:
+            node = self.nodes[waiting.pop()]
+            if node.durable or not node.ways:
+                ends += [] if node in ends else [node]
+            else:
+                waiting += node.targets()
+        return ends
 
     # -- what nodes do ---------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ Every message is one ZeroMQ multipart message. The first part is a msgpack array
 is the kind and whose second is the task it goes to; a frame's payload is a second part of its own, or as many as
 ``pieces`` says where some of it is large, so that it is never copied into a header::
 
-    frame    [0, target, origin, seq, generation, [path...], frame_id, low, sender, stage, credited, sent_s, pieces]
-             | payload
+    frame    [0, target, origin, seq, generation, [path...], frame_id, low, sender, stage, credited, sent_s, whole,
+              pieces] | payload
     acks     [1, target, sender, [[seq, generation, xor, produced_bytes, [failed...], staged], ...]]
     credits  [2, target, replica, count]
     gos      [3, target, origin, [[seq, generation, after, low, xor], ...]]
@@ -64,6 +64,7 @@ def encode_message(target: TaskIndex, message: Message) -> list[Any]:
             int(message.stage),
             message.credited,
             message.sent_s,
+            message.whole,
             len(pieces),
         )
         return [msgpack.packb(header), *pieces]
@@ -92,7 +93,7 @@ def decode_message(parts: Sequence[Any]) -> tuple[TaskIndex, Message]:
 
 
 def _decode_frame(fields: list[Any], parts: Sequence[Any]) -> Frame:
-    origin, seq, generation, path, frame_id, low, sender, stage, credited, sent_s, count = fields
+    origin, seq, generation, path, frame_id, low, sender, stage, credited, sent_s, whole, count = fields
     _check_numbers(origin, seq, generation, frame_id, low, sender, *path)
     _, *pieces = parts
     if len(pieces) != count:
@@ -110,6 +111,7 @@ def _decode_frame(fields: list[Any], parts: Sequence[Any]) -> Frame:
         bool(credited),
         payload,
         float(sent_s),
+        bool(whole),
     )
 
 

@@ -18,8 +18,8 @@ import pytest
 from consecution import KeyedNode, Node, Pipeline, Producer
 from consecution.cli import main
 from consecution.options import Options
-from consecution.plan import make_plan
-from consecution.protocol.durable import FrameStaged
+from consecution.plan import Plan, make_plan
+from consecution.protocol.durable import FrameStaged, LedgerMoved
 from consecution.protocol.origin import BatchBorn, BatchDecided, BatchRecord, Decision, Head, HeadMoved
 from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
 from consecution.runtime.journal_check import check_state_dir
@@ -28,6 +28,7 @@ from consecution.runtime.state import open_state_dir
 DEADLINE_S = 60.0
 COUNT = 40
 BATCH = 10
+SOURCE = TaskIndex(0)
 
 
 class Moody(Node):
@@ -82,6 +83,16 @@ def told(capsys: pytest.CaptureFixture[str], *words: Any) -> list[Any]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+def plan_of_mortal() -> Plan:
+    return make_plan(Pipeline(Producer(range(3)) | Mortal("mortal", -1)).top_node, Options())
+
+
+def staged(seq: int, generation: int, frame_id: int, *, whole: bool = False) -> Frame:
+    """A frame of the source, of one item, as it lies in an inbox."""
+    payload = pickle.dumps([[seq, generation]])
+    return Frame(SOURCE, seq, generation, (), FrameId(frame_id), 0, SOURCE, Stage.PROCESS, False, payload, whole=whole)
+
+
 def test_what_is_open_is_told_as_it_was_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state_dir = left_by(tmp_path / "state", dies_at=25)
 
@@ -132,11 +143,34 @@ def test_nothing_is_missing_and_nothing_is_changed(tmp_path: Path, capsys: pytes
     assert "give the name of a new file" in capsys.readouterr().err
 
 
+def test_what_a_durable_task_has_decided_is_told_as_it_lies_there_and_what_it_has_applied_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its origin does not know yet of either."""
+    state = open_state_dir(tmp_path / "state", plan_of_mortal(), fresh=False)
+    born = [BatchBorn(BatchRecord(seq, 1, pickle.dumps([seq]))) for seq in range(4)]
+    with closing(state.journal("producer")) as journal:
+        journal.apply([*born, HeadMoved(Head(next_seq=4, emitted=4, generation=1))])
+    with closing(state.journal("mortal.0")) as journal:
+        journal.apply(
+            [LedgerMoved(SOURCE, 0), FrameStaged(staged(1, 1, 11, whole=True)), FrameStaged(staged(3, 1, 12))]
+        )
+    state.close()
+
+    lines = told(capsys, "journal", "replay", tmp_path / "state")
+
+    assert [(line["batch"], line["state"], line["node"], line["item"]) for line in lines] == [
+        (1, "decided", "mortal", [1, 1]),
+        (2, "open", "producer", 2),
+        (3, "open", "producer", 3),
+    ]
+
+
 def test_of_what_is_staged_only_the_decided_execution_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The frames of an execution that was thrown away, and of a batch that is not decided, lie beside it."""
-    plan = make_plan(Pipeline(Producer(range(3)) | Mortal("mortal", -1)).top_node, Options())
+    plan = plan_of_mortal()
     mortal = TaskIndex(plan.node("mortal").tasks[0])
     state = open_state_dir(tmp_path / "state", plan, fresh=False)
     born = [BatchBorn(BatchRecord(seq, 1, pickle.dumps([seq]))) for seq in range(2)]
@@ -145,11 +179,7 @@ def test_of_what_is_staged_only_the_decided_execution_is_told(
         journal.apply([*born, decided, HeadMoved(Head(next_seq=2, emitted=2, generation=1))])
     with closing(state.journal("mortal.0")) as journal:
         for seq, generation, frame_id in ((0, 0, 11), (0, 1, 12), (0, 2, 13), (1, 1, 14)):
-            payload = pickle.dumps([[seq, generation]])
-            staged = Frame(
-                TaskIndex(0), seq, generation, (), FrameId(frame_id), 0, TaskIndex(0), Stage.PROCESS, False, payload
-            )
-            journal.apply([FrameStaged(staged)])
+            journal.apply([FrameStaged(staged(seq, generation, frame_id))])
     state.close()
 
     lines = told(capsys, "journal", "replay", tmp_path / "state")

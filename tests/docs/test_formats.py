@@ -112,8 +112,8 @@ def test_every_field_of_the_manifest_is_described(field: str) -> None:
 
 
 def test_the_formats_have_the_number_that_the_page_says() -> None:
-    assert {journal.FORMAT, journal_check.FORMAT, state.FORMAT} == {3}
-    assert "format number is 3" in PAGE.read_text()
+    assert {journal.FORMAT, journal_check.FORMAT, state.FORMAT} == {4}
+    assert "format number is 4" in PAGE.read_text()
 
 
 def test_the_table_of_marks_and_the_end_of_a_file_are_described() -> None:

@@ -26,9 +26,15 @@ def frame(
     path: Iterable[int] = (0,),
     low: int = 0,
     origin: TaskIndex = SOURCE,
+    whole: bool = False,
 ) -> Frame:
     ident = FrameId(frame_id)
-    return Frame(origin, seq, generation, tuple(path), ident, low, origin, Stage.PROCESS, False, (seq, frame_id))
+    payload = (seq, frame_id)
+    return Frame(origin, seq, generation, tuple(path), ident, low, origin, Stage.PROCESS, False, payload, whole=whole)
+
+
+def fence(seq: int, frame_id: int, *, generation: int = 2, low: int = 0) -> Frame:
+    return Frame(SOURCE, seq, generation, (), FrameId(frame_id), low, SOURCE, Stage.PROCESS, False, b"")
 
 
 def go(seq: int, xor: int, *, generation: int = 1, after: int = -1, low: int = 0) -> Go:
@@ -231,6 +237,164 @@ def test_at_the_end_of_the_stream_what_is_staged_goes_and_only_own_retries_come(
     assert dropped(durable.take_turn().changes) == {1}
     assert not durable.stage(frame(1, 4)), "everything above is applied: this is left of another execution"
     assert durable.stage(frame(10, 8, origin=OWN))
+
+
+# -- what is decided here ------------------------------------------------------------------------
+
+
+def test_a_frame_that_is_the_whole_of_the_next_batch_is_applied_after_its_commit_and_confirmed() -> None:
+    durable = Durable()
+    arriving = frame(0, 1, whole=True)
+
+    assert durable.stage(arriving)
+    assert durable.next_application() is None, "it is not on disk yet"
+    turn = durable.take_turn()
+    assert (turn.changes, turn.acks, turn.confirms) == ([FrameStaged(arriving)], [], [])
+
+    assert durable.next_application() == Application(SOURCE, 0, 1, (arriving,))
+    assert apply_all(durable) == [(SOURCE, 0)]
+    durable.acknowledge_late()
+    turn = durable.take_turn()
+    assert turn.changes == [FramesDropped((arriving,)), LedgerMoved(SOURCE, 0)]
+    assert (turn.acks, turn.confirms) == ([], [(SOURCE, 0)])
+
+
+def test_batches_in_a_row_are_decided_in_one_commit() -> None:
+    durable = staged(*(frame(seq, seq + 1, whole=True) for seq in range(3)))
+
+    assert apply_all(durable) == [(SOURCE, 0), (SOURCE, 1), (SOURCE, 2)]
+
+
+@pytest.mark.parametrize(
+    ("before", "arriving"),
+    [
+        ([], frame(1, 9, whole=True)),
+        ([frame(0, 1)], frame(1, 9, whole=True)),
+        ([], frame(0, 9)),
+        ([frame(0, 1, path=(1,)), fence(0, 2)], frame(0, 9, whole=True)),
+    ],
+    ids=["batch 0 may come yet", "batch 0 is not decided", "a part", "runs again"],
+)
+def test_whatever_else_is_staged_waits_for_its_origin(before: list[Frame], arriving: Frame) -> None:
+    durable = staged(*before)
+
+    assert durable.stage(arriving)
+
+    assert [ack.xor for _, ack in durable.take_turn().acks] == [9]
+    assert durable.next_application() is None
+
+
+def test_a_frame_with_items_that_cannot_be_stored_waits_for_its_origin() -> None:
+    durable = Durable()
+
+    durable.stage(frame(0, 1, whole=True), (failed_item(),))
+
+    assert len(durable.take_turn().acks) == 1
+    assert durable.next_application() is None
+
+
+def test_batches_before_it_may_be_over_everywhere() -> None:
+    durable = staged(frame(9, 8, low=9, whole=True))
+
+    assert apply_all(durable) == [(SOURCE, 9)]
+
+
+def test_batches_before_it_may_be_applied_or_told() -> None:
+    durable = staged(frame(0, 1), frame(1, 2))
+    durable.go(SOURCE, go(0, 1))
+    apply_all(durable)
+    durable.go(SOURCE, go(1, 2, after=0))
+    durable.stage(frame(2, 4, whole=True))
+    durable.take_turn()
+
+    assert apply_all(durable) == [(SOURCE, 1), (SOURCE, 2)]
+
+
+def test_what_could_not_be_applied_at_once_is_acknowledged_once() -> None:
+    durable = Durable()
+    durable.stage(frame(0, 1, whole=True))
+    durable.acknowledge_late()
+    assert durable.take_turn().acks == [], "it is only just being committed"
+
+    durable.acknowledge_late()
+    durable.acknowledge_late()
+
+    assert [(ack.seq, ack.xor, ack.staged) for _, ack in durable.take_turn().acks] == [(0, 1, True)]
+    durable.go(SOURCE, go(0, 1))
+    assert apply_all(durable) == [(SOURCE, 0)]
+    assert durable.take_turn().confirms == [(SOURCE, 0)]
+
+
+def test_a_later_execution_of_what_was_decided_here_is_neither_staged_nor_acknowledged() -> None:
+    durable = staged(frame(0, 1, whole=True))
+
+    assert not durable.stage(fence(0, 2))
+    assert not durable.stage(frame(0, 4, generation=2))
+    assert not durable.take_turn()
+
+    assert apply_all(durable) == [(SOURCE, 0)]
+    assert durable.take_turn().confirms == [(SOURCE, 0)]
+
+
+def test_so_it_is_in_the_turn_of_the_decision() -> None:
+    durable = Durable()
+    durable.stage(frame(0, 1, whole=True))
+
+    assert not durable.stage(fence(0, 2))
+    assert durable.take_turn().acks == []
+
+
+def test_whoever_asks_for_what_is_applied_is_told() -> None:
+    durable = staged(frame(0, 1, whole=True))
+    apply_all(durable)
+    durable.take_turn()
+
+    assert not durable.stage(fence(0, 2))
+
+    assert durable.take_turn().confirms == [(SOURCE, 0)]
+
+
+def test_a_fence_holds_back_what_ran_before_it_and_is_nothing_to_apply() -> None:
+    durable = staged(fence(0, 2), frame(0, 4, generation=2), frame(0, 1, whole=True))
+    assert durable.next_application() is None
+
+    durable.go(SOURCE, go(0, 2 ^ 4, generation=2))
+
+    application = durable.next_application()
+    assert application is not None
+    assert [f.frame_id for f in application.frames] == [4]
+    durable.apply(application)
+    assert dropped(durable.take_turn().changes) == {1, 2, 4}
+
+
+def test_a_fence_alone_is_confirmed_too() -> None:
+    durable = staged(fence(0, 2))
+
+    durable.go(SOURCE, go(0, 2, generation=2))
+
+    application = durable.next_application()
+    assert application is not None
+    assert application.frames == ()
+    durable.apply(application)
+    assert durable.take_turn().confirms == [(SOURCE, 0)]
+
+
+def test_after_a_crash_it_is_still_decided() -> None:
+    """Some of it may have been written, where nobody can take it back."""
+    inbox = [frame(7, 2, low=7, whole=True), frame(6, 1, whole=True), frame(9, 8, whole=True)]
+    durable = Durable({SOURCE: 5}, inbox)
+
+    assert not durable.stage(fence(6, 16))
+    assert not durable.stage(fence(7, 32))
+    assert apply_all(durable) == [(SOURCE, 6), (SOURCE, 7)]
+    assert durable.stage(fence(9, 64)), "batch 8 may come yet"
+
+
+def test_after_a_crash_what_was_fenced_is_not() -> None:
+    durable = Durable({SOURCE: 5}, [frame(6, 1, whole=True), fence(6, 2)])
+
+    assert durable.next_application() is None
+    assert not durable.take_turn()
 
 
 # -- any order -----------------------------------------------------------------------------------

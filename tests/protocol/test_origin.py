@@ -15,9 +15,11 @@ from consecution.protocol.origin import (
     BatchBorn,
     BatchDecided,
     BatchForgotten,
+    BatchRecord,
     FailureEntry,
     FailureKept,
     FailureTaken,
+    Head,
     HeadMoved,
     Launch,
     Origin,
@@ -1215,6 +1217,88 @@ def test_a_batch_is_forgotten_at_the_last_confirm() -> None:
     assert turn.settled == [Settled(seq, 0, confirmed=True)]
     assert origin.settled
     assert origin.counts().pending == 0
+
+
+def test_a_batch_that_was_decided_below_is_over() -> None:
+    origin = running()
+    seq = birth(origin)
+    origin.take_turn()
+    origin.launched(seq, 1, 7, 0.0)
+
+    origin.confirmed(STORE, [seq], 0.0)
+
+    turn = origin.take_turn()
+    assert turn.changes == [BatchDecided(seq, None)]
+    assert (turn.gos, turn.settled) == ([], [Settled(seq, 0, confirmed=True)])
+    assert origin.settled
+    origin.confirmed(STORE, [seq], 0.0)
+    assert not origin.take_turn()
+
+
+def test_batches_that_were_decided_below_are_over_in_their_order() -> None:
+    origin = running()
+    first, second = birth(origin), birth(origin)
+    origin.take_turn()
+    for seq in (first, second):
+        origin.launched(seq, 1, 7, 0.0)
+
+    origin.confirmed(STORE, [second], 0.0)
+    assert not origin.take_turn()
+    origin.confirmed(STORE, [first], 0.0)
+
+    assert decided(origin.take_turn()) == [first, second]
+
+
+def test_of_later_executions_of_what_was_decided_below_nothing_counts() -> None:
+    origin = running()
+    seq = birth(origin)
+    origin.take_turn()
+    origin.replay(0.0)
+    origin.take_turn()
+    origin.launched(seq, 2, 3 ^ 7, 0.0, [failed_item()])
+    origin.acked(Ack(seq, 2, 3, 0, (failed_item(),), staged=True), 0.0, OTHER_STORE)
+
+    origin.confirmed(STORE, [seq], 0.0)
+
+    turn = origin.take_turn()
+    assert turn.changes == [BatchDecided(seq, None)]
+    assert (turn.gos, kept(turn)) == ([], [])
+
+
+def test_what_failed_at_its_birth_has_failed_whoever_decides() -> None:
+    origin = running()
+    seq = origin.born(2, ("one",), 2, 0.0, born_failed=(failed_item(),))
+    origin.take_turn()
+    origin.launched(seq, 1, 7, 0.0)
+
+    origin.confirmed(STORE, [seq], 0.0)
+
+    assert len(kept(origin.take_turn())) == 1
+
+
+def test_what_was_decided_below_does_not_run_again() -> None:
+    origin = running()
+    seq = birth(origin)
+    origin.take_turn()
+    origin.replay(0.0)
+
+    origin.confirmed(STORE, [seq], 0.0)
+
+    turn = origin.take_turn()
+    assert decided(turn) == [seq]
+    assert turn.launches == []
+
+
+def test_a_launch_says_whether_the_batch_has_run_before() -> None:
+    record = BatchRecord(0, 1, ("old",))
+    origin = Origin(LIMITS, Restored(Head(next_seq=1), (record,)))
+    origin.replay(0.0)
+    birth(origin)
+    assert [(launch.seq, launch.again) for launch in origin.take_turn().launches] == [(0, True), (1, False)]
+
+    origin.replay(0.0)
+
+    assert [(launch.seq, launch.again) for launch in origin.take_turn().launches] == [(0, True), (1, True)]
 
 
 def one_of_two_confirmed() -> Origin:

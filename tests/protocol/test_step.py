@@ -71,8 +71,10 @@ def make_step(
     )
 
 
-def frame(*items: Any, seq: int = 0, frame_id: int = 1, low: int = 0, stage: Stage = Stage.PROCESS) -> Frame:
-    return Frame(SOURCE, seq, 4, (5,), FrameId(frame_id), low, SOURCE, stage, False, list(items))
+def frame(
+    *items: Any, seq: int = 0, frame_id: int = 1, low: int = 0, stage: Stage = Stage.PROCESS, whole: bool = False
+) -> Frame:
+    return Frame(SOURCE, seq, 4, (5,), FrameId(frame_id), low, SOURCE, stage, False, list(items), whole=whole)
 
 
 # -- what is sent --------------------------------------------------------------------------------
@@ -89,6 +91,29 @@ def test_what_the_node_pushed_is_sent_on_as_part_of_the_same_execution() -> None
     assert (out.path, out.sender, out.stage) == ((5, 0), TASK, Stage.PROCESS)
     assert ack is not None
     assert (ack.seq, ack.generation, ack.xor, ack.produced_bytes) == (7, 4, 1 ^ out.frame_id, 20)
+
+
+@pytest.mark.parametrize(
+    ("outlets", "items", "whole"),
+    [
+        (1, [3, 4], True),
+        (2, [3, 4], False),
+        (1, [3, 0], False),
+        (1, [3, "stone"], False),
+    ],
+    ids=["one frame", "two frames", "an item raised", "an item was not sent"],
+)
+def test_the_whole_of_a_batch_stays_it_if_one_frame_is_all_it_becomes(
+    outlets: int, items: list[Any], whole: bool
+) -> None:
+    node = Map(lambda item: item if item == "stone" else 12 / item)
+    step = make_step(node, outlets=tuple(SingleEdge(index, NEXT) for index in range(outlets)))
+
+    whole_sent, _ = step.run(frame(*items, whole=True))
+    part_sent, _ = step.run(frame(*items, frame_id=2))
+
+    assert [message.frame.whole for message in whole_sent] == [whole] * outlets
+    assert not any(message.frame.whole for message in part_sent)
 
 
 def test_a_frame_that_becomes_nothing_is_acknowledged_with_its_own_id() -> None:

@@ -131,6 +131,7 @@ class Shell:
             stored=stored,
             now=self.clock,
             on_stop=lambda task, entry: self.diary.append(("stop", (task, entry.failed.shown))),
+            deciders=plan.deciders(SOURCE),
         )
         self.source_host = SourceHost(
             self.host, self.source, linger_s=linger_s, node_of=lambda task: plan.task(task).node

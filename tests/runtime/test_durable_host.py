@@ -12,7 +12,7 @@ import pytest
 
 from consecution import Pipeline, Producer, Sink, StatefulNode
 from consecution.errors import WorkerError
-from consecution.protocol.values import Confirms, Frame, FrameId, Go, Gos, Stage, TaskIndex
+from consecution.protocol.values import Acks, Confirms, Frame, FrameId, Go, Gos, Stage, TaskIndex
 from consecution.runtime import durable_host
 from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.durable_store import DurableStore
@@ -164,6 +164,53 @@ def test_no_batch_is_begun_for_a_commit_that_has_enough(
     assert confirmed(diary) == [[0, 1], [2, 3], [4]]
     assert sink.items == list(range(15))
     assert host.counts.items_in == 15
+
+
+def receive_whole(host: DurableHost, batches: int) -> None:
+    """Batches of one item come in, each of which is the whole of it."""
+    for seq in range(batches):
+        payload = pickle.dumps([seq])
+        host.receive(
+            Frame(SOURCE, seq, 1, (0,), FrameId(seq + 1), 0, SOURCE, Stage.PROCESS, False, payload, whole=True)
+        )
+
+
+def test_what_is_the_whole_of_a_batch_is_on_disk_before_it_is_written(tmp_path: Path) -> None:
+    diary, sink = Diary(), Patient(Clock(), 0.0)
+    with begun(tmp_path / "store", sink, diary) as host:
+        receive_whole(host, 2)
+        assert host.turn()
+        assert (sink.items, host.staged_count, diary.all("send")) == ([], 2, [])
+        assert [frame.whole for frame in host.origin_host.store.restore_inbox()[1]] == [True, True]
+
+        host.turn()
+
+        assert (sink.items, confirmed(diary)) == ([0, 1], [[0, 1]])
+
+
+def test_what_waits_behind_a_slow_one_is_acknowledged_meanwhile(tmp_path: Path) -> None:
+    diary, sink = Diary(), Patient(Clock(), 10.0)
+    with begun(tmp_path / "store", sink, diary) as host:
+        receive_whole(host, 3)
+        host.turn()
+        host.turn()
+
+        acks = [ack.seq for _, message in diary.all("send") if isinstance(message, Acks) for ack in message.acks]
+        assert (sink.items, confirmed(diary), acks) == ([0], [[0]], [1, 2])
+        while host.turn():
+            pass
+        assert (sink.items, confirmed(diary)) == ([0, 1, 2], [[0], [1], [2]])
+
+
+def test_a_sink_is_given_nothing_of_a_fence(tmp_path: Path) -> None:
+    diary, sink = Diary(), Patient(Clock(), 10.0)
+    with begun(tmp_path / "store", sink, diary) as host:
+        host.receive(Frame(SOURCE, 0, 2, (), FrameId(1), 0, SOURCE, Stage.PROCESS, False, b""))
+        host.turn()
+        host.receive(Gos(SOURCE, [Go(0, 2, -1, 0, 1)]))
+        host.turn()
+
+        assert (sink.items, sink.clock.now_s, confirmed(diary)) == ([], Clock().now_s, [[0]])
 
 
 class Marks(StatefulNode):

@@ -567,7 +567,7 @@ def test_a_journal_of_another_origin_or_epoch_is_refused(filled: Path, origin: s
 def test_another_format_is_refused(filled: Path, fields: list[Any]) -> None:
     RawJournal(filled).put("meta", b"identity", seal(b"identity", fields))
 
-    with pytest.raises(StateDirError, match=rf"has format {fields[0]}; this version reads format 3"):
+    with pytest.raises(StateDirError, match=rf"has format {fields[0]}; this version reads format 4"):
         restore(filled)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from consecution import Map, Producer
+from consecution import Map, Producer, Sink
 from consecution.errors import SourceError, WorldError
 from consecution.options import Options
 from consecution.plan import Plan, make_plan
@@ -62,6 +62,64 @@ class Undecodable:
 
 class Renamed:
     """Was called so when the journal was written, and is called Unnamed now."""
+
+
+# -- who decides -----------------------------------------------------------------------------------
+
+
+class Saved(Sink):
+    def write(self, batch_id: Any, items: list[Any]) -> None:
+        """Somebody else's."""
+
+
+def sent(shell: Shell) -> list[tuple[int, bool, bool]]:
+    """To which task, whether it is the whole of a batch, and whether it is a fence."""
+    return [(target, frame.whole, frame.is_fence) for target, frame in shell.frames()]
+
+
+def test_a_frame_that_is_all_of_a_batch_says_so() -> None:
+    shell = running(plan_of(Saved("saved")), [[1, 2]])
+
+    shell.source_host.turn()
+
+    assert sent(shell) == [(1, True, False)]
+
+
+def test_a_batch_that_runs_again_asks_who_may_have_decided() -> None:
+    shell = running(plan_of(Saved("saved") * 2), [[1, 2]])
+    shell.source_host.turn()
+    shell.diary.clear()
+
+    shell.origin.replay(shell.clock())
+    shell.source_host.turn()
+
+    (frame, *fences) = sent(shell)
+    assert frame[1:] == (False, False)
+    assert fences == [(1, False, True), (2, False, True)]
+    assert len({frame.frame_id for _, frame in shell.frames()}) == 3
+    shell.acknowledge()
+    shell.source_host.turn()
+    assert shell.origin.settled, "their ids are in the checksum"
+
+
+@pytest.mark.parametrize(
+    ("plan", "items"),
+    [
+        (plan_of(Map(str, name="text")), [1]),
+        (two_nodes(), [1]),
+        (make_plan(Producer([]) | [Saved("a"), Saved("b")], Options.of(robustness="robust")), [1]),
+        (plan_of((Saved("saved") * 2).by(lambda item: 1 // item)), [1, 0]),
+        (plan_of(Saved("saved"), robustness="track"), [1]),
+    ],
+    ids=["nobody may decide", "no sinks", "two frames", "an item that failed", "no journal"],
+)
+def test_no_other_frame_does(plan: Plan, items: list[Any]) -> None:
+    shell = running(plan, [items])
+
+    shell.source_host.turn()
+
+    assert not any(whole for _, whole, _ in sent(shell))
+    assert sent(shell)
 
 
 # -- commit, launch, tell --------------------------------------------------------------------------

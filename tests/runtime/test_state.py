@@ -262,9 +262,9 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(path: Path) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({"format": 4, "quite": "different", **manifest, **{"format": 4}}))
+    (path / "manifest.json").write_text(json.dumps({"format": 5, "quite": "different", **manifest, **{"format": 5}}))
 
-    with pytest.raises(StateDirError, match="has format 4; this version reads 3"):
+    with pytest.raises(StateDirError, match="has format 5; this version reads 4"):
         open_again(path)
 
 
@@ -292,7 +292,7 @@ def test_every_flipped_byte_of_the_manifest_is_noticed(path: Path) -> None:
     open_again(path).close()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", '"text"', "{}", '{"format": 3}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '"text"', "{}", '{"format": 4}'])
 def test_a_manifest_that_is_none_is_damage_unless_all_is_to_be_forgotten(path: Path, text: str) -> None:
     (path / "manifest.json").write_text(text)
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from consecution.protocol.dispatch import Sent
 from consecution.protocol.durable import Application, Durable, FrameStaged
-from consecution.protocol.origin import BatchForgotten, Decision, Head, Origin
-from consecution.protocol.values import Acks, Confirms, Frame, Go, TaskIndex
+from consecution.protocol.origin import BatchForgotten, Decision, Head, Launch, Origin
+from consecution.protocol.step import Step
+from consecution.protocol.values import Acks, Confirms, FailedItem, Frame, Go, TaskIndex
 from consecution.runtime.appliers import TransactionApplier
 from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.durable_store import CommittedOutside, EndRecorded
@@ -244,6 +246,113 @@ class DropsOnlyWhatItApplies(Durable):
         super().apply(application)
 
 
+# -- decided below -------------------------------------------------------------------------------
+
+
+class AsksNobody(OriginHost):
+    """A batch that runs again goes its new way, and nobody is asked whether its first execution counts."""
+
+    def _fences(self, cause: Frame) -> list[Sent]:
+        return []
+
+
+class DecidesWhateverIsWhole(Durable):
+    """Batches before it may yet come."""
+
+    @staticmethod
+    def _is_next(incoming: Any, frame: Frame) -> bool:
+        return frame.seq not in incoming.gos
+
+
+class DecidesAfterAFence(Durable):
+    @staticmethod
+    def _runs_again(incoming: Any, frame: Frame) -> bool:
+        return False
+
+
+class DecidesAndLetsAnotherDecide(Durable):
+    """It acknowledges a later execution of what it has decided, too."""
+
+    def stage(self, frame: Frame, failed: tuple[FailedItem, ...] = ()) -> bool:
+        incoming = self._incoming(frame.origin)
+        decided, incoming.decided = incoming.decided, {}
+        try:
+            return super().stage(frame, failed)
+        finally:
+            incoming.decided |= decided
+
+
+class KeepsItToItself(Durable):
+    """It applies what it has decided, and does not answer whoever asks."""
+
+    def stage(self, frame: Frame, failed: tuple[FailedItem, ...] = ()) -> bool:
+        applied = self.applied(frame.origin)
+        return frame.seq > applied and super().stage(frame, failed)
+
+
+class ForgetsWhatItHasDecided(Durable):
+    def _decide_again(self, incoming: Any) -> None:
+        """After a crash it waits for its origin."""
+
+
+class DecidesWithoutTheRest(Step):
+    """A part of a batch passes for the whole of it."""
+
+    def _close(self, frame: Frame, *args: Any, **kwargs: Any) -> Any:
+        sent, ack = super()._close(frame, *args, **kwargs)
+        for message in sent:
+            message.frame.whole = frame.whole
+        return sent, ack
+
+
+class SendsAPartAsTheWhole(OriginHost):
+    def _launch(self, launch: Launch, low: int) -> None:
+        outbox, self._outbox = self._outbox, _Marking(self._outbox)
+        super()._launch(launch, low)
+        self._outbox = outbox
+
+
+class _Marking:
+    """Marks what an origin sends as the whole of its batch."""
+
+    def __init__(self, outbox: Any) -> None:
+        self._outbox = outbox
+
+    def send(self, target: TaskIndex, message: Any) -> None:
+        if isinstance(message, Frame) and not message.is_fence:
+            message.whole = True
+        self._outbox.send(target, message)
+
+
+class TakesALaterExecutionForTheFirst(OriginHost):
+    def _launch(self, launch: Launch, low: int) -> None:
+        super()._launch(replace(launch, again=False), low)
+
+
+class KeepsFailuresOfLaterExecutions(Origin):
+    def _decided_below(self, batch: Any, now_s: float) -> None:
+        failed, self._decide = batch.failed, lambda now_s: None  # type: ignore[method-assign]
+        super()._decided_below(batch, now_s)
+        del self._decide
+        batch.failed = failed
+        self._decide(now_s)
+
+
+class KeepsParticipantsOfLaterExecutions(Origin):
+    def _decided_below(self, batch: Any, now_s: float) -> None:
+        participants, self._decide = batch.participants, lambda now_s: None  # type: ignore[method-assign]
+        super()._decided_below(batch, now_s)
+        del self._decide
+        batch.participants = participants
+        self._decide(now_s)
+
+
+class LaunchesWhatIsDecidedBelow(Origin):
+    def _decided_below(self, batch: Any, now_s: float) -> None:
+        batch.launched = True
+        super()._decided_below(batch, now_s)
+
+
 # -- stores elsewhere ----------------------------------------------------------------------------
 
 
@@ -334,7 +443,12 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
     ("go before decision", Parts(host=TellsGosBeforeItCommits), "was sent to task", 10),
     ("confirm before apply", Parts(durable_host=ConfirmsBeforeItCommits), "and has not committed it", 10),
     ("outputs after the state", Parts(durable_host=BearsOutputsLater), "without the batches of these", 10),
-    ("commits that are not synced", Parts(store=DoesNotWaitForTheDisk), "the store is damaged|the books say", 200),
+    (
+        "commits that are not synced",
+        Parts(store=DoesNotWaitForTheDisk),
+        "the store is damaged|the books say|restore both from",
+        200,
+    ),
     ("decisions in any order", Parts(origin=stateless.DecidesInAnyOrder), "while the lowest open", 50),
     ("acks without generation", Parts(origin=stateless.CountsAcksOfAnyGeneration), "stuck", 200),
     ("go without generation", Parts(durable=AppliesAnyGeneration), "bound for it were", 200),
@@ -344,7 +458,7 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
     ("after not told", Parts(origin=SaysNothingOfAfter), "before batches", 600),
     ("low not heeded", Parts(durable=IgnoresLow), "was told low", 600),
     ("low before the application", Parts(origin=stateless.SaysLowTooEarly), "stuck", 50),
-    ("no ledger", Parts(durable=ForgetsTheLedger), "found 0 frames|a second time", 50),
+    ("no ledger", Parts(durable=ForgetsTheLedger), "found 0 frames|a second time|was decided as", 50),
     ("ledger not looked at", Parts(durable=AppliesEveryGo), "found 0 frames|a second time", 50),
     ("no redo", Parts(transaction_applier=IgnoresTheRedo), "the database holds", 500),
     ("commit elsewhere last", Parts(transaction_applier=CommitsOutsideLast), "the database|transactions of", 1000),
@@ -401,6 +515,18 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
         50,
     ),
     ("ticks without a commit", Parts(durable_host=LeavesTicksOutOfTheCommit), "the attributes of task", 200),
+    ("nobody asked", Parts(host=AsksNobody), "no decision of it is on disk|applies generation", 200),
+    ("decided out of order", Parts(durable=DecidesWhateverIsWhole), "before batches|never processed", 50),
+    ("decided after a fence", Parts(durable=DecidesAfterAFence), "applies generation", 1000),
+    ("decided twice", Parts(durable=DecidesAndLetsAnotherDecide), "was decided as", 200),
+    ("decided and not told", Parts(durable=KeepsItToItself), "stuck|has not ended", 50),
+    ("decided and forgotten", Parts(durable=ForgetsWhatItHasDecided), "a sink got", 3000),
+    ("decided in part, by a step", Parts(step=DecidesWithoutTheRest), "never processed", 200),
+    ("decided in part, by its origin", Parts(host=SendsAPartAsTheWhole), "never processed", 50),
+    ("decided once more", Parts(host=TakesALaterExecutionForTheFirst), "decides batch|applies batch", 200),
+    ("failures of later executions", Parts(origin=KeepsFailuresOfLaterExecutions), "failures kept", 1500),
+    ("participants of later executions", Parts(origin=KeepsParticipantsOfLaterExecutions), "was decided as", 200),
+    ("launched after it was decided below", Parts(origin=LaunchesWhatIsDecidedBelow), "is not in the journal", 200),
     ("inbox kept at the end", Parts(durable=KeepsTheInbox), "frames lie in the inbox", 500),
     ("thrown-away frames kept", Parts(durable=DropsOnlyWhatItApplies), "frames lie in the inbox|was told low", 200),
 ]
