@@ -199,6 +199,11 @@ class Durable:
             incoming.last = max(incoming.last, go.seq)
         self._raise_low(incoming, go.low)
 
+    @property
+    def has_decided(self) -> bool:
+        """Whether the last commit has decided anything that is not applied yet."""
+        return bool(self._late)
+
     def acknowledge_late(self) -> None:
         """What was decided here and could not be applied since has its origin decide it, too, which then goes on."""
         late, self._late = self._late, []

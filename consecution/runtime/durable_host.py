@@ -210,6 +210,8 @@ class DurableHost(Occupied):
         self._durable.acknowledge_late()
         self._applied = self._applied or self._applier.commit_due_s() == 0.0
         worked = self._own.turn() or worked
+        if self._durable.has_decided:
+            worked = self._apply_ready() or worked  # at once; its commit comes with that of what has come meanwhile
         return self._complete() or worked
 
     def flush(self) -> None:
@@ -222,7 +224,8 @@ class DurableHost(Occupied):
     # -- application -----------------------------------------------------------------------------
 
     def _apply_ready(self) -> bool:
-        first = self._next_work()
+        """Not where something was applied already: whoever waits for that waits for its commit."""
+        first = None if self._applied else self._next_work()
         if first is not None:
             self._apply(Group(self._ready(first)))
         return first is not None

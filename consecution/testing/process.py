@@ -483,7 +483,8 @@ class DurableProcess(OriginProcess):
         self.restless = self._host.turn()
         self._host.flush()
         self._oracle.forgot(self._host.origin.forgotten)
-        self._oracle.count(self._host.origin.counts())
+        if not self._host.owes:
+            self._oracle.count(self._host.origin.counts())
         self._oracle.check_low()
         if self._ending and self._host.ended:
             self._ending = False

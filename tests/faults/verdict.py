@@ -127,8 +127,8 @@ def read_open(job: Job, sources: Origins) -> Open:
             found.numbers |= _numbers_in(payload)
         for failed, *_ in tables[b"failures"].values():
             found.numbers |= _numbers_in(failed[2])
-        for *_, payload in tables[b"inbox"].values():
-            found.numbers |= _numbers_in(payload)
+        for *_, payload, _ in tables[b"inbox"].values():
+            found.numbers |= _numbers_in(payload) if payload else set()  # else it is a fence
     return found
 
 

@@ -175,17 +175,28 @@ def receive_whole(host: DurableHost, batches: int) -> None:
         )
 
 
-def test_what_is_the_whole_of_a_batch_is_on_disk_before_it_is_written(tmp_path: Path) -> None:
-    diary, sink = Diary(), Patient(Clock(), 0.0)
-    with begun(tmp_path / "store", sink, diary) as host:
-        receive_whole(host, 2)
-        assert host.turn()
-        assert (sink.items, host.staged_count, diary.all("send")) == ([], 2, [])
-        assert [frame.whole for frame in host.origin_host.store.restore_inbox()[1]] == [True, True]
+class Looking(Patient):
+    """Looks, when it is given something, what its store has."""
 
-        host.turn()
+    host: DurableHost
+    staged: list[bool]
 
-        assert (sink.items, confirmed(diary)) == ([0, 1], [[0, 1]])
+    def write(self, batch_id: Any, items: list[int]) -> None:
+        store: Any = self.host.origin_host.store  # type: ignore[union-attr]
+        self.staged = [frame.whole for frame in store.restore_inbox()[1]]
+        super().write(batch_id, items)
+
+
+def test_what_is_the_whole_of_a_batch_is_on_disk_before_it_is_written_and_then_at_once(tmp_path: Path) -> None:
+    diary, sink = Diary(), Looking(Clock(), 0.0)
+    with begun(tmp_path / "store", sink, diary) as sink.host:
+        receive_whole(sink.host, 2)
+
+        assert sink.host.turn()
+
+        assert (sink.items, sink.staged, diary.all("send")) == ([0, 1], [True, True], [])
+        sink.host.turn()
+        assert confirmed(diary) == [[0, 1]]
 
 
 def test_what_waits_behind_a_slow_one_is_acknowledged_meanwhile(tmp_path: Path) -> None:
@@ -193,6 +204,7 @@ def test_what_waits_behind_a_slow_one_is_acknowledged_meanwhile(tmp_path: Path) 
     with begun(tmp_path / "store", sink, diary) as host:
         receive_whole(host, 3)
         host.turn()
+        assert sink.items == [0]
         host.turn()
 
         acks = [ack.seq for _, message in diary.all("send") if isinstance(message, Acks) for ack in message.acks]
