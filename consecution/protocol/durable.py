@@ -247,9 +247,11 @@ class Durable:
         incoming.applied = application.seq
         del incoming.gos[application.seq]
         incoming.decided.pop(application.seq, None)
-        dropped = incoming.staged.pop(application.seq, {})
+        # Of a batch before it no ``go`` can come any more: what is left there is of executions that were thrown away.
+        over = [seq for seq in incoming.staged if seq <= application.seq and seq not in incoming.gos]
+        dropped = [frame for seq in over for frame in incoming.staged.pop(seq).values()]
         changes = self._turn.changes
-        changes.append(FramesDropped(tuple(dropped.values())))
+        changes.append(FramesDropped(tuple(dropped)))
         changes.append(LedgerMoved(application.origin, application.seq))
         self._turn.confirms.append((application.origin, application.seq))
 

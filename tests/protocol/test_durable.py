@@ -223,6 +223,24 @@ def test_frames_below_low_stay_while_their_go_is_in_hand() -> None:
     assert durable.staged_count == 2
 
 
+def test_with_a_batch_goes_what_is_left_of_those_before_it() -> None:
+    """A batch that ran again, and was routed elsewhere then; its origin need not say anything more for a while."""
+    durable = staged(frame(0, 1), frame(1, 2), frame(2, 4))
+    durable.go(SOURCE, go(1, 2))
+
+    apply_all(durable)
+
+    assert dropped(durable.take_turn().changes) == {1, 2}
+
+
+def test_what_is_told_stays_until_its_turn() -> None:
+    durable = staged(frame(0, 1), frame(1, 2))
+    durable.go(SOURCE, go(0, 1))
+    durable.go(SOURCE, go(1, 2, after=0))
+
+    assert apply_all(durable) == [(SOURCE, 0), (SOURCE, 1)]
+
+
 def test_low_never_falls() -> None:
     durable = staged(frame(5, 1, low=5))
 
