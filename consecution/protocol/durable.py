@@ -14,7 +14,8 @@ The rules this file keeps:
 6. A frame that is the ``whole`` of its batch's first execution is decided here, by the commit that stages it, if all
    earlier batches of its origin are applied, decided, or known to be over, and no later execution of it was met. From
    then on no other execution of it is staged; whoever sends one is told when the batch is applied. A crash does
-   not change that: the inbox says it. What cannot be applied by the next turn is acknowledged as well.
+   not change that: as the whole nothing else lies in the inbox. What cannot be applied by the next turn is
+   acknowledged, too.
 
 The core neither stores nor sends. It collects what has to be done in a `Turn`; the shell around it first
 commits ``changes`` together with what the application itself has changed, and only then answers.
@@ -91,12 +92,6 @@ class _Incoming:
         self.decided: dict[int, Ack] = {}
         """Batches that were decided here, and are not applied yet, each with the acknowledgement of its frame."""
 
-    def decide(self, frame: Frame, ack: Ack) -> Go:
-        """The frame's execution is the one that counts."""
-        self.decided[frame.seq] = ack
-        after, self.last = min(self.last, frame.seq - 1), frame.seq
-        return Go(frame.seq, frame.generation, after, frame.low, frame.frame_id)
-
 
 class Durable:
     """Inbox and ledger of one durable task. Called by one thread.
@@ -119,11 +114,9 @@ class Durable:
 
     def _decide_again(self, incoming: _Incoming) -> None:
         """What was decided here before a crash is decided: some of it may have been written already."""
-        for seq in sorted(seq for seq in incoming.staged if seq > incoming.applied):
-            for frame in incoming.staged[seq].values():
-                if self._may_decide(incoming, frame):
-                    incoming.gos[seq] = incoming.decide(frame, _ack(frame))
-                    break
+        decided = [frame for by_id in incoming.staged.values() for frame in by_id.values() if frame.whole]
+        for frame in decided:
+            incoming.gos[frame.seq] = self._decide(incoming, frame, _ack(frame))
 
     def _incoming(self, origin: TaskIndex) -> _Incoming:
         found = self._origins.get(origin)
@@ -168,16 +161,19 @@ class Durable:
         if frame.frame_id in by_id:
             return False
         by_id[frame.frame_id] = frame
+        frame.whole = (
+            frame.whole and not failed and self._may_decide(incoming, frame)
+        )  # what lies there as such is decided
         self._turn.changes.append(FrameStaged(frame))
         ack = _ack(frame, failed)
-        if not failed and self._may_decide(incoming, frame):
-            self._deciding.append((frame.origin, incoming.decide(frame, ack)))
+        if frame.whole:
+            self._deciding.append((frame.origin, self._decide(incoming, frame, ack)))
         else:
             self._turn.acks.append((frame.origin, ack))
         return True
 
     def _may_decide(self, incoming: _Incoming, frame: Frame) -> bool:
-        return frame.whole and self._is_next(incoming, frame) and not self._runs_again(incoming, frame)
+        return self._is_next(incoming, frame) and not self._runs_again(incoming, frame)
 
     @staticmethod
     def _is_next(incoming: _Incoming, frame: Frame) -> bool:
@@ -188,6 +184,16 @@ class Durable:
     def _runs_again(incoming: _Incoming, frame: Frame) -> bool:
         """Whether a later execution was met here: its origin goes by that one."""
         return any(other.generation > frame.generation for other in incoming.staged[frame.seq].values())
+
+    def _decide(self, incoming: _Incoming, frame: Frame, ack: Ack) -> Go:
+        incoming.decided[frame.seq] = ack
+        incoming.last = max(incoming.last, frame.seq)
+        return Go(frame.seq, frame.generation, self._after(frame), frame.low, frame.frame_id)
+
+    @staticmethod
+    def _after(frame: Frame) -> int:
+        """The last batch before it that is applied here; -1: all are applied everywhere."""
+        return -1 if frame.seq == frame.low else frame.seq - 1
 
     def go(self, origin: TaskIndex, go: Go) -> None:
         """A batch is decided. What the ledger has already is confirmed again."""

@@ -399,20 +399,39 @@ def test_a_fence_alone_is_confirmed_too() -> None:
 
 def test_after_a_crash_it_is_still_decided() -> None:
     """Some of it may have been written, where nobody can take it back."""
-    inbox = [frame(7, 2, low=7, whole=True), frame(6, 1, whole=True), frame(9, 8, whole=True)]
-    durable = Durable({SOURCE: 5}, inbox)
+    durable = Durable({SOURCE: 5}, [frame(7, 2, whole=True), frame(6, 1, whole=True)])
 
     assert not durable.stage(fence(6, 16))
     assert not durable.stage(fence(7, 32))
     assert apply_all(durable) == [(SOURCE, 6), (SOURCE, 7)]
-    assert durable.stage(fence(9, 64)), "batch 8 may come yet"
+    assert durable.take_turn().confirms == [(SOURCE, 6), (SOURCE, 7)]
 
 
-def test_after_a_crash_what_was_fenced_is_not() -> None:
-    durable = Durable({SOURCE: 5}, [frame(6, 1, whole=True), fence(6, 2)])
+def test_after_a_crash_it_waits_for_what_was_told_before_it() -> None:
+    """That was in memory only, and is told again."""
+    durable = Durable({SOURCE: 4}, [frame(5, 1), frame(6, 2, whole=True)])
 
-    assert durable.next_application() is None
-    assert not durable.take_turn()
+    assert not durable.stage(fence(6, 16))
+    assert apply_all(durable) == []
+    durable.go(SOURCE, go(5, 1, after=4))
+
+    assert apply_all(durable) == [(SOURCE, 5), (SOURCE, 6)]
+
+
+def test_after_a_crash_it_waits_for_nobody_whose_batches_were_over() -> None:
+    durable = Durable({SOURCE: 4}, [frame(9, 2, low=9, whole=True)])
+
+    assert apply_all(durable) == [(SOURCE, 9)]
+
+
+def test_only_what_was_decided_lies_in_the_inbox_as_the_whole() -> None:
+    durable = Durable()
+    for seq in (0, 2):
+        durable.stage(frame(seq, seq + 1, whole=True))
+
+    changes = durable.take_turn().changes
+
+    assert [change.frame.whole for change in changes if isinstance(change, FrameStaged)] == [True, False]
 
 
 # -- any order -----------------------------------------------------------------------------------

@@ -295,6 +295,12 @@ class ForgetsWhatItHasDecided(Durable):
         """After a crash it waits for its origin."""
 
 
+class ForgetsWhatComesBefore(Durable):
+    @staticmethod
+    def _after(frame: Frame) -> int:
+        return -1
+
+
 class DecidesWithoutTheRest(Step):
     """A part of a batch passes for the whole of it."""
 
@@ -521,6 +527,7 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
     ("decided twice", Parts(durable=DecidesAndLetsAnotherDecide), "was decided as", 200),
     ("decided and not told", Parts(durable=KeepsItToItself), "stuck|has not ended", 50),
     ("decided and forgotten", Parts(durable=ForgetsWhatItHasDecided), "a sink got", 3000),
+    ("decided and not in its turn", Parts(durable=ForgetsWhatComesBefore), "before batches", 3000),
     ("decided in part, by a step", Parts(step=DecidesWithoutTheRest), "never processed", 200),
     ("decided in part, by its origin", Parts(host=SendsAPartAsTheWhole), "never processed", 50),
     ("decided once more", Parts(host=TakesALaterExecutionForTheFirst), "decides batch|applies batch", 200),
