@@ -8,22 +8,27 @@ The rules this file keeps:
    step; until then the old one is untouched, and afterwards it is only rubbish.
 
 Numbers of tasks change with the plan, so ledgers begin anew, with the origins' new life; failed items find their
-node by its name. Of a keyed node each new replica takes the slots it owns from whoever owned them.
+node by its name. Of a keyed node each new replica takes the slots it owns from whoever has states there: in a store of
+an earlier version that need not be the replica that owned them.
 """
 
 from __future__ import annotations
 
 import functools
+import heapq
 import itertools
+import operator
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from consecution.errors import StateDirError
+from consecution.errors import DamagedStoreError, StateDirError
 from consecution.nodes import Node
 from consecution.plan import NodePlan, Plan
 from consecution.protocol.origin import FailureEntry, FailureKept, Head, HeadMoved
+from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import TaskIndex
 from consecution.routing import SLOTS
 from consecution.runtime.durable_store import DurableStore, TableWrite
@@ -34,6 +39,8 @@ from consecution.stateful import DurableNode, KeyedNode, StatefulNode
 from consecution.transport.codec import PickleCodec
 
 RECORDS_PER_COMMIT = 100_000
+NAMED_KEYS = 3
+"""So many keys are named where several states have no place."""
 _SLOT = struct.Struct(">H")
 
 OpenStore = Callable[[str], Journal]
@@ -71,17 +78,13 @@ class Share:
     with_books: bool = True
     """Its counters and failed items, too."""
 
-    def has(self, place: bytes) -> bool:
-        """Whether a place of the table is part of it."""
-        return place >= self.since and (self.until is None or place < self.until)
-
 
 @dataclass(slots=True)
 class Move:
-    """New origin → the shares it is made of; and what nobody takes, in words."""
+    """New origin → the shares it is made of; and the old replicas, in order, of each node that gets more or fewer."""
 
     shares: dict[str, list[Share]] = field(default_factory=dict)
-    dropped: list[str] = field(default_factory=list)
+    resharded: list[list[str]] = field(default_factory=list)
 
 
 def plan_move(manifest: dict[str, Any], plan: Plan) -> Move:
@@ -101,6 +104,7 @@ def plan_move(manifest: dict[str, Any], plan: Plan) -> Move:
         names = [plan.task(task).name for task in node.tasks]
         if kinds[node.name] == "keyed" and old and len(old) != len(names):
             move.shares.update(_resharded(old, names))
+            move.resharded.append(old)
         else:
             move.shares.update({name: [Share(name)] if name in old else [] for name in names})
     return move
@@ -124,13 +128,18 @@ def _node_of(task: str) -> str:
 
 
 def _resharded(old: list[str], new: list[str]) -> dict[str, list[Share]]:
-    """Every new replica looks through all old ones, which owned ascending ranges; the first takes the books."""
+    """Every new replica looks through all old ones: any may have states of its slots. The first takes the books."""
     shares = {}
     for replica, name in enumerate(new):
-        since, until = _first_slot(replica, len(new)), _first_slot(replica + 1, len(new))
-        end = None if until == SLOTS else _SLOT.pack(until)
-        shares[name] = [Share(origin, _SLOT.pack(since), end, with_books=replica == 0) for origin in old]
+        since, until = _range_of(replica, len(new))
+        shares[name] = [Share(origin, since, until, with_books=replica == 0) for origin in old]
     return shares
+
+
+def _range_of(replica: int, replicas: int) -> tuple[bytes, bytes | None]:
+    """The places that a replica owns: from the first to before the second, None to the end."""
+    since, until = _first_slot(replica, replicas), _first_slot(replica + 1, replicas)
+    return _SLOT.pack(since), None if until == SLOTS else _SLOT.pack(until)
 
 
 def _first_slot(replica: int, replicas: int) -> int:
@@ -148,6 +157,8 @@ class Relocation:
         self._make_new = make_new
         self._move = plan_move(manifest, plan)
         self._new_index = {task.name: TaskIndex(task.index) for task in plan.tasks}
+        self._left_out: dict[str, set[bytes]] = {}
+        """Old origin → places of its states that another replica has, too, and brings; `check` finds them."""
 
     def check(self, path: str) -> list[str]:
         """What is dropped, in words. StateDirError where something has ended for good, or where it may not be."""
@@ -160,11 +171,13 @@ class Relocation:
                 dropped += self._lost_of(name, store, name in taken)
             finally:
                 store.close()
+        for old in self._move.resharded:
+            dropped += self._held_twice(old)
         if dropped and not self._plan.options.drop_state:
             raise StateDirError(
                 f"the graph has changed, and has no place any more for what the state directory {path} holds: "
-                f"{'; '.join(dropped)}. Give the nodes their old names and kinds back, and sources their old shares "
-                "(Producer(...) * n), or let it be dropped for good: drop_state=True (--drop-state)"
+                f"{'; '.join(dropped)}. Give the nodes their old names, kinds and replicas back, and sources their old "
+                "shares (Producer(...) * n), or let it be dropped for good: drop_state=True (--drop-state)"
             )
         return dropped
 
@@ -205,6 +218,52 @@ class Relocation:
             lost.append(f"{len(homeless)} failed items of {', '.join(map(repr, sorted(nodes)))}")
         return lost
 
+    def _held_twice(self, old: list[str]) -> list[str]:
+        """Keys of which several replicas have a state, in words: one state has a place, best that of the key's owner.
+
+        Items of a key only ever went to its owner, but for failed ones that an earlier version gave back to another
+        replica. So where there are two states, one lies outside the range of its replica; mostly there are none.
+        """
+        strays = {name: self._strays_of(name, *_range_of(replica, len(old))) for replica, name in enumerate(old)}
+        asked = {place: key for found in strays.values() for place, key in found.items()}
+        holders = self._holders_of(asked, old) if asked else {}
+        lost = []
+        for place, names in holders.items():
+            kept = next((name for name in names if place not in strays[name]), names[0])
+            for name in names:
+                if name != kept:
+                    self._left_out.setdefault(name, set()).add(place)
+                    key = shorten_repr(asked[place])
+                    lost.append(f"the state of {name!r} under {key}, for {kept!r} has one, too")
+        if len(lost) > NAMED_KEYS:
+            lost[NAMED_KEYS:] = [f"and {len(lost) - NAMED_KEYS} more of such keys"]
+        return lost
+
+    def _strays_of(self, name: str, since: bytes, until: bytes | None) -> dict[bytes, Any]:
+        """Place → key of each state outside a range."""
+        with closing(self._durable(name)) as store:
+            changes = _changes_in_log(store)
+            found = [*_states_in(store, changes, until=since)]
+            if until is not None:
+                found += _states_in(store, changes, since=until)
+            return {place: decode_state(body, PickleCodec().decode, store)[0] for place, body in found}
+
+    def _holders_of(self, places: Iterable[bytes], origins: list[str]) -> dict[bytes, list[str]]:
+        """Place → those that have a state there."""
+        holders: dict[bytes, list[str]] = {place: [] for place in places}
+        for name in origins:
+            with closing(self._durable(name)) as store:
+                changes = _changes_in_log(store)
+                for place, names in holders.items():
+                    if (changes[place] if place in changes else store.read("state", place)) is not None:
+                        names.append(name)
+        return holders
+
+    def _durable(self, name: str) -> DurableStore:
+        store = self._open_old(name)
+        assert isinstance(store, DurableStore), "only durable nodes are keyed"
+        return store
+
     def _name_of_source(self, origin: str) -> str:
         for source, origins in origins_of_sources(self._manifest).items():
             if origin in origins and len(origins) > 1:
@@ -232,7 +291,7 @@ class Relocation:
                         head = self._take_books(old, head, entries)
                         notes += old.notes()
                     if isinstance(old, DurableStore) and isinstance(made, DurableStore):
-                        _copy_states(old, made, share)
+                        _copy_states(old, made, share, self._left_out.get(share.origin, frozenset()))
                 finally:
                     old.close()
             noted = [NotesTaken(tuple(notes), 0)] if notes else []
@@ -263,43 +322,54 @@ class Relocation:
         )
 
 
-def _changes_in_log(store: DurableStore) -> dict[bytes, bytes | None]:
-    """What the log says on top of the table: place → sealed value, None for what was removed."""
+def _changes_in_log(store: DurableStore) -> dict[bytes, list[Any] | None]:
+    """What the log says on top of the table: place → key and state, None for what was removed."""
     codec = PickleCodec()
-    found: dict[bytes, bytes | None] = {}
+    found: dict[bytes, list[Any] | None] = {}
     for _, body in store.scan("log"):
         keys, states, removed = decode_state(body, codec.decode, store)
-        for key, state in zip(keys, states, strict=True):
-            place = place_of(key)
-            found[place] = seal(place, codec.encode([key, state]))
+        found.update((place_of(key), [key, state]) for key, state in zip(keys, states, strict=True))
         found.update(dict.fromkeys(map(place_of, removed)))
     return found
 
 
+def _states_in(
+    store: DurableStore, changes: dict[bytes, list[Any] | None], since: bytes = b"", until: bytes | None = None
+) -> Iterator[tuple[bytes, bytes]]:
+    """(place, body) of each state in a range, by place: of the table, but for what the log has changed since."""
+    codec = PickleCodec()
+    unchanged = (record for record in store.scan("state", since, until) if record[0] not in changes)
+    places = sorted(place for place in changes if place >= since and (until is None or place < until))
+    changed = ((place, codec.encode(state)) for place in places if (state := changes[place]) is not None)
+    return heapq.merge(unchanged, changed, key=operator.itemgetter(0))
+
+
 def _count_states(store: DurableStore) -> int:
-    changes = _changes_in_log(store)
-    in_table = sum(1 for key, _ in store.scan("state") if key not in changes)
-    return in_table + sum(1 for value in changes.values() if value is not None)
+    return sum(1 for _ in _states_in(store, _changes_in_log(store)))
 
 
-def _copy_states(old: DurableStore, new: DurableStore, share: Share) -> None:
-    """Copy a range of the table as it is, but for what the log has changed since; then that."""
-    changes = _changes_in_log(old)
-    table = new.handle("state")
-    unchanged = (
-        (place, seal(place, body))
-        for place, body in old.scan("state", share.since, share.until)
-        if place not in changes
-    )
-    while records := list(itertools.islice(unchanged, RECORDS_PER_COMMIT)):
-        new.apply([TableWrite(functools.partial(_append_all, table, records))])
-    changed = [(place, value) for place, value in sorted(changes.items()) if value is not None and share.has(place)]
-    new.apply([TableWrite(functools.partial(_put_all, table, changed))])
+def _copy_states(old: DurableStore, new: DurableStore, share: Share, left_out: Set[bytes] = frozenset()) -> None:
+    """Copy a range of the states, but for these places."""
+    found = _states_in(old, _changes_in_log(old), share.since, share.until)
+    wanted = ((place, seal(place, body)) for place, body in found if place not in left_out)
+    while records := list(itertools.islice(wanted, RECORDS_PER_COMMIT)):
+        new.apply([TableWrite(functools.partial(_add_all, new, records))])
 
 
-def _append_all(table: Any, records: list[tuple[bytes, bytes]], txn: Any) -> None:
-    txn.cursor(db=table).putmulti(records, append=True)
+def _add_all(store: DurableStore, records: list[tuple[bytes, bytes]], txn: Any) -> None:
+    """Add records, which are in order, to the state table. DamagedStoreError where one is there already.
 
-
-def _put_all(table: Any, records: list[tuple[bytes, bytes]], txn: Any) -> None:
-    txn.cursor(db=table).putmulti(records)
+    Those of one share mostly follow all that came before, and appended they fill the pages. But LMDB leaves out what it
+    cannot append, and only the count tells.
+    """
+    cursor = txn.cursor(db=store.handle("state"))
+    follow = not cursor.last() or bytes(cursor.key()) < records[0][0]
+    _, added = cursor.putmulti(records, append=follow, overwrite=False)
+    if added != len(records):
+        raise DamagedStoreError(
+            f"{len(records) - added} of {len(records)} states could not be added to {store.path}: their keys are there "
+            "already, or out of order; nothing has changed, the old stores are as they were: look at them with "
+            "`consecution journal check`",
+            path=str(store.path),
+            record="state",
+        )

@@ -12,19 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consecution import KeyedNode, Map, Node, Pipeline, Producer, StatefulNode
-from consecution.errors import StateDirError
+from consecution.errors import DamagedStoreError, StateDirError
 from consecution.protocol.durable import FrameStaged
 from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
 from consecution.routing import replica_of_slot, slot_of
 from consecution.runtime import relocation as relocation_module
 from consecution.runtime import state as state_module
 from consecution.runtime import state_table
-from consecution.runtime.durable_store import DurableStore
-from consecution.runtime.journal import NotesTaken
+from consecution.runtime.durable_store import DurableStore, TableWrite
+from consecution.runtime.journal import NotesTaken, seal
 from consecution.runtime.journal_check import CheckResult, check_state_dir
 from consecution.runtime.relocation import _first_slot
 from consecution.runtime.state import look_at_state_dir
+from consecution.runtime.state_table import place_of
 from consecution.sinks.text import TextLines
+from consecution.transport.codec import PickleCodec
 
 
 class Total(KeyedNode):
@@ -189,6 +191,72 @@ def test_keys_removed_since_the_last_merge_stay_removed(path: Path, monkeypatch:
     run(path, ["a"], Once("once"))
 
     assert run(path, ["c"], Map(str, "more"), Once("once")) == [["b", "c"]]
+
+
+# -- states that lie with a replica that does not own their key ------------------------------------
+
+
+def put_state(path: Path, origin: str, key: str, total: int) -> None:
+    """As an earlier version did, which gave a failed item back to whichever replica it had failed at."""
+    place, body = place_of(key), PickleCodec().encode([key, {"total": total}])
+    with closing(look_at_state_dir(path).journal(origin)) as store:
+        assert isinstance(store, DurableStore)
+        table = store.handle("state")
+        store.apply([TableWrite(lambda txn: txn.put(place, seal(place, body), db=table))])
+
+
+def keys_of(replica: int, replicas: int) -> list[str]:
+    return [key for key in map("key {}".format, range(40)) if replica_of_slot(slot_of(key), replicas) == replica]
+
+
+@pytest.mark.parametrize("merged", [True, False], ids=["merged", "in the log"])
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_states_move_to_the_owners_of_their_keys_wherever_they_lie(
+    path: Path, monkeypatch: pytest.MonkeyPatch, after: int, merged: bool
+) -> None:
+    monkeypatch.setattr(state_table, "LOG_LIMIT_BYTES", 0 if merged else 2**30)
+    first, last = keys_of(0, 3), keys_of(2, 3)
+    run(path, [(key, 1) for key in first[1:] + last[1:]], Total("total") * 3)
+    put_state(path, "total.0", last[0], 1)
+    put_state(path, "total.2", first[0], 1)
+
+    found = run(path, [(key, 1) for key in first + last], Total("total") * after)
+
+    assert found == [(key, 2) for key, _ in found]
+    assert sorted(key for key, _ in found) == sorted(first + last)
+    assert sum(origin.keys for origin in sound(path).origins) == len(first + last)
+
+
+@pytest.mark.parametrize("merged", [True, False], ids=["merged", "in the log"])
+def test_of_two_states_of_one_key_none_is_dropped_unless_asked(
+    path: Path, monkeypatch: pytest.MonkeyPatch, merged: bool
+) -> None:
+    monkeypatch.setattr(state_table, "LOG_LIMIT_BYTES", 0 if merged else 2**30)
+    key = keys_of(1, 2)[0]
+    run(path, [(key, 100)], Total("total") * 2)
+    put_state(path, "total.0", key, -30)
+
+    for _ in range(2):
+        with pytest.raises(
+            StateDirError, match=rf"the state of 'total\.0' under '{key}', for 'total\.1' has one, too.*--drop-state"
+        ):
+            run(path, [], Total("total") * 3)
+
+    assert len(list(path.glob("origins*"))) == 1
+    assert run(path, [(key, 1)], Total("total") * 2) == [(key, 101)]
+    assert run(path, [(key, 1)], Total("total"), drop_state=True) == [(key, 102)]
+    sound(path)
+
+
+def test_what_cannot_be_added_to_a_store_is_never_passed_over(path: Path) -> None:
+    run(path, [("a", 1)], Total("total"))
+    records = [(place, seal(place, b"body")) for place in (b"\x00\x02", b"\x00\x01")]
+    with closing(look_at_state_dir(path).journal("total.0")) as store:
+        assert isinstance(store, DurableStore)
+        with pytest.raises(DamagedStoreError, match=r"1 of 2 states could not be added .* nothing has changed"):
+            store.apply([TableWrite(lambda txn: relocation_module._add_all(store, records, txn))])
+
+        assert store.count("state") == 0
 
 
 # -- everything else moves by name -------------------------------------------------------------------
