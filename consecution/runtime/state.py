@@ -242,6 +242,8 @@ def _settle(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
     """Make the journals that are not there yet; check those that must be."""
     _sweep(path, manifest)
     if not manifest["origins"]:
+        # The manifest may be that of a start with another plan, which was killed before it had made any.
+        manifest.update(_shaped_like(manifest, plan))
         _make_origins(path, manifest, plan)
         return
     _finish_takeover(path, manifest)

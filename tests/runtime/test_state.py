@@ -431,6 +431,25 @@ def test_a_crash_at_any_step_of_the_making_leaves_something_to_go_on_with(
     assert survived
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_after_a_crash_before_the_stores_were_made_any_plan_may_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    if fresh:
+        open_again(tmp_path, plan("used", "zero")).close()
+    with monkeypatch.context() as patched:
+        patched.setattr(state_module, "_make_origins", lambda *_: (_ for _ in ()).throw(Crash))
+        with pytest.raises(Crash):
+            open_again(tmp_path, plan("old", "one"), fresh=fresh)
+
+    open_again(tmp_path, plan("new", "two")).close()
+    again = open_again(tmp_path, plan("new", "two"))
+    again.close()
+
+    assert (again.sources, again.origins, again.tasks) == (["two"], ["two"], ["two.0", "new.0"])
+    assert check_state_dir(tmp_path).problems == ()
+
+
 def test_a_manifest_is_replaced_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (path / "manifest.json").read_bytes()
     state = open_again(path)
