@@ -218,9 +218,11 @@ def restore(
     """Put a backup back: its files first, then the state directory, which must be new or empty.
 
     A file goes where it was, or into ``files_to``. One that begins with what the backup has of it is left as it is: the
-    sink cuts it. Another one is only written over with ``force``.
+    sink cuts it. Another one is only written over with ``force``. UsageError where two would go to one place.
     """
     backup = read_backup(path)
+    places = [(file, _place_of(file, files_to)) for file in backup.files] if files else []
+    _check_each_has_its_own(path, places)
     problems = check_state_dir(path / STATE, of_anyone=True).problems
     if problems:
         raise DamagedStoreError(
@@ -228,7 +230,6 @@ def restore(
         )
     with _made_beside(state_dir) as making:
         shutil.copytree(path / STATE, making, dirs_exist_ok=True)
-        places = [(file, _place_of(file, files_to)) for file in backup.files] if files else []
         missing = [(file, place) for file, place in places if not _begins_with(place, file)]
         if not force:
             _check_nothing_is_lost(missing)
@@ -240,6 +241,19 @@ def restore(
 
 def _place_of(file: KeptFile, files_to: Path | None) -> Path:
     return Path(file.path) if files_to is None else files_to.absolute() / Path(file.path).name
+
+
+def _check_each_has_its_own(backup: Path, places: list[tuple[KeptFile, Path]]) -> None:
+    """The files of two sinks may have one name, in two folders."""
+    first: dict[Path, KeptFile] = {}
+    for file, place in places:
+        other = first.setdefault(place, file)
+        if other.path != file.path:
+            raise UsageError(
+                f"{other.path} of {other.sink} and {file.path} of {file.sink} would both be put back as {place}: leave "
+                "out --files-to, which puts them where they were; or take --no-files, and copy "
+                f"{backup / FILES / other.kept} and {backup / FILES / file.kept} to where you want them"
+            )
 
 
 def _begins_with(place: Path, file: KeptFile) -> bool:

@@ -176,6 +176,20 @@ def test_another_file_is_written_over_only_by_force(tmp_path: Path, backup: Path
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "backup"]
 
 
+def test_files_of_one_name_are_not_put_back_over_each_other(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    sinks = [TextLines("one", path=tmp_path / "a" / "out"), Map(str) | TextLines("two", path=tmp_path / "b" / "out")]
+    Pipeline(Producer(["1", "2"]) | sinks).run(mode="inline", state_dir=tmp_path / "state", **OPTIONS)
+    back_up(tmp_path / "state", tmp_path / "backup")
+
+    with pytest.raises(UsageError, match=r"a/out of one\.0 and .*b/out of two\.0 would both .*0001-out and .*0002-out"):
+        restore(tmp_path / "backup", tmp_path / "c", files_to=tmp_path / "d", force=True)
+
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "backup", "state"]
+    assert len(restore(tmp_path / "backup", tmp_path / "c").as_they_are) == 2
+
+
 def test_nothing_that_is_there_is_written_over(tmp_path: Path, backup: Path) -> None:
     (tmp_path / "empty").mkdir()
     restore(backup, tmp_path / "empty")
