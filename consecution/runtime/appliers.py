@@ -7,6 +7,7 @@ to what it was before the failing item, and what that had pushed is dropped. For
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 from collections.abc import Callable, Iterator
@@ -111,7 +112,10 @@ class Applier(Protocol):
     guard: Guard
 
     def open(self) -> None:
-        """Restore what the store has, and run the node's ``begin``. What a crash has left undone is done here."""
+        """Restore what the store has, and run the node's ``begin``. What a crash has left undone is done here.
+
+        What it has taken hold of before it raises it lets go of: `close` is for what is open.
+        """
 
     def apply(self, group: Group) -> Outcome: ...
 
@@ -363,6 +367,16 @@ class SinkApplier:
         self._sink.sync = self._sync
         self._sink.open()
 
+    @contextlib.contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        """A process that goes on (mode thread) would keep the sink's file locked, or its connection."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):  # what went wrong first is what has to be mended
+                self._sink.close()
+            raise
+
     def apply(self, group: Group) -> Outcome:
         failed: list[FailedInput] = []
         for work in group:
@@ -442,7 +456,11 @@ class AppendApplier(SinkApplier):
         self._store = store
 
     def open(self) -> None:
-        super().open()
+        with self._closed_on_error():
+            super().open()
+            self._go_on()
+
+    def _go_on(self) -> None:
         body = self._store.read("state", END)
         self._sink.cut_to(None if body is None else msgpack.unpackb(body, strict_map_key=False))
         if body is None:
@@ -481,6 +499,10 @@ class TransactionApplier(SinkApplier):
 
     def open(self) -> None:
         """At the very first start a database that is not there is an error; later it is waited for."""
+        with self._closed_on_error():
+            self._open_and_compare()
+
+    def _open_and_compare(self) -> None:
         is_first = self._store.read("state", END) is None
         number, redo = self._open_sink() if is_first else self._sink._ride_out(self._open_sink)
         known = self._store.outside_number

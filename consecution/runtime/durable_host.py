@@ -6,6 +6,7 @@ that were applied, their outputs as new batches, decisions and forgets of earlie
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,12 +107,20 @@ class DurableHost(Occupied):
             self._applier = self._make_applier(store)
             with self._occupied("begin"):
                 self._applier.open()
-            self._restore(store)
+            self._restore_or_close(store)
         except BaseException:
             store.close()
             raise
         self._store = store
         self._timer = self._make_timer(None if self._end_done else self._timer_s)
+
+    def _restore_or_close(self, store: DurableStore) -> None:
+        try:
+            self._restore(store)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what the store says is what has to be mended
+                self._applier.close()
+            raise
 
     def _restore(self, store: DurableStore) -> None:
         self._durable = self._make_durable(store)

@@ -96,11 +96,19 @@ def test_a_node_with_a_timer_has_on_record_that_it_has_ended(tmp_path: Path) -> 
 class Patient(Sink):
     """Takes its time, on a clock of its own, for each frame."""
 
+    is_open = False
+
     def __init__(self, clock: Clock, took_s: float) -> None:
         super().__init__("patient")
         self.clock = clock
         self.took_s = took_s
         self.items: list[int] = []
+
+    def open(self) -> None:
+        self.is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
 
     def write(self, batch_id: Any, items: list[int]) -> None:
         self.clock.now_s += self.took_s
@@ -138,6 +146,16 @@ def decide(host: DurableHost, batches: int, items: int) -> None:
 def confirmed(diary: Diary) -> list[list[int]]:
     """What each message confirms."""
     return [message.seqs for _, message in diary.all("send") if isinstance(message, Confirms)]
+
+
+def test_a_sink_is_closed_where_its_store_cannot_be_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = Patient(Clock(), 0.0)
+    monkeypatch.setattr(DurableStore, "restore_inbox", lambda self: (_ for _ in ()).throw(OSError("unreadable")))
+
+    with pytest.raises(OSError, match="unreadable"), begun(tmp_path / "store", sink, Diary()):
+        pass
+
+    assert not sink.is_open
 
 
 def test_batches_that_are_decided_share_a_commit(tmp_path: Path) -> None:
