@@ -191,7 +191,9 @@ class AppendSink(Sink):
     def flush(self) -> Any:
         """Make safe what was written, and return its end: numbers, text, bytes, None, or lists and dicts of these.
 
-        A dict may have a key ``"files"``: a list of [absolute path, length], the files that a backup is to hold.
+        A dict may have a key ``"files"``: a list of [absolute path, length], the files that a backup is to hold. It is
+        refused where one is missing, but for the first so many as a list ``"complete"`` has: to those `committed` gives
+        other names.
         """
         raise NotImplementedError(f"{type(self).__name__} {self.name!r} must define flush(self)")
 

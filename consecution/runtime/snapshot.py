@@ -166,21 +166,21 @@ def _look(path: Path, stack: ExitStack, deadline_s: float, *, with_files: bool) 
     if not state.origins:
         raise UsageError(f"{path} holds nothing yet: no run has begun in it; run its pipeline first")
     stores = {name: stack.enter_context(_opened(name, state.origin_path(name))) for name in state.origins}
-    files: list[SinkFile] = []
-    unknown: list[str] = []
+    found = _Files()
 
     def look_beside() -> None:
         if _read(path / MANIFEST) != manifest:
             raise Moved
-        _close_all(files)
+        found.close()
         if with_files:
-            unknown[:] = _open_files(state, stores, files)
+            _open_files(state, stores, found)
 
-    stack.callback(_close_all, files)
+    stack.callback(found.close)
     freeze(stores.values(), look_beside, deadline_s)
     if _read(path / MANIFEST) != manifest:
         raise Moved
-    return Snapshot(state, manifest, stores, tuple(files), tuple(unknown))
+    found.check_complete()
+    return Snapshot(state, manifest, stores, tuple(found.opened), tuple(found.unknown))
 
 
 def freeze(stores: Iterable[StoreView], look_beside: Callable[[], None], deadline_s: float) -> None:
@@ -244,35 +244,52 @@ def _read(path: Path) -> bytes:
 # -- files of sinks ------------------------------------------------------------------------------
 
 
-def _open_files(state: StateDir, stores: dict[str, StoreView], files: list[SinkFile]) -> list[str]:
-    """Open what is committed of the files of all sinks. Returns the sinks that name none."""
-    unknown = []
+class _Files:
+    """The files that were found at one look: ``missing`` in words, ``unknown`` are the sinks that name none."""
+
+    def __init__(self) -> None:
+        self.opened: list[SinkFile] = []
+        self.missing: list[str] = []
+        self.unknown: list[str] = []
+
+    def check_complete(self) -> None:
+        """Once nothing has moved: until then a file that is not there may only have got its final name."""
+        if self.missing:
+            raise StateDirError(
+                f"{'; '.join(self.missing)}: put back what belongs to the state directory; a run over it would be "
+                "refused, too, but for one that starts afresh (fresh=True)"
+            )
+
+    def close(self) -> None:
+        for file in self.opened:
+            os.close(file.fd)
+        for names in (self.opened, self.missing, self.unknown):
+            names.clear()
+
+
+def _open_files(state: StateDir, stores: dict[str, StoreView], found: _Files) -> None:
+    """Open what is committed of the files of all sinks."""
     for name, store in stores.items():
         if state.kinds.get(name.rpartition(".")[0]) != "file":
             continue
         end = store.fields("state", END)
         if not isinstance(end, dict) or "files" not in end:
-            unknown.append(name)
+            found.unknown.append(name)
             continue
-        for path, length in end["files"]:
-            found = _open_file(name, Path(path), length)
-            if found is not None:
-                files.append(found)
-    return unknown
+        complete = end.get("complete")
+        so_many = len(complete) if isinstance(complete, list) else 0
+        for number, (path, length) in enumerate(end["files"]):
+            _open_file(name, Path(path), length, found, may_be_gone=number < so_many)
 
 
-def _open_file(sink: str, path: Path, length: int) -> SinkFile | None:
-    """None: it has its final name already, and does not change any more. Or it was taken away."""
+def _open_file(sink: str, path: Path, length: int, found: _Files, *, may_be_gone: bool) -> None:
+    """``may_be_gone``: it may have its final name already, and does not change any more. Or it was taken away."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return None
+        if not may_be_gone:
+            found.missing.append(f"{sink}: its file {path} is missing; {length} bytes of it were committed")
+        return
     except OSError as error:
         raise StateDirError(f"{sink}: its file {path} cannot be read: {error}") from error
-    return SinkFile(sink, path, length, fd)
-
-
-def _close_all(files: list[SinkFile]) -> None:
-    for file in files:
-        os.close(file.fd)
-    files.clear()
+    found.opened.append(SinkFile(sink, path, length, fd))

@@ -231,6 +231,25 @@ def test_a_file_that_is_shorter_than_what_was_committed_stops_a_backup(tmp_path:
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_file_that_is_missing_stops_a_backup(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a", 5)
+    (tmp_path / "a" / "out.txt").unlink()
+
+    with pytest.raises(StateDirError, match=r"lines\.0: its file .*out\.txt is missing; 10 bytes .* put back"):
+        back_up(tmp_path / "a" / "state", tmp_path / "backup")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_files_that_are_complete_may_have_been_taken_away(tmp_path: Path) -> None:
+    run_to_the_end(tmp_path, 1200)
+    for part in tmp_path.glob("part-*"):
+        part.unlink()
+
+    backup = back_up(tmp_path / "state", tmp_path / "backup")
+
+    assert [Path(file.path).name for file in backup.files] == ["whole.jsonl"]
+
+
 def test_what_is_no_backup_and_what_another_version_made_is_refused(tmp_path: Path, backup: Path) -> None:
     with pytest.raises(UsageError, match=r"is no backup: it has no backup\.json; give a folder that"):
         restore(tmp_path, tmp_path / "b")
