@@ -4,7 +4,9 @@ A `States` hands out states by key. Whatever was handed out since the last `take
 for a state is a mutable value of the user's and nobody can see what was done to it. A commit takes the
 changes; `roll_back` forgets them instead, so that the next look finds what the store has.
 
-Without a store (`Pipeline.consume`, and every robustness but ``robust``) the dict is all there is.
+Without a store (`Pipeline.consume`, and every robustness but ``robust``) the dict is all there is: nobody asks what
+has changed, and what is not there takes no place. With one, a key that was looked for and not found stays for a while,
+so that the store is not asked again; whoever commits bounds that (see `state_table`).
 """
 
 from __future__ import annotations
@@ -74,6 +76,8 @@ class States:
     def remove(self, key: Key) -> None:
         """Forget a key."""
         self.put(key, MISSING)
+        if self._backing is None:
+            del self.cached[key]
 
     @property
     def in_memory(self) -> bool:
@@ -81,25 +85,29 @@ class States:
         return self._backing is None
 
     def look(self, key: Key) -> Any:
-        """The state of a key, `MISSING` if there is none; from here on it is in memory, and has not changed."""
+        """The state of a key, `MISSING` if there is none. The store is not asked for it again; it has not changed."""
         state = self.cached.get(key, self)
         if state is self:
             if key != key:
                 raise KeyEncodingError(f"{key!r} is not equal to itself, and so cannot find its state again: no key")
-            state = MISSING if self._backing is None else self._backing.load(key)
-            self.cached[key] = state
+            if self._backing is None:
+                return MISSING
+            state = self.cached[key] = self._backing.load(key)
         return state
 
     def _touch(self, key: Key) -> Any:
         state = self.look(key)
-        self.touched.add(key)
+        if self._backing is not None:
+            self.touched.add(key)
         if self._undo is not None and key not in self._undo:
             self._undo[key] = copy.deepcopy(state) if state is not MISSING else MISSING
         return state
 
     def touch_all(self, keys: list[Key]) -> None:
-        """These keys will have changed, once each was looked up with `get`."""
+        """These keys will have changed, once each was looked up with `get`. TypeError for one that cannot be hashed."""
         self.touched.update(keys)
+        if self._backing is None:
+            self.touched.clear()
 
     def items(self) -> Iterator[tuple[Key, Any]]:
         """Every key with its state, in the order of the store. A look only: what the caller changes may be lost."""
@@ -152,7 +160,10 @@ class States:
         """Put every state back to what it was at `begin_item`."""
         self.roll_backs += 1
         for key, state in (self._undo or {}).items():
-            self.cached[key] = state
+            if state is MISSING and self._backing is None:
+                self.cached.pop(key, None)
+            else:
+                self.cached[key] = state
         self._undo = None
 
     @property

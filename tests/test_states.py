@@ -72,6 +72,23 @@ def test_what_is_removed_is_made_anew() -> None:
     assert states.get("a") == {}
 
 
+def test_without_a_store_nothing_is_kept_of_keys_that_have_no_state() -> None:
+    states = States()
+    for key in range(5):
+        assert states.find(key) is None
+        states.put(key, 1)
+        states.remove(key)
+        states.remove(key)
+    states.begin_item()
+    states.get("undone")
+    states.undo_item()
+    states.touch_all([1, 2, 3])
+
+    assert (states.cached, states.touched) == ({}, set())
+    with pytest.raises(TypeError):
+        states.touch_all([1, []])
+
+
 def test_items_may_be_changed_while_they_are_gone_through() -> None:
     states = States()
     for key in "abc":

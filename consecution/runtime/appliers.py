@@ -238,7 +238,7 @@ class _NodeApplier:
         pass
 
     def committed(self) -> None:
-        if self._merging:
+        if self._merging or self._table.too_many(self._states):
             self._merging = False
             self._table.evict(self._states)
 

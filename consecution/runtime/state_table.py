@@ -125,6 +125,8 @@ class StateTable:
         """Nothing is in the table that is not in memory too: what is not found there is new."""
         self._merged_bytes = 0
         self._merged_count = 0
+        self._left_cached = 0
+        """How many the last look for states to let go of has left in memory."""
 
     def restore(self, states: States) -> None:
         """Read the log into memory."""
@@ -261,12 +263,20 @@ class StateTable:
         mean_bytes = OBJECT_BYTES + self._merged_bytes / max(1, self._merged_count)
         return max(1, int(self._cache_bytes / mean_bytes))
 
-    def evict(self, states: States) -> None:
-        """After a merge was committed: let go of the oldest states where there are too many."""
+    def too_many(self, states: States) -> bool:
+        """Whether it is worth looking for states to let go of, though nothing was merged.
+
+        Keys that were looked for and not found are never written, and so never merged. As many as must stay may be
+        among the oldest: there is another look only when there are that many more.
+        """
         most = self._most_cached
-        if len(states.cached) <= most:
-            return
-        self.left_memory()
-        for key in list(itertools.islice(states.cached, len(states.cached) - most + most // KEPT_FREE)):
-            if key not in self._unmerged and key not in states.touched:
-                del states.cached[key]
+        return len(states.cached) > max(most, self._left_cached + most // KEPT_FREE)
+
+    def evict(self, states: States) -> None:
+        """After a commit: let go of the oldest states where there are too many."""
+        most, cached, unmerged = self._most_cached, states.cached, self._unmerged
+        if len(cached) > most:
+            for key in list(itertools.islice(cached, len(cached) - most + most // KEPT_FREE)):
+                if key not in unmerged and key not in states.touched and cached.pop(key) is not MISSING:
+                    self._all_in_memory = False
+        self._left_cached = len(cached)

@@ -13,9 +13,18 @@ from consecution.errors import DamagedStoreError
 from consecution.nodes import Node
 from consecution.protocol.durable import Application
 from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
-from consecution.runtime.appliers import AppendApplier, AttributeApplier, Group, TransactionApplier, Work
+from consecution.runtime.appliers import (
+    AppendApplier,
+    AttributeApplier,
+    Group,
+    StateApplier,
+    TransactionApplier,
+    Work,
+)
 from consecution.runtime.durable_store import CommittedOutside, DurableStore
+from consecution.runtime.state_table import OBJECT_BYTES
 from consecution.sink import AppendSink, TransactionSink
+from consecution.stateful import StatefulNode
 
 
 class Gather(Node):
@@ -33,6 +42,18 @@ class Gather(Node):
         self.push(list(self.seen))
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[DurableStore]:
+    with closing(DurableStore(tmp_path / "store", origin="sink", epoch="epoch", sync="process")) as store:
+        yield store
+
+
+def group_of(items: list[Any]) -> Group:
+    source = TaskIndex(0)
+    frame = Frame(source, 0, 1, (0,), FrameId(1), 0, source, Stage.PROCESS, False, b"")
+    return Group(iter([Work(Application(source, 0, 1, (frame,)), lambda _: (list(items), []))]))
+
+
 class Task:
     """One incarnation of a durable task around a gathering node."""
 
@@ -44,11 +65,7 @@ class Task:
 
     def apply(self, *items: int) -> list[Any]:
         """Apply one batch and commit; returns the items that failed."""
-        source = TaskIndex(0)
-        frame = Frame(source, 0, 1, (0,), FrameId(1), 0, source, Stage.PROCESS, False, b"")
-        outcome = self.applier.apply(
-            Group(iter([Work(Application(source, 0, 1, (frame,)), lambda _: (list(items), []))]))
-        )
+        outcome = self.applier.apply(group_of(list(items)))
         self.store.apply(self.applier.take_changes())
         self.applier.committed()
         return [failed.item for failed in outcome.failed]
@@ -72,6 +89,31 @@ def test_a_failing_item_leaves_nothing_in_the_attributes_of_a_restarted_node(
     task.store.close()
 
 
+class Marked(StatefulNode):
+    """Marks what is even; only looks for the others."""
+
+    def process(self, item: int) -> None:
+        if item not in self.state and item % 2 == 0:
+            self.state[item] = True
+
+
+@pytest.mark.parametrize("step", [1, 2], ids=["some are there", "none is there"])
+def test_keys_that_are_looked_for_and_not_found_do_not_fill_the_memory(store: DurableStore, step: int) -> None:
+    most = 100
+    node = Marked("marked")
+    applier = StateApplier(node, store, cache_bytes=most * OBJECT_BYTES)
+    applier.open()
+
+    for first in range(1, 2001, 20):
+        items = list(range(first, first + 20, step))
+        applier.apply(group_of(items))
+        store.apply(applier.take_changes())
+        applier.committed()
+        assert len(node._states.cached) <= most + most + len(items)
+
+    assert dict(node._states.items()) == dict.fromkeys(range(2, 2001, 2) if step == 1 else (), True)
+
+
 class Opened:
     """What a test's sinks share: they know whether they are open, and complain when they are closed."""
 
@@ -93,12 +135,6 @@ class Torn(Opened, AppendSink):
 class Emptied(Opened, TransactionSink):
     def last_mark(self, owner: str) -> tuple[int, bytes]:
         return 0, b""
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[DurableStore]:
-    with closing(DurableStore(tmp_path / "store", origin="sink", epoch="epoch", sync="process")) as store:
-        yield store
 
 
 def test_an_append_sink_that_cannot_go_on_is_closed(store: DurableStore) -> None:
