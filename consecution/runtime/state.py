@@ -13,7 +13,7 @@
 
 The epoch names one life of the plan over this directory; every journal holds it. A journal that the
 manifest lists must be there, with that uuid. A folder of journals that it does not name is what a crash has left of
-a move from one plan to another (see `relocation`), and goes away.
+a move from one plan to another (see `relocation`), and goes away. What has another name than ours is not ours.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ from consecution.runtime.run_record import LOCK, holder_of, private
 
 FORMAT = 4
 FOLDER = "origins"
+FOLDER_NAME = re.compile(re.escape(FOLDER) + r"(\.[0-9a-f]{32})?")
+"""As it is made here, and since a move with an epoch; a copy that a person makes beside it has another one."""
 FIELDS = ("epoch", "signature", "sources", "tasks", "nodes", "folder", "origins", "finished")
 MANIFEST = "manifest.json"
 NEW_MANIFEST = MANIFEST + ".new"
@@ -255,7 +257,7 @@ def _settle(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
 def _sweep(path: Path, manifest: dict[str, Any]) -> None:
     """Remove the folders of journals that are no longer, or not yet, those of the manifest."""
     for folder in path.glob(FOLDER + "*"):
-        if folder.name != manifest["folder"]:
+        if FOLDER_NAME.fullmatch(folder.name) and folder.name != manifest["folder"]:
             shutil.rmtree(folder)
 
 

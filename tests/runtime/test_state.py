@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -384,6 +385,23 @@ def test_a_changed_graph_goes_on_where_nothing_is_in_flight(path: Path) -> None:
     assert moved.epoch != state.epoch
     assert position == 5
     open_again(path, plan("other")).close()
+
+
+def test_only_what_a_move_has_left_goes_away(path: Path) -> None:
+    for name in ("origins.before-upgrade", "origins." + "0" * 32, "origins-2", "origins.0"):
+        shutil.copytree(path / "origins", path / name)
+    (path / "origins.tar").write_bytes(b"a copy, too")
+
+    open_again(path).close()
+
+    assert {found.name for found in path.glob("origins*")} == {
+        "origins",
+        "origins.before-upgrade",
+        "origins-2",
+        "origins.0",
+        "origins.tar",
+    }
+    assert check_state_dir(path).problems == ()
 
 
 # -- crashes while it is made ----------------------------------------------------------------------
