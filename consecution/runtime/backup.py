@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from consecution.errors import DamagedStoreError, StateDirError, UsageError
-from consecution.runtime.journal import sync_folder
+from consecution.runtime.journal import make_folder, sync_folder
 from consecution.runtime.journal_check import check_state_dir
 from consecution.runtime.snapshot import SinkFile, Snapshot, take_snapshot
 from consecution.runtime.state import MANIFEST
@@ -147,7 +147,7 @@ def _made_beside(target: Path) -> Iterator[Path]:
     if target.exists() and not _is_empty(target):
         raise UsageError(f"{target} exists already: give a folder that is new, or empty")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         making = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
         raise StateDirError(f"{target} cannot be made: {error}") from error
@@ -282,7 +282,7 @@ def _check_nothing_is_lost(missing: list[tuple[KeptFile, Path]]) -> None:
 
 
 def _put_back(kept: Path, file: KeptFile, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(place.parent)
     making = place.with_name(f".{place.name}.restored")
     making.unlink(missing_ok=True)
     with open(kept, "rb") as source:

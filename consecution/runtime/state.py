@@ -39,7 +39,7 @@ from consecution.plan import Plan
 from consecution.protocol.values import TaskIndex
 from consecution.runtime import takeover
 from consecution.runtime.durable_store import DurableStore
-from consecution.runtime.journal import Journal, sync_folder
+from consecution.runtime.journal import Journal, make_folder, sync_folder
 from consecution.runtime.ownership import check_owner
 from consecution.runtime.relocation import Relocation, kinds_of, origins_of, origins_of_sources
 from consecution.runtime.run_record import LOCK, holder_of, private
@@ -201,7 +201,7 @@ def lock_state_dir(path: Path) -> StateDir:
 
 def _open(path: Path, plan: Plan, *, fresh: bool, temporary: bool) -> StateDir:
     with _explained(path):
-        _make_folder(path)
+        make_folder(path, 0o700)
         check_owner(path)
         _check_is_ours(path)
         _keep_others_out(path)
@@ -226,12 +226,6 @@ def _explained(path: Path) -> Iterator[None]:
         raise StateDirError(
             f"the state directory {path} cannot be used: {error}; give a folder that can be written to as state_dir"
         ) from error
-
-
-def _make_folder(path: Path) -> None:
-    if not path.exists():
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sync_folder(path.parent)
 
 
 def _keep_others_out(path: Path) -> None:

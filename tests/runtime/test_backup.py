@@ -143,6 +143,21 @@ def test_a_backup_says_what_it_holds_and_is_private(tmp_path: Path, backup: Path
     assert {path.stat().st_mode & 0o077 for path in (backup, backup / "state", *backup.rglob("data.mdb"))} == {0}
 
 
+def test_the_name_of_every_folder_that_is_made_is_synced(
+    tmp_path: Path, backup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, real = set(), os.fsync
+
+    def sync(file: int) -> None:
+        synced.add(Path(os.readlink(f"/proc/self/fd/{file}")))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    restore(backup, tmp_path / "b" / "c" / "state", files_to=tmp_path / "d" / "e")
+
+    assert {tmp_path, tmp_path / "b", tmp_path / "b" / "c", tmp_path / "d", tmp_path / "d" / "e"} <= synced
+
+
 def test_a_file_is_put_back_where_it_was_if_it_is_gone(tmp_path: Path, backup: Path) -> None:
     (tmp_path / "a" / "out.txt").unlink()
 

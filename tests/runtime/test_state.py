@@ -65,6 +65,19 @@ def test_it_is_made_for_its_owner_only_with_the_folders_above_it(tmp_path: Path)
     assert check_state_dir(path).problems == ()
 
 
+def test_the_name_of_every_folder_that_is_made_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, real = set(), os.fsync
+
+    def sync(file: int) -> None:
+        synced.add(Path(os.readlink(f"/proc/self/fd/{file}")))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    open_again(tmp_path / "a" / "b" / "state").close()
+
+    assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b"} <= synced
+
+
 def test_a_relative_path_holds_wherever_the_process_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
