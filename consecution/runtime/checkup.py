@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
 import platform
@@ -20,7 +21,7 @@ from consecution.plan import Plan, available_cores
 from consecution.protocol.values import TaskIndex
 from consecution.runtime.assembly import make_sources
 from consecution.runtime.control_socket import LONGEST_PATH_BYTES
-from consecution.runtime.journal import MAP_SIZE_BYTES, Journal
+from consecution.runtime.journal import MAP_SIZE_BYTES, NO_ROOM_BYTES, Journal
 from consecution.runtime.shipping import can_ship, ship
 from consecution.runtime.steering import SOCKET
 from consecution.transport.socket_folder import LONGEST_BASE_BYTES, base_folder
@@ -203,14 +204,10 @@ def _free(place: Path) -> Finding:
 
 def _syncs(place: Path) -> Finding:
     """What ``sync="power"`` waits for in every commit."""
-    taken = []
-    with tempfile.NamedTemporaryFile(dir=place, prefix=".consecution-doctor-") as file:
-        for _ in range(SYNCS):
-            file.write(b"\1" * 4096)
-            file.flush()
-            started_s = time.perf_counter()
-            os.fsync(file.fileno())
-            taken.append(time.perf_counter() - started_s)
+    try:
+        taken = _time_syncs(place)
+    except OSError as error:
+        return Finding("fsync", BAD, f"a file at {place} cannot be written: {error}", _remedy_of(error))
     median_s, longest_s = sorted(taken)[SYNCS // 2], max(taken)
     said = f"{median_s * 1000:.2f} ms (the middle of {SYNCS}; the longest {longest_s * 1000:.2f} ms)"
     if median_s > SLOW_SYNC_S:
@@ -219,18 +216,43 @@ def _syncs(place: Path) -> Finding:
     return Finding("fsync", OK, said)
 
 
+def _time_syncs(place: Path) -> list[float]:
+    taken = []
+    with tempfile.NamedTemporaryFile(dir=place, prefix=".consecution-doctor-") as file:
+        for _ in range(SYNCS):
+            file.write(b"\1" * 4096)
+            file.flush()
+            started_s = time.perf_counter()
+            os.fsync(file.fileno())
+            taken.append(time.perf_counter() - started_s)
+    return taken
+
+
+def _remedy_of(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room on the disk, or give a state_dir on another one"
+    return "mend that, or give a state_dir on another disk"
+
+
 def _store(place: Path) -> Finding:
     """A store as a run makes it, with all the addresses that it reserves."""
-    folder = Path(tempfile.mkdtemp(dir=place, prefix=".consecution-doctor-"))
     said = f"a store that reserves {MAP_SIZE_BYTES // 2**30} GiB of addresses"
     try:
-        started_s = time.perf_counter()
-        Journal(folder / "journal", origin="doctor", epoch="doctor").close()
-        return Finding("store", OK, f"{said} was made in {(time.perf_counter() - started_s) * 1000:.0f} ms")
+        with tempfile.TemporaryDirectory(
+            dir=place, prefix=".consecution-doctor-", ignore_cleanup_errors=True
+        ) as folder:
+            started_s = time.perf_counter()
+            Journal(Path(folder) / "journal", origin="doctor", epoch="doctor").close()
+            return Finding("store", OK, f"{said} was made in {(time.perf_counter() - started_s) * 1000:.0f} ms")
+    except OSError as error:
+        return Finding("store", BAD, f"{said} cannot be made: {error}", _remedy_of(error))
     except (ConsecutionError, MemoryError) as error:
-        return Finding("store", BAD, f"{said} cannot be made: {error}", "raise the limit of addresses (ulimit -v)")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remedy = "make room on the disk" if _is_full(place) else "raise the limit of addresses (ulimit -v)"
+        return Finding("store", BAD, f"{said} cannot be made: {error}", remedy)
+
+
+def _is_full(place: Path) -> bool:
+    return shutil.disk_usage(place).free < NO_ROOM_BYTES
 
 
 # -- the pipeline --------------------------------------------------------------------------------

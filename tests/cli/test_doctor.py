@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -151,6 +152,19 @@ def test_a_folder_that_cannot_be_written_to_is_bad(tmp_path: Path, monkeypatch: 
 
     assert found["state directory"].level == BAD
     assert "store" not in found
+
+
+def test_a_disk_that_cannot_be_written_to_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda **_: open("/dev/full", "wb"))
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+
+    found = {finding.what: finding for finding in check_machine(tmp_path, "0")}
+
+    assert (found["fsync"].level, found["fsync"].remedy.partition(",")[0]) == (BAD, "make room on the disk")
+    assert (found["store"].level, found["store"].remedy.partition(",")[0]) == (BAD, "mend that")
 
 
 def test_the_file_system_of_a_place_is_that_of_its_mount() -> None:

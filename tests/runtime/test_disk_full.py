@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from consecution import KeyedNode, Map, Pipeline
 from consecution.errors import WorldError
+from consecution.runtime.checkup import BAD, check_machine
 from consecution.runtime.journal_check import check_state_dir
 from tests.engines.durable_nodes import OnceFile, lines_of
 
@@ -71,3 +73,15 @@ def test_a_full_disk_stops_the_run_and_nothing_is_lost_when_it_goes_on(disk: Pat
         expected[item % KEYS] = expected.get(item % KEYS, 0) + item
     assert sorted(lines_of(tmp_path / "out")) == sorted(expected.items())
     assert check_state_dir(disk / "state").problems == ()
+
+
+def test_the_doctor_finds_that_a_disk_is_full(disk: Path) -> None:
+    with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+
+    found = {finding.what: finding for finding in check_machine(disk / "state", "0")}
+
+    for what in ("fsync", "store"):
+        assert (found[what].level, found[what].remedy[:21]) == (BAD, "make room on the disk"), found[what]
+    assert [entry.name for entry in disk.iterdir()] == ["filler"]
