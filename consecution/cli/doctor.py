@@ -59,7 +59,8 @@ def look(arguments: argparse.Namespace) -> int:
 
 def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     options = options_from(arguments)
-    yield from check_machine(Path(options.get("state_dir", ".")), consecution.__version__)
+    folder = Path(options.get("state_dir", "."))
+    yield from check_machine(folder, consecution.__version__, is_state_dir="state_dir" in options)
     if arguments.target is None:
         return
     try:

@@ -23,6 +23,7 @@ from consecution.runtime.assembly import make_sources
 from consecution.runtime.control_socket import LONGEST_PATH_BYTES
 from consecution.runtime.journal import MAP_SIZE_BYTES, NO_ROOM_BYTES, Journal
 from consecution.runtime.shipping import can_ship, ship
+from consecution.runtime.state import check_is_ours
 from consecution.runtime.steering import SOCKET
 from consecution.transport.socket_folder import LONGEST_BASE_BYTES, base_folder
 
@@ -61,15 +62,15 @@ class Finding:
     remedy: str = ""
 
 
-def check_machine(folder: Path, version: str) -> Iterator[Finding]:
-    """What any run needs; ``folder`` is where its state directory is, or would be."""
+def check_machine(folder: Path, version: str, *, is_state_dir: bool = True) -> Iterator[Finding]:
+    """What any run needs; ``folder`` is its state directory, or one to be made; else only where that may be put."""
     yield _versions(version)
     yield from _extras()
     yield _cores()
     yield _open_files()
     yield _socket_folder()
     place = _nearest(folder)
-    yield from _folder(folder, place)
+    yield from _folder(folder, place, is_state_dir=is_state_dir)
     yield _file_system(place)
     yield _free(place)
     if os.access(place, os.W_OK):
@@ -151,12 +152,15 @@ def _nearest(folder: Path) -> Path:
     return folder
 
 
-def _folder(folder: Path, place: Path) -> Iterator[Finding]:
+def _folder(folder: Path, place: Path, *, is_state_dir: bool) -> Iterator[Finding]:
     what = "state directory"
+    refused = _refused(folder.absolute(), place) if is_state_dir else ""
     if not os.access(place, os.W_OK | os.X_OK):
         yield Finding(what, BAD, f"{place} cannot be written to", "give a folder that can be written to as state_dir")
     elif place == folder.absolute() and place.stat().st_uid != os.getuid():
         yield Finding(what, BAD, f"{folder} belongs to user {place.stat().st_uid}", "run as its owner, or use another")
+    elif refused:
+        yield Finding(what, BAD, refused)
     else:
         yield Finding(what, OK, f"{folder.absolute()}{'' if place == folder.absolute() else ', which is to be made'}")
     socket = len(os.fsencode(folder.absolute() / SOCKET))
@@ -167,6 +171,19 @@ def _folder(folder: Path, place: Path) -> Iterator[Finding]:
             f"its path would have {socket} bytes; {LONGEST_PATH_BYTES} are allowed: it lies in {base_folder()}",
             "a shorter state_dir has it in place",
         )
+
+
+def _refused(folder: Path, place: Path) -> str:
+    """Why a run would not take this folder, and what to do; nothing where it would."""
+    if place != folder:
+        in_the_way = next(path for path in (folder, *folder.parents) if path.parent == place)
+        said = f"{in_the_way} is there, and is no folder; give another path as state_dir"
+        return said if os.path.lexists(in_the_way) else ""
+    try:
+        check_is_ours(folder)
+    except (ConsecutionError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def _file_system(place: Path) -> Finding:

@@ -203,7 +203,7 @@ def _open(path: Path, plan: Plan, *, fresh: bool, temporary: bool) -> StateDir:
     with _explained(path):
         make_folder(path, 0o700)
         check_owner(path)
-        _check_is_ours(path)
+        check_is_ours(path)
         _keep_others_out(path)
         lock = _lock(path)
         try:
@@ -308,7 +308,8 @@ def _origin_path(path: Path, manifest: dict[str, Any], name: str) -> Path:
     return folder / f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:40]}.{digest}"
 
 
-def _check_is_ours(path: Path) -> None:
+def check_is_ours(path: Path) -> None:
+    """StateDirError for a folder that is neither a state directory nor empty."""
     names = {entry.name for entry in path.iterdir()} - {LOCK, NEW_MANIFEST}
     if names and MANIFEST not in names:
         raise StateDirError(

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from consecution import Pipeline, Producer
 from consecution.cli import main
+from consecution.errors import StateDirError
 from consecution.runtime import checkup
 from consecution.runtime.checkup import BAD, EXTRAS, NOTE, OK, Finding, check_machine
 from tests.conftest import WriteModule
@@ -152,6 +154,26 @@ def test_a_folder_that_cannot_be_written_to_is_bad(tmp_path: Path, monkeypatch: 
 
     assert found["state directory"].level == BAD
     assert "store" not in found
+
+
+def test_what_a_run_would_not_take_for_its_state_directory_is_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+
+    for path, why in (
+        ("file", "file is there, and is no folder"),
+        ("file/below", "file is there"),
+        (".", "found file"),
+    ):
+        told = findings(capsys, 1, "--state-dir", path)["state directory"]
+        assert (told.level, why in told.found) == (BAD, True), told
+        with pytest.raises(StateDirError):
+            Pipeline(Producer([1])).run(robustness="robust", state_dir=path)
+    assert findings(capsys, 0)["state directory"].level == OK
+    Pipeline(Producer([1])).run(robustness="robust", state_dir="new")
+    assert findings(capsys, 0, "--state-dir", "new")["state directory"].level == OK
 
 
 def test_a_disk_that_cannot_be_written_to_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
