@@ -11,6 +11,7 @@ from typing import Any
 
 from consecution.compressions import SUFFIXES
 from consecution.errors import MissingExtraError, UsageError
+from consecution.sinks.arrow_types import REFUSALS, MisfitError, array_of
 from consecution.sinks.file import FileSink
 from consecution.sinks.rows import Shape, check_names, shape_of
 
@@ -27,9 +28,13 @@ class Parquet(FileSink):
     no file yet is safe, but not to be seen as Parquet. One path without a number becomes one file, at the end of the
     stream; it must not be there before, and cannot be added to afterwards.
 
-    The types are those of the first rows to come, or of ``schema``, a pyarrow.Schema, which is surer: what does not
-    fit fails alone. ``compression`` and ``row_group_rows`` are those of the Parquet file. The space that the
-    rows of one file need is needed twice while it is made.
+    The types are those of the first rows to come, or of ``schema``, a pyarrow.Schema, which is surer. What does not
+    fit fails alone, and nothing is made to: 2.5 is no whole number, a datetime no date, a time with a zone none
+    without, and a nested dict may have no keys that its struct lacks. Only a schema may ask for shorter floats, which
+    round, and take whole numbers for times.
+
+    ``compression`` and ``row_group_rows`` are those of the Parquet file. The space that the rows of one file need is
+    needed twice while it is made.
 
     What is promised at which robustness, and rotation: see `FileSink`; here without ``rotate_bytes``.
     """
@@ -79,13 +84,27 @@ class Parquet(FileSink):
         columns = shape.columns_of(items)
         if types is None:
             types = self._types_of(shape, columns)
-        arrays = [self._arrow.array(column, type=kind) for column, kind in zip(columns, types.types, strict=True)]
+        arrays = [self._array_of(field, column) for field, column in zip(types, columns, strict=True)]
         batch = self._arrow.RecordBatch.from_arrays(arrays, schema=types)
         content = bytes(batch.serialize())
         self._shape, self._types = shape, types
         if self.learned is None:
             self.learned = bytes(types.serialize())
         return content
+
+    def _array_of(self, field: Any, values: Sequence[Any]) -> Any:
+        is_given = self.schema is not None
+        try:
+            array = array_of(self._arrow, values, field.type, is_given=is_given)
+        except MisfitError as error:
+            whose = "that of the schema" if is_given else "the type of the first rows"
+            raise UsageError(
+                f"{self}: column {field.name!r}: expected {field.type}, {whose}; found {error}: make it fit before, or "
+                "give schema=pyarrow.schema(...) with a type that holds it"
+            ) from error
+        if array.null_count and not field.nullable:
+            raise UsageError(f"{self}: column {field.name!r}: found None, and the schema says nullable=False")
+        return array
 
     def _names_given(self) -> tuple[str, ...] | None:
         known = self._types_known()
@@ -98,13 +117,22 @@ class Parquet(FileSink):
         return self.schema
 
     def _types_of(self, shape: Shape, columns: list[Any]) -> Any:
-        arrays = [self._arrow.array(column) for column in columns]
+        arrays = [self._first_array_of(name, values) for name, values in zip(shape.columns, columns, strict=True)]
         for name, array in zip(shape.columns, arrays, strict=True):
             if self._arrow.types.is_null(array.type):
                 raise UsageError(
                     f"{self}: the first rows have only None in column {name!r}: give schema=pyarrow.schema(...)"
                 )
         return self._arrow.schema([(name, array.type) for name, array in zip(shape.columns, arrays, strict=True)])
+
+    def _first_array_of(self, name: str, values: Sequence[Any]) -> Any:
+        try:
+            return self._arrow.array(values)
+        except REFUSALS as error:
+            raise UsageError(
+                f"{self}: column {name!r}: expected first rows with values of one type, found {error}: make them alike "
+                "before, or give schema=pyarrow.schema(...)"
+            ) from error
 
     def beginning(self) -> bytes:
         return bytes(self.learned)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import math
 import os
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +16,10 @@ from consecution.errors import UsageError, WorldError
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
+
+DAY = datetime.date(2020, 1, 1)
+NOON = datetime.datetime(2020, 1, 1, 12)
+EAST = datetime.timezone(datetime.timedelta(hours=5))
 
 
 @dataclasses.dataclass
@@ -81,6 +89,106 @@ def test_what_does_not_fit_the_types_fails_alone(path: Path) -> None:
 
     assert [failure.item for failure in report.failures] == [{"a": "text"}, {"b": 1}]
     assert rows(path) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    ("first", "wrong", "told"),
+    [
+        (1, 2.5, "expected int64, the type of the first rows; found float 2.5, of which 2 would be left"),
+        (1, "text", "expected int64, .*found str 'text'"),
+        (1.5, 2**53 + 1, "expected double, .*found int 9007199254740993"),
+        (1.5, True, "expected double, .*found bool True, of which 1.0 would be left"),
+        (1.5, math.inf, None),
+        (1.5, 2, None),
+        (1, 2.0, None),
+        ("a", b"b", r"expected string, .*found bytes b'b'"),
+        (b"a", "b", "expected binary, .*found str 'b'"),
+        (DAY, datetime.datetime(2020, 1, 2, 13), "expected date32.*found datetime"),
+        (NOON, NOON.replace(tzinfo=EAST), r"expected timestamp\[us\], .*found datetime"),
+        (NOON.replace(tzinfo=EAST), NOON, r"expected timestamp\[us, tz=.*found datetime"),
+        (NOON.replace(tzinfo=EAST), NOON.replace(tzinfo=datetime.UTC), None),
+        (NOON.time(), NOON.time().replace(tzinfo=EAST), "expected time64.*found time"),
+        (datetime.timedelta(1), datetime.timedelta(microseconds=1), None),
+        (Decimal("1.5"), Decimal("2.25"), "expected decimal128.*found Decimal"),
+        ({"x": 1}, {"x": 2, "y": "lost"}, r"expected struct<x: int64>, .*found dict .*, of which \{'x': 2\}"),
+        ({"x": 1}, {"x": 2.5}, "expected struct<x: int64>"),
+        ({"x": 1, "y": 2}, {"y": None}, None),
+        ([1], [2, 2.5], "expected list"),
+        ([{"x": 1}], [{"x": 1, "z": 3}], "expected list<.*found list"),
+        ([1], (2, None), None),
+        ([], ["a"], "expected list"),
+    ],
+)
+def test_a_value_is_held_as_it_is_or_fails_alone(path: Path, first: Any, wrong: Any, told: str | None) -> None:
+    items = [{"a": first}, {"a": wrong}, {"a": None}, {"a": first}]
+
+    report = Pipeline(Parquet("sink", path)).run(items, mode="inline", robustness="track", batch_size=1)
+
+    held = [row["a"] for row in rows(path)]
+    assert [failure.item for failure in report.failures] == ([items[1]] if told else [])
+    assert len(held) == 4 - report.failed
+    if told:
+        assert re.search(f"column 'a': {told}", report.failures[0].error)
+    elif not isinstance(wrong, tuple | dict):
+        assert held[1] == wrong
+
+
+def test_values_of_several_types_in_the_first_rows_are_told_with_their_column(path: Path) -> None:
+    items = [{"a": DAY}, {"a": NOON}]
+
+    report = Pipeline(Parquet("sink", path)).run(items, mode="inline", robustness="track", batch_size=2)
+
+    assert [failure.item for failure in report.failures] == items[1:]
+    assert rows(path) == items[:1]
+
+
+def test_numbers_and_times_of_numpy_are_held_as_they_are(path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    good = {"i": numpy.int8(3), "t": numpy.datetime64("2020-01-01T12", "us"), "l": numpy.array([1, 2])}
+    items = [{"i": 1, "t": NOON, "l": [3]}, good, {**good, "i": numpy.float64(1.5)}, {**good, "l": numpy.array([1.5])}]
+
+    report = Pipeline(Parquet("sink", path)).run(items, mode="inline", robustness="track", batch_size=1)
+
+    assert report.failed == 2
+    assert rows(path)[1] == {"i": 3, "t": NOON, "l": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "held"),
+    [
+        (arrow.float32(), 0.1, True),
+        (arrow.float32(), 1e300, False),
+        (arrow.list_(arrow.float32()), [0.1, 2, None], True),
+        (arrow.list_(arrow.float32()), [1e300], False),
+        (arrow.timestamp("us"), 5, True),
+        (arrow.timestamp("us"), 5.5, False),
+        (arrow.timestamp("s"), NOON, True),
+        (arrow.timestamp("s"), NOON.replace(microsecond=1), False),
+        (arrow.map_(arrow.string(), arrow.int64()), {"k": 1}, True),
+        (arrow.map_(arrow.string(), arrow.int64()), {"k": 1.5}, False),
+        (arrow.struct([("x", arrow.int64())]), [("x", 1)], True),
+        (arrow.struct([("x", arrow.int64())]), [("x", 1), ("z", 2)], False),
+        (arrow.int8(), 300, False),
+    ],
+    ids=str,
+)
+def test_what_a_schema_asks_for_is_done_and_nothing_else(path: Path, kind: Any, value: Any, held: bool) -> None:
+    sink = Parquet("sink", path, schema=arrow.schema([("a", kind)]))
+
+    report = Pipeline(sink).run([{"a": None}, {"a": value}], mode="inline", robustness="track", batch_size=1)
+
+    assert report.failed == (not held)
+    if not held:
+        assert "that of the schema" in report.failures[0].error
+
+
+def test_none_in_a_column_that_must_not_hold_it_fails_alone(path: Path) -> None:
+    sink = Parquet("sink", path, schema=arrow.schema([arrow.field("a", arrow.int64(), nullable=False)]))
+
+    report = Pipeline(sink).run([{"a": 1}, {"a": None}], mode="inline", robustness="track")
+
+    assert [failure.item for failure in report.failures] == [{"a": None}]
+    assert rows(path) == [{"a": 1}]
 
 
 def test_a_column_of_none_asks_for_a_schema(path: Path) -> None:
