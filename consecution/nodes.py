@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 MOST_REPLICAS = 1024
 CHUNK_TICKS = 4
 """So many ticks make up the time of a chunk, and at the last it goes: it has waited for three of them, or more."""
+BATCH = "batch"
+"""Marks the list that a `GroupByNode` has failed at: tried again it is a batch, and no item."""
 PLOT_KINDS = ("pdf", "png")
 GRAPHVIZ_HELP = """
 
@@ -583,6 +586,13 @@ class Node:
         for item in items if self._logging == "input" else ():
             self._write_log(item)
 
+    def _blame(self, item: Any, error: BaseException) -> Any:
+        """What has failed where ``error`` was raised at this item. The state may be as it was before the item."""
+        return item
+
+    def _before_end(self) -> None:
+        """What an engine calls before ``end``; what it raises is a failure of what `_blame` says, and ends nothing."""
+
     _frame_ahead: tuple[Iterator[Any], Iterator[tuple[list[Any] | None, BaseException | None]]] | None = None
 
     def _push_into(self, out: list[Any]) -> None:
@@ -802,9 +812,15 @@ class GroupByNode(Node):
     """Collects consecutive items of one key and hands them to ``process(batch)`` as a list.
 
     The last batch, empty where no item came, is handed over before ``end``, wherever that is overridden.
+
+    In a run a batch whose ``process`` raises fails as one item, the list; the item that came after it begins the next
+    batch all the same. `Pipeline.consume` ends with the exception.
     """
 
     _NO_KEY = object()
+    _is_flushed_ = False
+    """The last batch was handed over, and no item has come since."""
+    _batch_failure_: _BatchFailure | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -825,14 +841,39 @@ class GroupByNode(Node):
         raise NotImplementedError("You must define a .process(self, batch) method on all GroupBy nodes.")
 
     def _process_item(self, item: Any) -> None:
+        if type(item) is Labelled:
+            self.process(list(item.item))  # a batch that failed, and is tried again
+            return
         key = self.key(item)
         if key == self._previous_key:
             self._batch_.append(item)
             return
-        self._previous_key = key
-        batch, self._batch_ = self._batch_, [item]
+        batch = self._batch_
+        self._begin_batch_([item], key, is_flushed=False)
         if batch:
+            self._try_batch_(batch)
+
+    def _begin_batch_(self, batch: list[Any], key: Any, *, is_flushed: bool) -> None:
+        self._batch_, self._previous_key, self._is_flushed_ = batch, key, is_flushed
+
+    def _try_batch_(self, batch: list[Any]) -> None:
+        given = batch.copy()
+        try:
             self.process(batch)
+        except BaseException as error:
+            begun = functools.partial(
+                self._begin_batch_, self._batch_, self._previous_key, is_flushed=self._is_flushed_
+            )
+            self._batch_failure_ = _BatchFailure(error, given, begun)
+            raise
+
+    def _blame(self, item: Any, error: BaseException) -> Any:
+        """The batch, if it was that; it is given up, and the next one has begun, with the item if there is one."""
+        failure, self._batch_failure_ = self._batch_failure_, None
+        if failure is None or failure.error is not error:
+            return item
+        failure.begin_next()
+        return Labelled(BATCH, failure.batch)
 
     def _logged_process(self, item: Any) -> None:
         if self._logging == "input":
@@ -845,18 +886,37 @@ class GroupByNode(Node):
     def _wants_end(self) -> bool:
         return True
 
+    def _before_end(self) -> None:
+        self._flush()
+
     def _flush(self) -> None:
+        if self._is_flushed_:
+            return
         batch = self._batch_
-        self._break_off()
-        self.process(batch)
+        self._begin_batch_([], self._NO_KEY, is_flushed=True)
+        self._try_batch_(batch)
+
+    def _begin(self) -> None:
+        self._is_flushed_ = False
+        super()._begin()
 
     def _break_off(self) -> None:
-        self._batch_, self._previous_key = [], self._NO_KEY
+        self._begin_batch_([], self._NO_KEY, is_flushed=False)
+        self._batch_failure_ = None
 
     def _detached_copy(self) -> Node:
         twin = super()._detached_copy()
         twin._break_off()
         return twin
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _BatchFailure:
+    """A batch whose ``process`` raised, as it was given, and what begins the next one."""
+
+    error: BaseException
+    batch: list[Any]
+    begin_next: Callable[[], None]
 
 
 def _flush_before(end: Callable[[Any], Any]) -> Callable[[Any], Any]:

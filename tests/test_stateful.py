@@ -360,6 +360,25 @@ def test_consecutive_items_of_one_key_are_collected_over_runs(runs: Any) -> None
     assert run(["b2"], end=True) == [["b1", "b2"]]
 
 
+def test_a_batch_that_fails_takes_no_other_along_in_this_run_or_the_next(runs: Any) -> None:
+    class Words(GroupByNode):
+        def key(self, item: str) -> str:
+            return item[0]
+
+        def process(self, batch: list[str]) -> None:
+            self.push(batch)
+            if batch[0] == "bad":
+                raise ValueError("no such word")
+
+    run = runs(lambda: Words("words"))
+
+    assert run(["a1", "bad"]) == [["a1"]]
+    assert run(["c1", "c2"]) == []
+    assert run.failed == [["bad"]]
+    assert run(["c3", "d1", "bad"], end=True) == [["c1", "c2", "c3"], ["d1"]]
+    assert run.failed == [["bad"], ["bad"]]
+
+
 def test_what_the_constructor_set_is_the_next_runs_own(runs: Any) -> None:
     size = [3]
     run = runs(lambda: Chunk(size[0], "chunk"))

@@ -67,6 +67,9 @@ class FrameNode(Protocol):
 
     def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None: ...
 
+    def _blame(self, item: Any, error: BaseException) -> Any:
+        """What has failed where ``error`` was raised at ``item``."""
+
 
 class Counts:
     """What a task has done so far; items, and seconds in user code. Written by one thread, read by any.
@@ -307,6 +310,20 @@ class Step:
             made += out
         return made
 
+    def run_apart(self, method: Callable[[], object], failed: list[FailedItem]) -> list[Any]:
+        """Call what processes what the node has gathered; returns what it pushed. What it raises has failed."""
+        pushed: list[Any] = []
+        self._node._push_into(pushed)
+        try:
+            method()
+        except self._lets_through:
+            raise
+        except USER_ERRORS as error:
+            failed.append(self._describe(Stage.PROCESS, self._node._blame(None, error), error))
+            self.counts.failed += 1
+            return []
+        return pushed
+
     def _is_repeat(self, frame: Frame) -> bool:
         known = self._known.get(frame.origin)
         if known is None:
@@ -342,7 +359,7 @@ class Step:
                 left = operator.length_hint(cursor)
                 if left == before:
                     raise  # No item is at fault, and trying again would go on for ever.
-                item = items[len(items) - left - 1]
+                item = self._node._blame(items[len(items) - left - 1], error)
                 failed.append(self._describe(Stage.PROCESS, item, error))
             else:
                 left = operator.length_hint(cursor)

@@ -122,6 +122,9 @@ class Applier(Protocol):
     def prepare(self, changes: list[Any]) -> None:
         """The commit of these changes, the latest group's among them, comes next; it may add its own."""
 
+    def hand_over_last(self) -> tuple[list[Any], list[tuple[Any, BaseException]]]:
+        """Before `end`: process what the node has gathered. Returns what it pushed, and what failed."""
+
     def end(self) -> list[Any]:
         """Run the node's ``end``; returns what it pushed."""
 
@@ -208,7 +211,7 @@ class _NodeApplier:
         except USER_ERRORS as error:
             del outcome.pushed[mark:]
             self._undo_item()
-            outcome.failed.append(FailedInput(application, item, error))
+            outcome.failed.append(FailedInput(application, self.node._blame(item, error), error))
         else:
             self._keep_item()
 
@@ -216,6 +219,20 @@ class _NodeApplier:
         self.guard.cursor = cursor
         self.node._push_into(out)
         self.node._process_frame(cursor, out)
+
+    def hand_over_last(self) -> tuple[list[Any], list[tuple[Any, BaseException]]]:
+        if type(self.node)._before_end is Node._before_end:
+            return [], []
+        self._begin_item()
+        try:
+            pushed = self.call(self.node._before_end)
+        except UndecodableStateError:
+            raise
+        except USER_ERRORS as error:
+            self._undo_item()
+            return [], [(self.node._blame(None, error), error)]
+        self._keep_item()
+        return pushed, []
 
     def end(self) -> list[Any]:
         return self.call(self.node.end)
@@ -288,6 +305,7 @@ NOT_STATE = {
     "replicas_given",
     "key_function",
     "error_policy",
+    "_batch_failure_",
 }
 """Attributes of a node that the graph or the runtime gives it."""
 
@@ -419,6 +437,9 @@ class SinkApplier:
         """While the store cannot take anything, the pipeline is held back here."""
         self._sink._ride_out(lambda: self._sink._take_frame(batch_id, items))
         self.guard.steps += 1
+
+    def hand_over_last(self) -> tuple[list[Any], list[tuple[Any, BaseException]]]:
+        return [], []
 
     def end(self) -> list[Any]:
         return []

@@ -17,7 +17,7 @@ from consecution.nodes import Node
 from consecution.options import Options
 from consecution.plan import Plan
 from consecution.protocol.durable import Durable, DurableTurn
-from consecution.protocol.origin import Origin
+from consecution.protocol.origin import Origin, RetryMark
 from consecution.protocol.poison import Guard, LostItem, decode_apart
 from consecution.protocol.step import Codec, Counts, describe_failure, encode_apart
 from consecution.protocol.values import (
@@ -320,8 +320,11 @@ class DurableHost(Occupied):
 
     def _fail(self, failure: FailedInput) -> None:
         app = failure.application
-        described = describe_failure(self.task, Stage.PROCESS, failure.item, failure.error, self._stored, self._judge)
         retry = self.origin.retry_of(app.seq) if app.origin == self.task else None
+        self._keep_failed(failure.item, failure.error, retry)
+
+    def _keep_failed(self, item: Any, error: BaseException, retry: RetryMark | None) -> None:
+        described = describe_failure(self.task, Stage.PROCESS, item, error, self._stored, self._judge)
         self.origin.fail_here(described, retry, self._now())
 
     # -- the commit (`origin_host.Companion`) ------------------------------------------------------
@@ -381,12 +384,25 @@ class DurableHost(Occupied):
         """Items that failed here and wait for another try come first: the state would lack them."""
         if not self._end_due or self.origin.has_own_retries:
             return False
+        self._hand_over_last()
+        if self.origin.has_own_retries:
+            return True
         self._end_due = False
         with self._occupied("end"):
             pushed = self._applier.end()
         self._take(pushed)
         self._ending = True
         return True
+
+    def _hand_over_last(self) -> None:
+        """What the node has gathered may fail by itself, and be tried again before the ``end``."""
+        with self._occupied("end"):
+            pushed, failed = self._applier.hand_over_last()
+        if pushed or failed:
+            self._take(pushed)
+        self.counts.failed += len(failed)
+        for item, error in failed:
+            self._keep_failed(item, error, None)
 
     def _run_late_end(self) -> bool:
         """Nobody takes what it raises for the ``end``'s, who did not ask for that just now: so it says."""

@@ -14,7 +14,7 @@ from consecution.protocol.dispatch import Dispatch, Sent
 from consecution.protocol.origin import Origin, OriginLimits
 from consecution.protocol.poison import Guard
 from consecution.protocol.step import Codec, Counts, Step
-from consecution.protocol.values import Ack, Acks, CreditReturn, Frame, Message, TaskIndex
+from consecution.protocol.values import Ack, Acks, CreditReturn, FailedItem, Frame, Message, TaskIndex
 from consecution.runtime import failpoints
 from consecution.runtime.attribute_watch import AttributeWatch
 from consecution.runtime.failed_edges import PlannedFailedEdges
@@ -172,6 +172,7 @@ class TaskHost(Occupied):
         self._timer.stop()
         self._end_asked = True
         self._become_origin()
+        self._hand_over_last()
         self._call("end", self.node.end)
 
     def _become_origin(self) -> None:
@@ -194,6 +195,16 @@ class TaskHost(Occupied):
             handlers=handlers,
         )
 
+    def _hand_over_last(self) -> None:
+        """What the node has gathered may fail by itself; its ``end`` runs all the same."""
+        assert self.origin_host is not None
+        failed: list[FailedItem] = []
+        with self._occupied("end"):
+            pushed = self.step.run_apart(self.node._before_end, failed)
+        self._add_pushed(pushed)
+        for failure in failed:
+            self.origin_host.origin.fail_here(failure, None, self.origin_host.now())
+
     def _call(self, what: str, method: Callable[[], object]) -> None:
         """Run a method of the node, and take what it pushes, even where it then raises."""
         pushed: list[Any] = []
@@ -202,8 +213,11 @@ class TaskHost(Occupied):
             with self._occupied(what):
                 method()
         finally:
-            self.step.counts.items_out += len(pushed)
-            self._pushed = iter([*self._pushed, *pushed])
+            self._add_pushed(pushed)
+
+    def _add_pushed(self, pushed: list[Any]) -> None:
+        self.step.counts.items_out += len(pushed)
+        self._pushed = iter([*self._pushed, *pushed])
 
     def _has_pushed(self) -> bool:
         return bool(operator.length_hint(self._pushed))

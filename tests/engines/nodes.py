@@ -164,6 +164,30 @@ class Tens(GroupByNode):
             self.push((batch[0] // 10, len(batch)))
 
 
+class FlakyTens(Tens):
+    """Raises at the batches with these keys until each was tried so many times; tells at the end how many went."""
+
+    def __init__(self, name: str, notes: Notes, keys: set[int], tries: int) -> None:
+        super().__init__(name)
+        self.notes = notes
+        self.keys = keys
+        self.tries = tries
+        self.gone = 0
+
+    def process(self, batch: list[int]) -> None:
+        key = batch[0] // 10
+        self.notes.add(str(key))
+        self.push("half done")
+        self.gone += 1
+        if key in self.keys and self.notes.lines().count(str(key)) < self.tries:
+            batch.clear()
+            raise ValueError("no such batch")
+        self.push(key)
+
+    def end(self) -> None:
+        self.push(f"{self.gone} gone")
+
+
 class Flaky(Node):
     """Raises at each item until it was tried so many times; pushes it then."""
 

@@ -45,7 +45,7 @@ from consecution.errors import (
 )
 from consecution.routing import replica_of_slot, slot_of
 from tests.engines import nodes
-from tests.engines.nodes import Collect, Diary, Fail, Flaky, Gate, Notes, Tag, Tens, Total, collected
+from tests.engines.nodes import Collect, Diary, Fail, Flaky, FlakyTens, Gate, Notes, Tag, Tens, Total, collected
 
 MODES = ("inline", "thread", "process")
 WORKERS = {"one worker": 1, "two workers": 2}
@@ -484,6 +484,31 @@ def test_a_router_that_fails_at_the_source_fails_the_item_there(run: Run) -> Non
     assert collected(run.folder / "here") == ["a", "b"]
     assert [(f.node, f.item, f.attempts) for f in report.failures] == [("producer", "lost", 2)]
     assert (report.emitted, report.completed, report.failed) == (3, 3, 1)
+
+
+@every_engine
+@pytest.mark.parametrize(("level", "counted"), [("track", 4), ("robust", 2)])
+def test_a_batch_of_a_group_fails_alone_the_last_one_too(run: Run, level: str, counted: int) -> None:
+    tens = FlakyTens("tens", run.notes(), {1, 3}, tries=9)
+
+    report = run(tens | run.sink, [1, 2, 11, 12, 21, 22, 31], robustness=level)
+
+    assert run.items == ["half done", 0, "half done", 2, f"{counted} gone"]
+    assert sorted((failure.node, failure.item) for failure in report.failures) == [("tens", [11, 12]), ("tens", [31])]
+    assert "ValueError: no such batch" in report.failures[0].error
+    assert (report.emitted, report.completed, report.failed, report.pending) == (7, 7, 2, 0)
+    assert (report.confirmed, report.exit_code) == (False, 1)
+
+
+@every_engine
+def test_a_batch_of_a_group_is_tried_again_as_it_was_and_before_the_end(run: Run) -> None:
+    tens = FlakyTens("tens", run.notes(), {1, 3}, tries=3)
+
+    report = run(tens | run.sink, [1, 2, 11, 12, 21, 22, 31], retries=2)
+
+    assert sorted(run.items[:-1], key=str) == [0, 1, 2, 3, *["half done"] * 4]
+    assert run.items[-1] == "4 gone"
+    assert_all_done(report, 7)
 
 
 @every_engine
