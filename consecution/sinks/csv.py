@@ -61,10 +61,17 @@ class Csv(FileSink):
             raise UsageError(f"{self}: a row has {length} values; the columns are {', '.join(shape.columns)}")
         return rows
 
-    def _lines(self, rows: Any) -> bytes:
+    def _lines(self, rows: list[Row]) -> bytes:
+        text = self._text_of(rows, "\n")
+        if "\r" in text:
+            # Before Python 3.13 the csv module quotes a carriage return only where lines end with one.
+            text = "".join(self._text_of([row], "\r\n")[:-2] + "\n" for row in rows)
+        return text.encode("utf-8", "surrogateescape")
+
+    def _text_of(self, rows: list[Row], end: str) -> str:
         text = io.StringIO()
-        csv.writer(text, delimiter=self.delimiter, lineterminator="\n").writerows(rows)
-        return text.getvalue().encode("utf-8", "surrogateescape")
+        csv.writer(text, delimiter=self.delimiter, lineterminator=end).writerows(rows)
+        return text.getvalue()
 
     def beginning(self) -> bytes:
         return self._lines([self.learned]) if self.header else b""

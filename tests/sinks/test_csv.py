@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from consecution import Csv, Pipeline
+from consecution import Csv, Pipeline, Producer
 from consecution.errors import UsageError
 
 
@@ -63,6 +63,17 @@ def test_what_needs_quotes_comes_back(path: Path) -> None:
 
     with path.open(newline="") as file:
         assert list(csv.reader(file))[1] == held
+
+
+def test_a_carriage_return_is_quoted_in_names_too_and_comes_back(path: Path) -> None:
+    items = [{"a\r": "x\ry", "b": 1}, {"a\r": "last\r\n", "b": 2}, {"a\r": "ok", "b": None}]
+    read: list[Any] = []
+
+    write(path, items)
+    Pipeline(Producer("files", path, "csv") | read.append).run(mode="inline", robustness="track")
+
+    assert path.read_bytes() == b'"a\r",b\n"x\ry",1\n"last\r\n",2\nok,\n'
+    assert [row["a\r"] for row in read] == [item["a\r"] for item in items]
 
 
 def test_the_header_stands_there_once_however_often_the_file_is_opened(path: Path) -> None:
