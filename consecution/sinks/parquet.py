@@ -108,6 +108,11 @@ class Parquet(FileSink):
 
     def _names_given(self) -> tuple[str, ...] | None:
         known = self._types_known()
+        if known is not None and not known.names:
+            raise UsageError(
+                f"{self}: expected a schema with columns, found one without; give another schema, or, if it came of "
+                "rows that were empty, begin anew with fresh=True"
+            )
         return self.columns if known is None else tuple(known.names)
 
     def _types_known(self) -> Any:

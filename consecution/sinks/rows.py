@@ -51,9 +51,11 @@ def shape_of(row: Any, columns: tuple[str, ...] | None, sink: str) -> Shape:
     """The shape of a first row; UsageError if it is none, or has no names for its columns."""
     if isinstance(row, Mapping):
         names = columns or check_names("columns", tuple(row)) or ()
+        _check_any(names, row, sink)
         return Shape(type(row), names, lambda item: _values_of_mapping(item, names), False)
     if dataclasses.is_dataclass(row) and not isinstance(row, type):
         names = columns or tuple(field.name for field in dataclasses.fields(row))
+        _check_any(names, row, sink)
         return Shape(type(row), names, _values_of_attributes(names), False)
     if isinstance(row, (tuple, list)):
         names = columns or tuple(getattr(row, "_fields", ()))
@@ -65,6 +67,15 @@ def shape_of(row: Any, columns: tuple[str, ...] | None, sink: str) -> Shape:
         f"{sink}: a row must be a dict, a dataclass, a named tuple, or a tuple with columns=[...]; found "
         f"{type(row).__name__}"
     )
+
+
+def _check_any(names: tuple[str, ...], row: Any, sink: str) -> None:
+    """Later rows would have to be without columns, too."""
+    if not names:
+        raise UsageError(
+            f"{sink}: the first row is an empty {type(row).__name__}, and names no columns; leave it out, or give "
+            "columns=[...]"
+        )
 
 
 def _values_of_mapping(row: Any, columns: tuple[str, ...]) -> Row:

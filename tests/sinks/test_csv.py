@@ -122,6 +122,15 @@ def test_a_row_that_does_not_fit_fails_alone(path: Path, items: list[Any], optio
     assert path.read_text() == "a\n1\n4\n"
 
 
+def test_an_empty_first_row_fails_alone_and_the_next_one_names_the_columns(path: Path) -> None:
+    report = Pipeline(Csv("sink", path)).run([{}, {"a": 1}, {}], mode="inline", robustness="track")
+
+    assert [failure.error for failure in report.failures] == [
+        "UsageError: N(sink): the first row is an empty dict, and names no columns; leave it out, or give columns=[...]"
+    ]
+    assert path.read_text() == 'a\n1\n""\n'
+
+
 @pytest.mark.parametrize("item", [(1, 2), 7, "text", []])
 def test_a_first_row_without_names_is_refused(path: Path, item: Any) -> None:
     sink = Csv("sink", path)

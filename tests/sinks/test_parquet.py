@@ -191,6 +191,20 @@ def test_none_in_a_column_that_must_not_hold_it_fails_alone(path: Path) -> None:
     assert rows(path) == [{"a": 1}]
 
 
+def test_an_empty_first_row_fails_alone_and_the_next_one_names_the_columns(path: Path) -> None:
+    report = Pipeline(Parquet("sink", path)).run([{}, {"a": 1}, {}], mode="inline", robustness="track")
+
+    assert [failure.item for failure in report.failures] == [{}]
+    assert "the first row is an empty dict, and names no columns" in report.failures[0].error
+    assert rows(path) == [{"a": 1}, {"a": None}]
+
+
+def test_a_schema_without_columns_is_told(path: Path) -> None:
+    report = Pipeline(Parquet("sink", path, schema=arrow.schema([]))).run([{"a": 1}], mode="inline", retries=0)
+
+    assert "expected a schema with columns, found one without" in report.failures[0].error
+
+
 def test_a_column_of_none_asks_for_a_schema(path: Path) -> None:
     sink = Parquet("sink", path)
     sink.open()

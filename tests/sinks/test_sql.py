@@ -158,6 +158,14 @@ def test_a_wrong_first_row_spoils_no_other(db: Database) -> None:
     assert db.query() == [(1,), (2,)]
 
 
+def test_an_empty_first_row_fails_alone_and_the_next_one_names_the_columns(db: Database) -> None:
+    report = Pipeline(db.sink()).run([{}, {"a": 1}, {}], mode="inline", robustness="track")
+
+    assert [failure.item for failure in report.failures] == [{}]
+    assert "the first row is an empty dict, and names no columns" in report.failures[0].error
+    assert db.query() == [(1,), (None,)]
+
+
 def test_a_tuple_without_names_asks_for_columns(db: Database) -> None:
     with pytest.raises(UsageError, match=r"a row is a tuple without names; give columns=\[\.\.\.\]"):
         db.write([(1, 2)])
