@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from consecution import Filter, Join, Map, Node, Pipeline, Producer, Running
+from consecution import Filter, Join, Map, Node, Pipeline, Producer, Running, joining
 from consecution.errors import GraphError
 from consecution.plan import describe
 from consecution.protocol.values import Labelled
@@ -229,6 +231,109 @@ def test_what_is_taken_back_waits_again_and_is_let_go_again() -> None:
         states.undo_item()
 
     assert dict(states.items()) == {1: states.get(1)}
+
+
+class Bench:
+    """A join by itself, with the clock in hand, whose memory can be taken away: all that is left are its states."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+        monkeypatch.setattr(joining, "time", self)
+        a, b = two()
+        self.now_s = 1000.0
+        self.join = Join(first, a=a, b=b, combine=lambda a, b: (a, b), **settings)
+        self.join["unmatched"] | Map(itself, "alone")
+        self.states = self.join._open_states()
+        self.out: list[Any] = []
+        self.join._push_into(self.out)
+        self.join.begin()
+
+    def time(self) -> float:
+        return self.now_s
+
+    def takes(self, *items: tuple[str, Any]) -> list[Any]:
+        """What comes out at these items, of a branch and a text that begins with the key, and at a tick."""
+        self.join._process_frame(iter([Labelled(*item) for item in items]), self.out)
+        if self.join._has_timer():
+            self.join.on_timer()
+        out = [next(iter(made.item.values())) if type(made) is Labelled else made for made in self.out]
+        self.out.clear()
+        return out
+
+    def forgets(self) -> None:
+        self.join.begin()
+
+
+def first(item: str) -> str:
+    return item[0]
+
+
+def test_nothing_waits_longer_or_shorter_for_what_else_of_its_key_comes_and_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(monkeypatch, timeout_s=10.0)
+    seen = {}
+    for second, items in enumerate([[("a", "x1")], [], [], [("a", "x2")], [("a", "x3")], [], [], [], [("b", "x")], []]):
+        bench.now_s = 1000.0 + second
+        seen[second] = bench.takes(*items)
+    for second in range(10, 20):
+        bench.now_s = 1000.0 + second
+        seen[second] = bench.takes()
+
+    assert {second: out for second, out in seen.items() if out} == {8: [("x1", "x")], 13: ["x2"], 14: ["x3"]}
+    bench.takes(("a", "y1"))
+    bench.now_s += 9
+    bench.takes(("a", "y2"))
+    bench.now_s += 1
+    assert bench.takes() == ["y1"]
+
+
+STEPS = st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.booleans())
+"""A branch, a key, and whether something is taken back, and memory lost, before it comes."""
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(STEPS, max_size=20), st.integers(1, 3))
+def test_what_a_limit_lets_go_of_does_not_depend_on_starts_and_roll_backs(steps: list[Any], limit: int) -> None:
+    def outcome(*, disturbed: bool) -> list[Any]:
+        with pytest.MonkeyPatch.context() as patched:
+            bench, out = Bench(patched, limit=limit), []
+            for second, (branch, key, disturbs) in enumerate(steps):
+                bench.now_s = 1000.0 + second
+                if disturbed and disturbs:
+                    bench.states.begin_item()
+                    bench.takes(("a", "other"), ("b", "other"), ("a", f"{key}-"))
+                    bench.states.undo_item()
+                    bench.forgets()
+                out += bench.takes((branch, f"{key}{second}"))
+            bench.join.end()
+            return out + sorted(bench.takes())
+
+    assert outcome(disturbed=True) == outcome(disturbed=False)
+
+
+def test_a_stop_does_not_change_what_a_limit_lets_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    for forgets in (False, True):
+        bench = Bench(monkeypatch, limit=2)
+        bench.takes(("a", "x"), ("a", "y"), ("b", "y"))
+        if forgets:
+            bench.forgets()
+
+        assert bench.takes(("a", "z")) == ["x"]
+
+
+@pytest.mark.parametrize("options", [{"limit": 2}, {"timeout_s": 10.0}, {}], ids=str)
+def test_what_an_older_release_has_left_waiting_goes_on_waiting(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    bench = Bench(monkeypatch, **options)
+    for key, since_s in (("x", 995.0), ("y", 994.0)):
+        bench.states.put(key, {"since_s": since_s, "waiting": {"a": [f"{key}1", f"{key}2"]}})
+
+    assert bench.takes(("b", "x")) == [("x1", "x")]
+    bench.now_s = 1004.5
+    assert bench.takes(("a", "z")) == ([] if not options else ["y1", "y2"])
+    bench.join.end()
+    assert sorted(made.item["a"] for made in bench.out) == (["x2", "z"] if options else ["x2", "y1", "y2", "z"])
 
 
 def test_a_limit_of_one_still_joins_neighbours() -> None:
