@@ -28,8 +28,9 @@ class SqlSink(TransactionSink):
     ``postgresql://user:password@host:port/database`` with whatever libpq takes after a ``?``; that needs
     ``consecution[postgres]``. The columns are those of the first row, or ``columns``; a dict that lacks one gives NULL,
     one with a column too many fails. The table is made from the first frame unless ``create`` is False, with types
-    after its values; later values of another type are converted as the database does, or fail. Names are
-    quoted, so any will do. Replicas, other sinks and other programs may write to the same table.
+    after its values; later values of another type are converted as the database does, or fail. SQLite has no NaN: it
+    fails, where PostgreSQL keeps it. Names are quoted, so any will do. Replicas, other sinks and other programs may
+    write to the same table.
 
     **Exactly once** in ``robust``: rows and the mark of what they came from are one transaction, in the table
     ``_consecution_marks``. While the database is away, the pipeline is held back; a commit that broke off is

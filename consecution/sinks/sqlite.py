@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import sqlite3
 import sys
 import time
@@ -120,11 +121,13 @@ class Sqlite:
         self._check_fits(target, statement, len(shape.columns))
 
         def insert(items: list[Any]) -> None:
+            rows = list(_plain(shape, items))
+            _refuse_nan(target, shape.columns, rows)
             try:
                 with self._explained() as connection:
-                    connection.executemany(statement, _plain(shape, items))
+                    connection.executemany(statement, rows)
             except (sqlite3.ProgrammingError, sqlite3.InterfaceError) as error:
-                _check_values(target, shape.columns, _plain(shape, items), error)
+                _check_values(target, shape.columns, rows, error)
                 raise
 
         return insert
@@ -160,6 +163,25 @@ class Sqlite:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _refuse_nan(target: Target, columns: Sequence[str], rows: list[Row]) -> None:
+    """ValueError that names the column: SQLite would store NULL without a word."""
+    for column, values in zip(columns, zip(*rows, strict=True), strict=True):
+        if _holds_nan(values):
+            raise ValueError(
+                f"{target.sink}: column {column!r} of the table {target.table}: SQLite has no NaN, and would store "
+                "NULL; found nan: make it None before, or text"
+            )
+
+
+def _holds_nan(values: Sequence[Any]) -> bool:
+    """A sum tells whether it is worth a closer look: it is NaN for infinities of both signs, too."""
+    kinds = set(map(type, values))
+    if not any(issubclass(kind, float) for kind in kinds):
+        return False
+    floats = values if kinds == {float} else [value for value in values if isinstance(value, float)]
+    return math.isnan(sum(floats)) and any(map(math.isnan, floats))
 
 
 def _check_values(target: Target, columns: Sequence[str], rows: Iterable[Row], error: Exception) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import multiprocessing
 import re
 import sqlite3
@@ -128,6 +129,16 @@ def test_a_wrong_row_fails_alone_and_says_why(db: Database, first: Any, wrong: A
     assert re.search(reason, report.failures[0].error)
     assert report.failed == 1
     assert len(db.query()) == 2
+
+
+def test_nan_fails_alone_instead_of_becoming_null(db: Database) -> None:
+    items = [{"a": 1.5, "b": "x"}, {"a": math.nan, "b": "y"}, {"a": math.inf, "b": "z"}, {"a": -math.inf, "b": "z"}]
+
+    report = Pipeline(db.sink()).run(items, mode="inline", robustness="track")
+
+    assert [failure.item["b"] for failure in report.failures] == ["y"]
+    assert "column 'a' of the table t: SQLite has no NaN, and would store NULL" in report.failures[0].error
+    assert db.query() == [(1.5, "x"), (math.inf, "z"), (-math.inf, "z")]
 
 
 def test_numbers_of_numpy_are_numbers(db: Database) -> None:
