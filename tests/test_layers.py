@@ -21,6 +21,7 @@ WORDS = {
     "batching",
     "clock",
     "compressions",
+    "delimiters",
     "error_policy",
     "graph",
     "joining",

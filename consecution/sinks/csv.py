@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from consecution.delimiters import check_delimiter
 from consecution.errors import UsageError
 from consecution.sinks.file import FileSink
 from consecution.sinks.rows import Row, Shape, check_names, shape_of
@@ -37,7 +38,7 @@ class Csv(FileSink):
         super().__init__(name, path, **kwargs)
         self.columns = check_names("columns", columns)
         self.header = header
-        self.delimiter = delimiter
+        self.delimiter = check_delimiter(delimiter, f"{self}: ")
 
     def _forget(self) -> None:
         super()._forget()
@@ -50,16 +51,9 @@ class Csv(FileSink):
             known = self.columns if self.learned is None else tuple(self.learned)
             shape = shape_of(items[0], known, str(self))
             self._check_found(shape)
-        content = self._lines(self._checked(shape, items))
+        content = self._lines(list(shape.rows_of(items)))
         self._shape, self.learned = shape, list(shape.columns)
         return content
-
-    def _checked(self, shape: Shape, items: list[Any]) -> list[Row]:
-        rows = list(shape.rows_of(items))
-        expected = len(shape.columns)
-        for length in set(map(len, rows)) - {expected}:
-            raise UsageError(f"{self}: a row has {length} values; the columns are {', '.join(shape.columns)}")
-        return rows
 
     def _lines(self, rows: list[Row]) -> bytes:
         text = self._text_of(rows, "\n")

@@ -24,7 +24,7 @@ class Shape:
 
     def rows_of(self, items: list[Any]) -> Iterable[Row]:
         """The values of each item, in the order of the columns."""
-        if self.as_they_are and set(map(type, items)) == {self.kind}:
+        if self.as_they_are and self._are_complete(items):
             return items
         if self._are_alike(items):
             get = operator.itemgetter(*self.columns)
@@ -38,6 +38,10 @@ class Shape:
             with contextlib.suppress(KeyError):
                 return [list(map(operator.itemgetter(column), items)) for column in self.columns]
         return list(zip(*self.rows_of(items), strict=True))
+
+    def _are_complete(self, items: list[Any]) -> bool:
+        """Sequences of one type with a value for each column; of others the one that is wrong is found row by row."""
+        return set(map(type, items)) == {self.kind} and set(map(len, items)) == {len(self.columns)}
 
     def _are_alike(self, items: list[Any]) -> bool:
         """Dicts with as many keys as there are columns: where none lacks a column, none has another key."""

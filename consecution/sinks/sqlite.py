@@ -34,6 +34,7 @@ COLUMN_TYPES = (
     ("BLOB", {bytes}),
 )
 
+LARGEST_INT = 2**63 - 1
 STORABLE = (int, float, str, bytes, bytearray, memoryview, type(None))
 
 OUTAGES = {
@@ -126,7 +127,7 @@ class Sqlite:
             try:
                 with self._explained() as connection:
                     connection.executemany(statement, rows)
-            except (sqlite3.ProgrammingError, sqlite3.InterfaceError) as error:
+            except (sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError, UnicodeEncodeError) as error:
                 _check_values(target, shape.columns, rows, error)
                 raise
 
@@ -185,16 +186,41 @@ def _holds_nan(values: Sequence[Any]) -> bool:
 
 
 def _check_values(target: Target, columns: Sequence[str], rows: Iterable[Row], error: Exception) -> None:
-    """TypeError that names the column, where a value has a type that SQLite cannot hold."""
+    """TypeError or ValueError that names the column, where SQLite cannot hold a value."""
     for row in rows:
         for column, value in zip(columns, row, strict=True):
-            if not isinstance(value, STORABLE) and not _is_adapted(value):
-                kind = type(value).__name__
-                raise TypeError(
-                    f"{target.sink}: column {column!r} of the table {target.table}: SQLite takes None, int, float, str "
-                    f"and bytes, found {kind}: {value!r:.80}; make it one of these before, or tell sqlite3 how: "
-                    f"sqlite3.register_adapter({kind}, str)"
-                ) from error
+            reason = _why_not(value)
+            if reason is not None:
+                kind = ValueError if isinstance(value, STORABLE) else TypeError
+                raise kind(f"{target.sink}: column {column!r} of the table {target.table}: {reason}") from error
+
+
+def _why_not(value: Any) -> str | None:
+    """What is wrong with a value, and what to do; None: nothing."""
+    if _is_adapted(value):
+        return None
+    kind = type(value).__name__
+    if not isinstance(value, STORABLE):
+        return (
+            f"SQLite takes None, int, float, str and bytes, found {kind}: {value!r:.80}; make it one of these before, "
+            f"or tell sqlite3 how: sqlite3.register_adapter({kind}, str)"
+        )
+    if isinstance(value, int) and not -LARGEST_INT - 1 <= value <= LARGEST_INT:
+        return (
+            f"SQLite takes whole numbers from -2**63 to 2**63 - 1, found one of {value.bit_length()} bits, which is "
+            "too large; make it text or a float before"
+        )
+    if isinstance(value, str) and not _is_encodable(value):
+        return f"SQLite takes text as UTF-8, found half a surrogate pair in {value!r:.80}; take it out, or store bytes"
+    return None
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_adapted(value: object) -> bool:

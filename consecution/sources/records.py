@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from consecution.delimiters import check_delimiter
 from consecution.errors import BadRecordError, SourceError, UsageError
 from consecution.protocol.step import shorten_repr
 from consecution.source import Rejected
@@ -135,11 +136,9 @@ class RecordFormat:
             raise UsageError(f"format={format!r}: delimiter, columns and header go with format='csv'; leave them out")
         if not header and not columns:
             raise UsageError("header=False: give the names of the columns: columns=[...]")
-        if len(delimiter) != 1 or delimiter in '\n\r"':
-            raise UsageError(f"delimiter={delimiter!r}: expected one character, but no quote and no newline")
         self.format = format
         self.encoding = _checked(encoding)
-        self.delimiter = delimiter
+        self.delimiter = check_delimiter(delimiter)
         self.columns = None if columns is None else _checked_names(columns)
         self.header = header
         self.rejects = format != "lines"

@@ -122,6 +122,16 @@ def test_a_row_that_does_not_fit_fails_alone(path: Path, items: list[Any], optio
     assert path.read_text() == "a\n1\n4\n"
 
 
+def test_rows_of_another_length_say_what_is_needed(path: Path) -> None:
+    items = [(1, 2), (3,), (4, 5, 6), (7, 8)]
+
+    report = Pipeline(Csv("sink", path, columns=["a", "b"])).run(items, mode="inline", robustness="track")
+
+    assert [failure.error for failure in report.failures] == [
+        f"UsageError: the row has {count} values; the columns are a, b: as many are needed" for count in (1, 3)
+    ]
+
+
 def test_an_empty_first_row_fails_alone_and_the_next_one_names_the_columns(path: Path) -> None:
     report = Pipeline(Csv("sink", path)).run([{}, {"a": 1}, {}], mode="inline", robustness="track")
 
@@ -150,6 +160,12 @@ def test_a_file_with_other_columns_is_refused(path: Path) -> None:
     write(path, [{"x": 3, "y": 4}])
 
     assert path.read_bytes() == b"x,y\r\n1,2\r\n3,4\n"
+
+
+@pytest.mark.parametrize("delimiter", [";;", "", '"', "\n", "\r", None])
+def test_a_delimiter_that_cannot_be_told_from_the_rest_is_refused_at_once(path: Path, delimiter: Any) -> None:
+    with pytest.raises(UsageError, match=r"N\(sink\): delimiter=.*: expected one character, but no quote"):
+        Csv("sink", path, delimiter=delimiter)
 
 
 def test_half_a_row_that_the_file_ends_with_is_ended(path: Path) -> None:

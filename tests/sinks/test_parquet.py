@@ -205,6 +205,17 @@ def test_a_schema_without_columns_is_told(path: Path) -> None:
     assert "expected a schema with columns, found one without" in report.failures[0].error
 
 
+def test_rows_of_another_length_fail_alone_and_say_what_is_needed(path: Path) -> None:
+    items = [(1, 2), (3,), (4, 5, 6), (7, 8)]
+
+    report = Pipeline(Parquet("sink", path, columns=["a", "b"])).run(items, mode="inline", robustness="track")
+
+    assert [failure.error for failure in report.failures] == [
+        f"UsageError: the row has {count} values; the columns are a, b: as many are needed" for count in (1, 3)
+    ]
+    assert rows(path) == [{"a": 1, "b": 2}, {"a": 7, "b": 8}]
+
+
 def test_a_column_of_none_asks_for_a_schema(path: Path) -> None:
     sink = Parquet("sink", path)
     sink.open()

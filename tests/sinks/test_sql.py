@@ -115,6 +115,9 @@ def test_a_first_row_that_is_too_short_says_what_is_needed(db: Database) -> None
         (Other(1, 2), {"x": 1}, "expected a tuple as the rows before, found dict"),
         (Distance("a", 1), 7, "'int' object has no attribute 'name'"),
         ({"a": 1}, {"a": 2**64}, "too large"),
+        ({"a": 1}, {"a": 2**63}, r"column 'a' of the table t: .*2\*\*63 - 1, found one of 64 bits, .*make it text"),
+        ({"a": 1}, {"a": 10**5000}, "found one of 16610 bits"),
+        ({"a": 1}, {"a": "x\ud800"}, r"column 'a' of the table t: .*half a surrogate pair in 'x\\ud800'"),
         ({"a": 1}, {"a": object()}, r"column 'a' of the table \w+: SQLite takes .*, found object"),
         (
             {"a": 1},
@@ -159,6 +162,18 @@ def test_what_sqlite_would_hold_as_bytes_of_numpy_is_refused(db: Database, make:
 
     with pytest.raises(TypeError, match=r"SQLite has no type for .*; give it as a number, text or bytes"):
         db.write([(make(numpy),)], columns=["t"])
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_rows_of_another_length_fail_alone_and_say_what_is_needed(db: Database, kind: type) -> None:
+    items = [kind(values) for values in [(1, 2), (3,), (4, 5, 6), (7, 8)]]
+
+    report = Pipeline(db.sink(columns=["a", "b"])).run(items, mode="inline", robustness="track")
+
+    assert [failure.error for failure in report.failures] == [
+        f"UsageError: the row has {count} values; the columns are a, b: as many are needed" for count in (1, 3)
+    ]
+    assert db.query() == [(1, 2), (7, 8)]
 
 
 def test_a_wrong_first_row_spoils_no_other(db: Database) -> None:
