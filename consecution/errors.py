@@ -47,6 +47,10 @@ class KeyEncodingError(UsageError, TypeError):
     """A key function returned something that has no stable encoding."""
 
 
+class MisplacedKeyError(UsageError):
+    """An item has come to a replica that does not own its key, which has become another one since it was sent there."""
+
+
 class ReadOnlyError(UsageError, AttributeError):
     """A worker process wrote to its read-only copy of the global state."""
 

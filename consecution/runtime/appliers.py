@@ -24,9 +24,9 @@ from consecution.protocol.values import USER_ERRORS, BatchId, Frame, TaskIndex
 from consecution.runtime import failpoints
 from consecution.runtime.durable_store import CommittedOutside, DurableStore, TableWrite
 from consecution.runtime.journal import seal
-from consecution.runtime.state_table import END, StateTable
+from consecution.runtime.state_table import END, Owner, StateTable
 from consecution.sink import AppendSink, Sink, TransactionSink
-from consecution.stateful import DurableNode
+from consecution.stateful import DurableNode, KeyedNode
 from consecution.states import States
 from consecution.transport.codec import PickleCodec
 
@@ -149,11 +149,11 @@ class Applier(Protocol):
 class _NodeApplier:
     """What appliers of nodes share: first quickly, then carefully."""
 
-    def __init__(self, node: Node, store: DurableStore, cache_bytes: int) -> None:
+    def __init__(self, node: Node, store: DurableStore, cache_bytes: int, owner: Owner | None = None) -> None:
         self.node = node
         self.guard = Guard()
         self._codec = PickleCodec()
-        self._table = StateTable(store, self._codec.encode, self._codec.decode, cache_bytes)
+        self._table = StateTable(store, self._codec.encode, self._codec.decode, cache_bytes, owner)
         self._store = store
         self._careful_items = 0
         self._merging = False
@@ -615,5 +615,12 @@ def make_applier(
     if isinstance(node, Sink):
         return SinkApplier(node, options.sync, origin_names)
     if isinstance(node, DurableNode):
-        return StateApplier(node, store, options.cache_bytes)
+        return StateApplier(node, store, options.cache_bytes, _owner_of(plan, task, node))
     return AttributeApplier(node, store, options.cache_bytes)
+
+
+def _owner_of(plan: Plan, task: TaskIndex, node: Node) -> Owner | None:
+    """Where replicas share the keys: which one this is."""
+    planned = plan.task(task)
+    replicas = plan.node(planned.node).replicas
+    return Owner(planned.node, planned.replica, replicas) if isinstance(node, KeyedNode) and replicas > 1 else None

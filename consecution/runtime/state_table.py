@@ -29,9 +29,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from consecution.errors import UndecodableStateError
+from consecution.errors import MisplacedKeyError, UndecodableStateError
+from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import USER_ERRORS
-from consecution.routing import SLOTS, SLOTS_BY_CRC, encode_key
+from consecution.routing import SLOTS, SLOTS_BY_CRC, encode_key, replica_of_slot
 from consecution.runtime.journal import seal
 from consecution.states import MISSING, Key, States
 
@@ -87,6 +88,24 @@ def decode_state(body: bytes, loads: Callable[[bytes], list[Any]], tables: Table
         ) from error
 
 
+class Owner(NamedTuple):
+    """The task whose states they are, where several replicas of its node share the keys."""
+
+    node: str
+    replica: int
+    replicas: int
+
+    def check(self, key: Key, place: bytes) -> None:
+        """MisplacedKeyError for a key of another replica: applied here, its item would begin a second state of that."""
+        owner = replica_of_slot(_SLOT.unpack_from(place)[0], self.replicas)
+        if owner != self.replica:
+            raise MisplacedKeyError(
+                f"the key {shorten_repr(key)} belongs to {self.node}.{owner}, and its item has come to "
+                f"{self.node}.{self.replica}: since it was sent here, the item or key() has changed; put it back "
+                "(`consecution failed retry`), and the next run takes it there"
+            )
+
+
 class _Record(NamedTuple):
     """A record of the log, without the states; ``keys`` are those that are yet to be merged."""
 
@@ -98,7 +117,8 @@ class _Record(NamedTuple):
 class StateTable:
     """The backing of one task's `States`. Called by one thread.
 
-    ``dumps`` and ``loads`` pickle. ``cache_bytes`` bounds what stays in memory after a merge.
+    ``dumps`` and ``loads`` pickle. ``cache_bytes`` bounds what stays in memory after a merge. ``owner``: keys of others
+    are refused, when they are looked for.
     """
 
     least_merged_keys = 1000
@@ -110,7 +130,9 @@ class StateTable:
         dumps: Callable[[list[Any]], bytes],
         loads: Callable[[bytes], list[Any]],
         cache_bytes: int,
+        owner: Owner | None = None,
     ) -> None:
+        self._owner = owner
         self._tables = tables
         self._dumps = dumps
         self._loads = loads
@@ -164,6 +186,8 @@ class StateTable:
         number = self._unmerged.get(key)
         if number is not None:
             return self._load_from_log(number, key)
+        if self._owner is not None:
+            self._owner.check(key, place_of(key))
         if self._all_in_memory:
             encode_key(key)  # Refused now, with its item, and not when it is to be merged.
             return MISSING

@@ -13,6 +13,7 @@ import pytest
 
 from consecution import Map, Pipeline, Reduce
 from consecution.engines.process import ProcessRunning
+from consecution.routing import replica_of_slot, slot_of
 from consecution.runtime import state_table
 from consecution.runtime.journal_check import check_state_dir
 from tests.engines.durable_nodes import (
@@ -102,6 +103,37 @@ def test_an_item_that_raises_leaves_state_and_outputs_as_before_it(mode: str, tm
     failed = sorted((failure.node, failure.item, failure.attempts) for failure in report.failures)
     assert failed == [("balance", ("a", -5), 3), ("balance", ("b", -1), 3)]
     assert (report.completed, report.failed, report.exit_code) == (5, 2, 1)
+
+
+def test_an_item_whose_key_is_anothers_begins_no_second_state(mode: str, tmp_path: Path) -> None:
+    moved = [name for name in NAMES if replica_of(name) != replica_of(f"{name} ")]
+    items = [(name + blank, 1) for name in NAMES for blank in ("", " ")]
+
+    report = Pipeline(Map(pass_on, "in") | Renamed("balance") * 2 | OnceFile("out", tmp_path / "out")).run(
+        items, **options(mode, tmp_path, retries=1)
+    )
+
+    assert moved
+    assert sorted(failure.item for failure in report.failures) == [(f"{name} ", 1) for name in moved]
+    assert all(failure.error.startswith("MisplacedKeyError: the key ") for failure in report.failures)
+    assert at_the_end(lines_of(tmp_path / "out")) == {name: 1 + (name not in moved) for name in NAMES}
+
+
+NAMES = "abcdefgh"
+
+
+def replica_of(key: str) -> int:
+    return replica_of_slot(slot_of(key), 2)
+
+
+class Renamed(Balance):
+    """Its keys are others than its senders think."""
+
+    def begin(self) -> None:
+        self.renamed = True
+
+    def key(self, item: tuple[str, int]) -> str:
+        return item[0].strip() if getattr(self, "renamed", False) else item[0]
 
 
 def test_more_failed_items_than_the_window_holds_are_tried_again(mode: str, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from consecution.errors import DamagedStoreError, KeyEncodingError
-from consecution.routing import SLOTS, slot_of
+from consecution.errors import DamagedStoreError, KeyEncodingError, MisplacedKeyError
+from consecution.routing import SLOTS, replica_of_slot, slot_of
 from consecution.runtime import state_table
 from consecution.runtime.durable_store import DurableStore, TableWrite
-from consecution.runtime.state_table import LONGEST_KEY_BYTES, StateTable, place_of
+from consecution.runtime.state_table import LONGEST_KEY_BYTES, Owner, StateTable, place_of
 from consecution.states import MISSING, States
 from consecution.transport.codec import PickleCodec
 
@@ -25,11 +25,11 @@ HUGE = 2**40
 class Task:
     """States over a store, committed as an applier does it."""
 
-    def __init__(self, path: Path, *, cache_bytes: int = HUGE, initial: Any = dict) -> None:
+    def __init__(self, path: Path, *, cache_bytes: int = HUGE, initial: Any = dict, owner: Owner | None = None) -> None:
         self.path = path
         self.store = DurableStore(path, origin="task.0", epoch="e", sync="process")
         codec = PickleCodec()
-        self.table = StateTable(self.store, codec.encode, codec.decode, cache_bytes)
+        self.table = StateTable(self.store, codec.encode, codec.decode, cache_bytes, owner)
         self.states = States(initial, self.table)
         self.table.restore(self.states)
 
@@ -257,6 +257,25 @@ def test_a_key_without_an_encoding_is_refused_with_its_item(task: Task, merged: 
     task.states.roll_back()
     task.states.put("b", 1)
     task.commit(merge_all=True)
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_key_of_another_replica_is_refused_and_leaves_no_state(tmp_path: Path, merged: bool) -> None:
+    task = Task(tmp_path / "store", owner=Owner("total", 1, 3))
+    keys = [f"key {number}" for number in range(30)]
+    own = [key for key in keys if replica_of_slot(slot_of(key), 3) == 1]
+    for key in own:
+        task.states.put(key, 1)
+    task.commit(merge_all=merged)
+    task.table.left_memory()
+
+    for key in set(keys) - set(own):
+        with pytest.raises(MisplacedKeyError, match=rf"the key '{key}' belongs to total\.[02], .* come to total\.1: "):
+            task.states.get(key)
+
+    task.commit()
+    assert sorted(key for key, _ in task.states.items()) == sorted(own)
+    task.store.close()
 
 
 # -- the cache ---------------------------------------------------------------------------------------
