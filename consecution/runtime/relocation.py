@@ -288,7 +288,8 @@ class Relocation:
                 old = self._open_old(share.origin)
                 try:
                     if share.with_books:
-                        head = self._take_books(old, head, entries)
+                        own = self._new_index[name] if isinstance(made, DurableStore) else None
+                        head = self._take_books(old, head, entries, own)
                         notes += old.notes()
                     if isinstance(old, DurableStore) and isinstance(made, DurableStore):
                         _copy_states(old, made, share, self._left_out.get(share.origin, frozenset()))
@@ -300,14 +301,19 @@ class Relocation:
         finally:
             made.close()
 
-    def _take_books(self, old: Journal, head: Head, entries: list[FailureEntry]) -> Head:
-        """Add the counters of an old origin, and its failed items under new keys."""
+    def _take_books(self, old: Journal, head: Head, entries: list[FailureEntry], own: TaskIndex | None) -> Head:
+        """Add the counters of an old origin, and its failed items under new keys; ``own``: of this durable task.
+
+        What has failed at another replica is from now on an item of the one that keeps it, which alone can retry it.
+        """
         theirs = old.restore().head
         kept = 0
         for entry in old.failures(theirs.failed):
             index = self._index_of(entry)
             if index is None:
                 continue
+            if own is not None and self._plan.task(index).node == self._plan.task(own).node:
+                index = own
             failed = entry.failed._replace(task=index)
             entries.append(replace(entry, key=len(entries), failed=failed))
             kept += 1

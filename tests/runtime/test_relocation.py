@@ -20,6 +20,7 @@ from consecution.runtime import relocation as relocation_module
 from consecution.runtime import state as state_module
 from consecution.runtime import state_table
 from consecution.runtime.durable_store import DurableStore, TableWrite
+from consecution.runtime.failures import look
 from consecution.runtime.journal import NotesTaken, seal
 from consecution.runtime.journal_check import CheckResult, check_state_dir
 from consecution.runtime.relocation import _first_slot
@@ -362,6 +363,21 @@ def test_failed_inputs_of_a_keyed_node_survive_other_replicas(path: Path) -> Non
         assert sorted(failure.item for failure in report.failures) == broken
         assert {failure.node for failure in report.failures} == {"total"}
         sound(path)
+
+
+def refuse(item: Any) -> Any:
+    raise LookupError("nowhere to go")
+
+
+def test_a_failed_item_is_of_the_replica_that_keeps_it_after_a_move(path: Path) -> None:
+    items = [(f"key {number}", amount) for number in range(6) for amount in (None, number)]
+    for replicas, pushed in ((3, items), (2, [])):
+        run(path, pushed, Total("total") * replicas, Map(str, "after").by(refuse) * 2)
+
+    tasks = look_at_state_dir(path).tasks
+    stages = [failed.entry.failed.stage for failed in look(path)]
+    assert all(tasks[failed.entry.failed.task] == failed.origin for failed in look(path))
+    assert (stages.count(Stage.PROCESS), stages.count(Stage.ROUTE)) == (6, 6)
 
 
 def test_failed_items_of_a_node_that_is_gone_are_dropped_only_when_asked(path: Path) -> None:
