@@ -174,13 +174,22 @@ def _is_in(pattern: str, error: str) -> bool:
 def look(path: Path) -> Iterator[Failed]:
     """The failed items of a state directory, origin by origin, oldest first. A run may go on meanwhile."""
     state = look_at_state_dir(path)
-    void: dict[str, set[int]] = {}
+    void = _void_in(state)
     for name in state.origins:
         with Glimpse(state.origin_path(name)).opened() as journal:
-            if name in state.sources and (moved := journal.moved) is not None:
-                void.setdefault(moved.origin, set()).update(moved.keys)
             gone = void.get(name, ())
             yield from (failed for failed in _named(state, name, journal) if failed.entry.key not in gone)
+
+
+def _void_in(state: StateDir) -> dict[str, set[int]]:
+    """The entries of each origin that another one has taken over, and that may still be there."""
+    void: dict[str, set[int]] = {}
+    for name in state.takers:
+        with Glimpse(state.origin_path(name)).opened() as journal:
+            moved = journal.moved
+        if moved is not None:
+            void.setdefault(moved.origin, set()).update(moved.keys)
+    return void
 
 
 def _named(state: StateDir, origin: str, journal: Journal) -> Iterator[Failed]:

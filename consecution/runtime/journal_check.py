@@ -191,16 +191,20 @@ def _ahead(name: str, names: dict[int, Any], tables: dict[str, Tables]) -> Itera
 
 
 def _moved_from(name: str, is_source: bool, tables: dict[str, Tables]) -> Iterator[str]:
-    """Only a source takes failed items over, from stores that had them."""
+    """Only a source takes failed items over, or another replica of their node, from stores that had them."""
     origin, keys = tables[name]["meta"].get("moved", (None, ()))
     if origin is None:
         return
     theirs = tables.get(origin)
-    if not is_source or origin == name or theirs is None:
+    if not (is_source or _node_of(origin) == _node_of(name)) or origin == name or theirs is None:
         yield f"{name}: meta/moved says that failed items of {origin!r} have become batches here"
     elif keys and max(keys) >= theirs["meta"]["head"][1]:
         next_key = theirs["meta"]["head"][1]
         yield f"{name}: meta/moved names the entry {max(keys)} of {origin}, whose next key is {next_key}"
+
+
+def _node_of(task: Any) -> str:
+    return str(task).rpartition(".")[0]
 
 
 # -- the manifest --------------------------------------------------------------------------------

@@ -123,6 +123,12 @@ def _old_tasks(manifest: dict[str, Any], node: str) -> list[str]:
     return [name for name in manifest["tasks"] if name in manifest["origins"] and _node_of(name) == node]
 
 
+def takers_in(manifest: dict[str, Any]) -> list[str]:
+    """The origins that take failed items over from others: the sources, and where a keyed node has replicas, these."""
+    keyed = [_old_tasks(manifest, node) for node, kind in manifest["nodes"].items() if kind == "keyed"]
+    return [*manifest["sources"], *(name for names in keyed if len(names) > 1 for name in names)]
+
+
 def _node_of(task: str) -> str:
     return task.rpartition(".")[0]
 

@@ -37,11 +37,11 @@ from typing import Any
 from consecution.errors import ConsecutionError, DamagedStoreError, StateDirError, UsageError
 from consecution.plan import Plan
 from consecution.protocol.values import TaskIndex
-from consecution.runtime import takeover
+from consecution.runtime import strays, takeover
 from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import Journal, make_folder, sync_folder
 from consecution.runtime.ownership import check_owner
-from consecution.runtime.relocation import Relocation, kinds_of, origins_of, origins_of_sources
+from consecution.runtime.relocation import Relocation, kinds_of, origins_of, origins_of_sources, takers_in
 from consecution.runtime.run_record import LOCK, holder_of, private
 
 FORMAT = 4
@@ -78,6 +78,11 @@ class StateDir:
     def origins(self) -> list[str]:
         """The names of all origins, those of the sources first."""
         return list(self._manifest["origins"])
+
+    @property
+    def takers(self) -> list[str]:
+        """The names of the origins that may have taken failed items over from others."""
+        return takers_in(self._manifest)
 
     @property
     def tasks(self) -> list[str]:
@@ -246,6 +251,8 @@ def _settle(path: Path, manifest: dict[str, Any], plan: Plan) -> None:
     in_flight = sum(_check_origin(path, manifest, name) for name in manifest["origins"])
     if (manifest["signature"], manifest["nodes"]) != (plan.signature, kinds_of(plan)):
         _move_to(path, manifest, plan, in_flight)
+    if manifest["finished"] is None:
+        strays.bring_home(plan, lambda name: _open_origin(path, manifest, name, create=False))
 
 
 def _sweep(path: Path, manifest: dict[str, Any]) -> None:
@@ -279,8 +286,8 @@ def _make_origin(path: Path, manifest: dict[str, Any], name: str) -> str:
 
 
 def _finish_takeover(path: Path, manifest: dict[str, Any]) -> None:
-    """What a command that was killed has left half done (see `takeover`)."""
-    for name in manifest["sources"] if manifest["origins"] else ():
+    """What a command, or a start, that was killed has left half done (see `takeover`)."""
+    for name in takers_in(manifest) if manifest["origins"] else ():
         with closing(_open_origin(path, manifest, name, create=False)) as source:
             takeover.finish(source, lambda name: _open_origin(path, manifest, name, create=False))
 

@@ -6,7 +6,8 @@
 3. One commit of the source's journal drops the record.
 
 Whoever opens a state directory to change it first does what a crash has left of that: `finish`. So an item is never
-both a failed one and a new one, and never neither.
+both a failed one and a new one, and never neither. In the same way they become failed items of another replica, which
+then stands for the source here (see `strays`).
 """
 
 from __future__ import annotations

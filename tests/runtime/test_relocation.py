@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from hypothesis import strategies as st
 from consecution import KeyedNode, Map, Node, Pipeline, Producer, StatefulNode
 from consecution.errors import DamagedStoreError, StateDirError
 from consecution.protocol.durable import FrameStaged
-from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
+from consecution.protocol.origin import NO_ROOT, FailureEntry, FailureKept, HeadMoved
+from consecution.protocol.values import FailedItem, Frame, FrameId, Stage, TaskIndex
+from consecution.reduction import PartTable
 from consecution.routing import replica_of_slot, slot_of
+from consecution.runtime import failpoints, state_table
 from consecution.runtime import relocation as relocation_module
 from consecution.runtime import state as state_module
-from consecution.runtime import state_table
 from consecution.runtime.durable_store import DurableStore, TableWrite
-from consecution.runtime.failures import look
+from consecution.runtime.failures import Edited, FailureStore, Selection, look
 from consecution.runtime.journal import NotesTaken, seal
 from consecution.runtime.journal_check import CheckResult, check_state_dir
 from consecution.runtime.relocation import _first_slot
@@ -378,6 +381,113 @@ def test_a_failed_item_is_of_the_replica_that_keeps_it_after_a_move(path: Path) 
     stages = [failed.entry.failed.stage for failed in look(path)]
     assert all(tasks[failed.entry.failed.task] == failed.origin for failed in look(path))
     assert (stages.count(Stage.PROCESS), stages.count(Stage.ROUTE)) == (6, 6)
+
+
+# -- failed items go to the replica that owns their key ----------------------------------------------
+
+
+class Mended(Total):
+    """Takes blanks off the key, and what has no amount for 7."""
+
+    def key(self, item: Any) -> Any:
+        return item[0].strip()
+
+    def process(self, item: Any) -> None:
+        super().process((self.key(item), item[1] or 7))
+
+
+KEYS = [f"key {number}" for number in range(20)]
+
+
+def put_back(path: Path, edited: dict[str, Edited] | None = None) -> None:
+    with FailureStore(path) as store:
+        store.retry(Selection(), edited=edited)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "blank"), [(3, 5, ""), (5, 2, ""), (3, 1, ""), (1, 3, ""), (3, 3, " "), (2, 3, " ")]
+)
+def test_an_item_that_is_put_back_meets_the_state_of_its_key(path: Path, before: int, after: int, blank: str) -> None:
+    run(path, [*((key, 1) for key in KEYS), *((key + blank, None) for key in KEYS)], Total("total") * before)
+    run(path, [], Total("total") * after)
+    put_back(path)
+
+    found = run(path, [], Mended("total") * after)
+
+    assert dict(found) == dict.fromkeys(KEYS, 8)
+    assert list(look(path)) == []
+    sound(path)
+
+
+def test_an_item_that_gets_another_key_meets_the_state_of_that(path: Path) -> None:
+    run(path, [*((key, 1) for key in KEYS), ("wrong", None)], Total("total") * 4)
+    failed = next(look(path))
+    right = next(key for key in KEYS if f"total.{replica_of_slot(slot_of(key), 4)}" != failed.origin)
+    put_back(path, {failed.id: Edited.of({"id": failed.id, "item": [right, 4]})})
+
+    assert run(path, [], Total("total") * 4) == [(right, 5)]
+    sound(path)
+
+
+@pytest.mark.parametrize("gap", ["failed.born", "failed.dropped", "failed.moved"])
+def test_a_crash_while_items_go_to_others_leaves_each_in_one_place(path: Path, gap: str) -> None:
+    broken = [(f"{key} ", None) for key in KEYS]
+    run(path, [*((key, 1) for key in KEYS), *broken], Total("total") * 2)
+    put_back(path)
+
+    def crash(name: str) -> None:
+        if name == gap:
+            raise Crash
+
+    with failpoints.watched(crash), pytest.raises(Crash):
+        state_module.open_state_dir(path, _plan_of(Mended("total") * 2), fresh=False)
+    assert sorted(failed.item() for failed in look(path)) == sorted(broken)
+    sound(path)
+    found = run(path, [], Mended("total") * 2)
+
+    assert dict(found) == dict.fromkeys(KEYS, 8)
+    sound(path)
+
+
+def test_of_what_was_folded_in_parts_each_replica_gets_what_it_owns(path: Path) -> None:
+    run(path, [], Total("total") * 3)
+    keep_waiting(path, "total.0", PartTable(KEYS, [1] * len(KEYS)))
+
+    state_module.open_state_dir(path, _plan_of(Total("total") * 3), fresh=False).close()
+
+    owned = {f"total.{n}": [key for key in KEYS if replica_of_slot(slot_of(key), 3) == n] for n in range(3)}
+    assert {failed.origin: failed.item().keys for failed in look(path)} == owned
+    sound(path)
+
+
+def test_what_has_taken_a_process_down_is_not_even_loaded(path: Path, tmp_path: Path) -> None:
+    run(path, [], Total("total") * 3)
+    keep_waiting(path, "total.0", MakesFolder(tmp_path / "loaded"), retryable=False)
+
+    state_module.open_state_dir(path, _plan_of(Total("total") * 3), fresh=False).close()
+
+    assert [failed.origin for failed in look(path)] == ["total.0"]
+    assert not (tmp_path / "loaded").exists()
+
+
+class MakesFolder:
+    """Leaves a trace where it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def keep_waiting(path: Path, origin: str, item: Any, *, retryable: bool = True) -> None:
+    """Let the item wait for a try in this store."""
+    state = look_at_state_dir(path)
+    task, payload = TaskIndex(state.tasks.index(origin)), PickleCodec().encode([item])
+    failed = FailedItem(task, Stage.PROCESS, payload, "ValueError: no", "", retryable, "the item")
+    with closing(DurableStore(state.origin_path(origin), origin=origin, epoch=state.epoch)) as store:
+        head = replace(store.restore().head, next_key=1)
+        store.apply([FailureKept(FailureEntry(0, failed, 1, NO_ROOT, 0, due_s=0.0)), HeadMoved(head)])
 
 
 def test_failed_items_of_a_node_that_is_gone_are_dropped_only_when_asked(path: Path) -> None:
