@@ -27,6 +27,8 @@ from consecution.runtime.ownership import check_owner
 from consecution.runtime.pages import LEAF_LIMIT, PageError, check_file
 
 FORMAT = 4
+SLOTS = 4096
+"""Hashes of keys; each replica owns a range of them."""
 ROOM_BYTES = 16 * 1024**3
 """So much may a store grow to while it is looked at. Reserved addresses, and nothing else."""
 
@@ -151,6 +153,7 @@ def _disagreements(manifest: dict[str, Any], tables: dict[str, Tables]) -> Itera
             yield from _unstaged(index, name, names, tables)
             yield from _ahead(name, names, tables)
             yield from _moved_from(name, name in sources, tables)
+    yield from _misplaced(manifest, tasks[len(sources) :], tables)
 
 
 def _sources_of(manifest: dict[str, Any]) -> list[Any]:
@@ -201,6 +204,20 @@ def _moved_from(name: str, is_source: bool, tables: dict[str, Tables]) -> Iterat
     elif keys and max(keys) >= theirs["meta"]["head"][1]:
         next_key = theirs["meta"]["head"][1]
         yield f"{name}: meta/moved names the entry {max(keys)} of {origin}, whose next key is {next_key}"
+
+
+def _misplaced(manifest: dict[str, Any], tasks: list[Any], tables: dict[str, Tables]) -> Iterator[str]:
+    """Each replica of a keyed node has states in its own range of slots only."""
+    kinds = manifest.get("nodes")
+    for node, kind in kinds.items() if isinstance(kinds, dict) else ():
+        replicas = [str(task) for task in tasks if _node_of(task) == node] if kind == "keyed" else []
+        for replica, name in enumerate(replicas):
+            places = tables.get(name, {}).get("state", {})
+            slots = {int.from_bytes(place[:2], "big") for place in places}
+            foreign = sorted(slot for slot in slots if slot * len(replicas) // SLOTS != replica)
+            if foreign:
+                owner = replicas[foreign[0] * len(replicas) // SLOTS]
+                yield f"{name}: state has keys of slot {foreign[0]}, which {owner} owns; foreign slots: {len(foreign)}"
 
 
 def _node_of(task: Any) -> str:

@@ -154,6 +154,20 @@ def test_every_replica_holds_exactly_the_keys_it_owns(
     assert held == {name: owners.count(name) for name in held}
 
 
+def test_a_state_at_another_replica_than_its_own_is_found(path: Path) -> None:
+    run(path, amounts(40, 40), Total("total") * 3)
+    state = look_at_state_dir(path)
+    key = next(key for key in totals(amounts(40, 40)) if replica_of_slot(slot_of(key), 3) == 2)
+    place = state_table.place_of(key)
+    with closing(DurableStore(state.origin_path("total.1"), origin="total.1", epoch=state.epoch)) as store:
+        record = seal(place, PickleCodec().encode([key, {"total": 1}]))
+        store.apply([TableWrite(lambda txn: txn.put(place, record, db=store.handle("state")))])
+
+    (problem,) = check_state_dir(path).problems
+
+    assert problem == f"total.1: state has keys of slot {slot_of(key)}, which total.2 owns; foreign slots: 1"
+
+
 def test_state_of_workers_moves_to_others(path: Path) -> None:
     items = amounts(100, 30)
     run(path, items, Total("total") * 2, mode="process")
