@@ -486,6 +486,11 @@ class Origin:
         waiting = sum(entry.root == NO_ROOT for entry in list(self._waiting.values()))
         return waiting + sum(count for mark, count in found if mark is not None and mark.root == NO_ROOT)
 
+    def count_of(self, seq: int) -> int:
+        """How many items the payload of an undecided batch holds; 0: there is no such batch."""
+        batch = self._batches.get(seq)
+        return 0 if batch is None else batch.record.count - len(batch.record.born_failed)
+
     def room(self, left: float = math.inf) -> int:
         """How many items the next batch may have now; 0 while nothing may be taken.
 

@@ -67,11 +67,15 @@ class PoisonError(Exception):
 
 
 class LostItem:
-    """Stands for an item that cannot be had: it cannot be decoded, or must not be touched. It cannot be encoded."""
+    """Stands for an item that cannot be had: it cannot be decoded, or must not be touched. It cannot be encoded.
+
+    ``payload`` are its own bytes where these are known: it was the only item there.
+    """
 
     def __init__(self, shown: str, error: BaseException) -> None:
         self.shown = shown
         self.error = error
+        self.payload: bytes | None = None
 
     def __repr__(self) -> str:
         return self.shown
@@ -272,11 +276,48 @@ class Suspect:
 
 
 def decode_apart(
-    payload: Any, decode: Callable[[Any], list[Any]], suspect: Suspect | None
+    payload: Any,
+    decode: Callable[[Any], list[Any]],
+    suspect: Suspect | None,
+    *,
+    alone: bool = False,
+    lets_through: tuple[type[BaseException], ...] = (),
 ) -> tuple[list[Any], list[LostItem]]:
-    """The items of a frame's payload, and those of them that cannot be decoded or must not be touched."""
+    """The items of a frame's payload, and those of them that cannot be decoded or must not be touched.
+
+    ``alone``: there is to be one item, and somebody may have edited it. Whatever is wrong then is wrong with that, but
+    for the errors that it ``lets_through``.
+    """
     try:
-        return (decode(payload) if suspect is None else suspect.decode(payload, decode)), []
+        items = decode(payload) if suspect is None else suspect.decode(payload, decode)
+        if not alone:
+            return items, []
     except PartlyDecodedError as partly:
-        lost = [item for item in partly.items if isinstance(item, LostItem)]
-        return [item for item in partly.items if not isinstance(item, LostItem)], lost
+        items = partly.items
+    except USER_ERRORS as error:
+        if not alone or isinstance(error, lets_through):
+            raise
+        items = [LostItem("<an item that cannot be decoded>", error)]
+    if alone:
+        items = _the_one_of(items, payload)
+    lost = [item for item in items if isinstance(item, LostItem)]
+    return [item for item in items if not isinstance(item, LostItem)], lost
+
+
+def _the_one_of(items: Any, payload: Any) -> list[Any]:
+    """As it should be: a list with one item. What is lost keeps its bytes."""
+    item = items[0] if type(items) is list and len(items) == 1 else _no_item(items)
+    if isinstance(item, LostItem):
+        item.payload = bytes(payload)
+    return [item]
+
+
+def _no_item(found: Any) -> LostItem:
+    what = f"{len(found)} items" if type(found) is list else f"something of type {type(found).__name__}"
+    return LostItem(
+        f"<{what} in the place of one item>",
+        ValueError(
+            f"expected the pickle of a list with just the item, found {what}; put it back as such a list, or give the "
+            "item as JSON (failed retry --from)"
+        ),
+    )

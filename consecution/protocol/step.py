@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from consecution.errors import OutageError
 from consecution.protocol.dispatch import Dispatch, Sent
-from consecution.protocol.poison import Condemned, Guard, PoisonError, Suspect, decode_apart
+from consecution.protocol.poison import Condemned, Guard, LostItem, PoisonError, Suspect, decode_apart
 from consecution.protocol.values import (
     USER_ERRORS,
     Ack,
@@ -290,7 +290,7 @@ class Step:
 
     def _decode(self, frame: Frame, suspect: Suspect | None, failed: list[FailedItem]) -> list[Any]:
         """The items of a frame; those that cannot be decoded fail."""
-        items, lost = decode_apart(frame.payload, self._codec.decode, suspect)
+        items, lost = decode_apart(frame.payload, self._codec.decode, suspect, alone=frame.is_retry)
         failed.extend(self._describe(frame.stage, item, item.error) for item in lost)
         return items
 
@@ -429,7 +429,8 @@ def describe_failure(
     retryable = not isinstance(error, PoisonError)
     treatment = judge(error, unlabelled(item))
     try:
-        payload = codec.encode_failed(item)
+        own = item.payload if isinstance(item, LostItem) else None
+        payload = codec.encode_failed(item) if own is None else own
     except USER_ERRORS as problem:
         payload, retryable = None, False
         error.add_note(f"the item cannot be kept for another try: {type(problem).__name__}: {problem}")

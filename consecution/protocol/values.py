@@ -124,6 +124,11 @@ class Frame:
         """It holds nothing: a batch that runs again asks durable tasks by it whether its first execution counts."""
         return not self.payload
 
+    @property
+    def is_retry(self) -> bool:
+        """It has come by no edge: it is a failed item that enters here again, and holds nothing else."""
+        return not self.path
+
 
 class FailedItem(NamedTuple):
     """An item that raised: where, what it was (encoded like a payload, as a one-item list), and why.

@@ -273,7 +273,7 @@ class DurableHost(Occupied):
 
     def _decode(self, frame: Frame) -> tuple[list[Any], list[LostItem]]:
         suspect = self._guard.take(frame.origin, frame.seq, frame.path)
-        return decode_apart(frame.payload, self._codec.decode, suspect)
+        return decode_apart(frame.payload, self._codec.decode, suspect, alone=frame.is_retry)
 
     def _apply(self, group: Group) -> None:
         started_s = self.counts.since_s = time.monotonic()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import pickletools
 import re
 import time
 from base64 import b64decode, b64encode
@@ -222,12 +223,25 @@ class Edited:
                 f"{told['id']}: the line has neither an item nor a pickle: give it one, as `failed export` writes it"
             )
         try:
-            return cls(b64decode(told["pickle"], validate=True), str(told.get("shown", "<edited>")))
+            payload = b64decode(told["pickle"], validate=True)
         except (ValueError, TypeError) as error:
             raise UsageError(
                 f"{told['id']}: its pickle is no base64: {error}; leave it as `failed export` writes it, or give an "
                 "item in its place"
             ) from error
+        _check_is_pickle(told["id"], payload)
+        return cls(payload, str(told.get("shown", "<edited>")))
+
+
+def _check_is_pickle(id_: str, payload: bytes) -> None:
+    """Step by step from its beginning to where it says that it ends; no step is taken."""
+    try:
+        for _ in pickletools.genops(payload):
+            pass
+    except ValueError as error:
+        raise UsageError(
+            f"{id_}: its pickle is none: {error}; leave it as `failed export` writes it, or give an item in its place"
+        ) from error
 
 
 def read_edited(lines: Iterator[str], name: str) -> dict[str, Edited]:

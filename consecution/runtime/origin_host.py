@@ -356,8 +356,13 @@ class OriginHost:
         return describe_failure(*way.start, item, error, self._codec, self._judge)
 
     def _decode(self, way: _Way, launch: Launch, suspect: Suspect | None, failed: list[FailedItem]) -> list[Any]:
+        # A class or module that is not there is no item's fault, unless that has failed before and was put back.
+        lets_through = (AttributeError, ImportError) if launch.entry is None else ()
+        alone = self.origin.count_of(launch.seq) == 1
         try:
-            items, lost = decode_apart(launch.payload, self._codec.decode, suspect)
+            items, lost = decode_apart(
+                launch.payload, self._codec.decode, suspect, alone=alone, lets_through=lets_through
+            )
         except Exception as error:
             raise WorldError(
                 f"batch {launch.seq} of the journal cannot be decoded ({type(error).__name__}: {error}): run again "

@@ -246,6 +246,8 @@ def test_what_cannot_be_loaded_here_keeps_its_bytes(runs: Runs) -> None:
         ('{"id": 7, "item": 1}', 'line 2: expected an object with an "id"'),
         ('{"id": "a:1"}', "a:1: the line has neither an item nor a pickle: give it one, as `failed export`"),
         ('{"id": "a:1", "pickle": "?"}', "a:1: its pickle is no base64: .*; leave it as `failed export` writes it"),
+        ('{"id": "a:1", "pickle": "gAWV"}', "a:1: its pickle is none: not enough data .*; leave it as `failed export`"),
+        ('{"id": "a:1", "pickle": ""}', "a:1: its pickle is none: pickle exhausted before seeing STOP; leave it"),
         ('{"id": "a:0", "item": 2}', "line 2: the id a:0 was there before; keep one of the lines"),
     ],
 )
@@ -307,6 +309,27 @@ def test_an_edited_item_takes_the_place_of_the_one_that_failed(runs: Runs) -> No
     assert shown == ["20", "[70]"]
     assert sorted(runs.out[seen:], key=str) == ["10 counted", 20, [70]]
     assert runs.failed == []
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+def test_what_cannot_be_loaded_when_it_is_put_back_has_failed_again_and_is_kept(runs: Runs, mode: str) -> None:
+    runs(bad=[2, 5], uncounted=[7], mode=mode)
+    broken = {"numbers:0": b".", "numbers:1": pickle.dumps(7), "count.0:0": b"\x80\x05cnowhere\nThing\n."}
+    edited = {id_: Edited(payload, "broken") for id_, payload in broken.items()}
+    runs.change(lambda store: store.retry(Selection(ids=("numbers:1",)), edited=edited, at_source=True))
+    runs.change(lambda store: store.retry(Selection(), edited=edited))
+
+    again = runs(mode=mode)
+
+    assert (again.emitted, again.completed, again.failed, again.open) == (11, 11, 3, 0)
+    kept = {failed.node: failed.entry.failed for failed in runs.failed}
+    assert {node: failed.payload for node, failed in kept.items()} == {
+        "weigh": b".",
+        "numbers": pickle.dumps(7),
+        "count": b"\x80\x05cnowhere\nThing\n.",
+    }
+    assert "expected the pickle of a list with just the item, found something of type int" in kept["numbers"].error
+    assert len(runs.change(lambda store: store.drop(Selection()))) == 3
 
 
 def test_ids_that_may_be_gone_are_passed_over(runs: Runs) -> None:
