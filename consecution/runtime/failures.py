@@ -279,12 +279,14 @@ class FailureStore:
         self._state.close()
 
     def drop(self, selection: Selection, *, dry_run: bool = False) -> list[str]:
-        """Remove entries for good; returns their ids."""
+        """Remove entries for good; returns their ids. UsageError, and nothing is changed, for one that must stay."""
 
         def changes(head: Head, failed: Failed) -> tuple[Head, list[Change]]:
             return _without(head, failed), [FailureTaken(failed.entry.key)]
 
         chosen = self._select(selection)
+        for failed in chosen:
+            self._check_is_known(failed)
         if not dry_run:
             self._change(chosen, changes)
         return [failed.id for failed in chosen]
@@ -306,9 +308,12 @@ class FailureStore:
         must be named where there are several. UsageError, before anything is changed, for an entry that cannot be put
         back.
         """
-        chosen = [_as_given(failed, (edited or {}).get(failed.id), at_source) for failed in self._select(selection)]
-        for failed in chosen:
-            self._check_can_retry(failed, at_source)
+        kept = self._select(selection)
+        chosen = [_as_given(failed, (edited or {}).get(failed.id), at_source) for failed in kept]
+        for before, failed in zip(kept, chosen, strict=True):
+            _check_has_item(failed)
+            if at_source or failed is not before:
+                self._check_is_known(failed)
         kept_below = [failed for failed in chosen if failed.origin not in self._state.sources]
         to = self._source_for(source) if at_source and (kept_below or source) else ""
 
@@ -333,13 +338,9 @@ class FailureStore:
         for name, journal in zip(names, self._state.journals(names), strict=True):
             yield from _named(self._state, name, journal)
 
-    def _check_can_retry(self, failed: Failed, at_source: bool) -> None:
-        if failed.entry.failed.payload is None:
-            raise UsageError(
-                f"{failed.id}: the item could not be kept, so it cannot be tried again; give it with --from, or leave "
-                "it out with a filter"
-            )
-        if at_source and not failed.given_up and self._state.kinds.get(failed.origin.rpartition(".")[0]) == "database":
+    def _check_is_known(self, failed: Failed) -> None:
+        """A database that is one commit ahead may have its retry; that goes on, whatever becomes of the entry here."""
+        if not failed.given_up and self._state.kinds.get(failed.origin.rpartition(".")[0]) == "database":
             raise UsageError(
                 f"{failed.id}: it waits for another try, and the database of {failed.origin} may know more of that "
                 "than the state directory: let the next run try it, or leave it out with a filter"
@@ -380,6 +381,14 @@ class FailureStore:
                         head, born = _fold(head, part, _bear)
                         moved = FailuresMoved(name, tuple(failed.entry.key for failed in part))
                         take_over(source, store, [*born, HeadMoved(head)], moved)
+
+
+def _check_has_item(failed: Failed) -> None:
+    if failed.entry.failed.payload is None:
+        raise UsageError(
+            f"{failed.id}: the item could not be kept, so it cannot be tried again; give it with --from, or leave "
+            "it out with a filter"
+        )
 
 
 def _by_origin(chosen: list[Failed]) -> dict[str, list[Failed]]:

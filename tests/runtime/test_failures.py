@@ -389,8 +389,15 @@ def test_what_a_database_may_have_taken_in_meanwhile_stays_and_nothing_is_change
     runs()
     runs.change(lambda store: store.retry(Selection()))
 
-    with pytest.raises(UsageError, match=r"table.0:0: it waits for another try, and the database of table.0 may know"):
-        runs.change(lambda store: store.retry(Selection(), at_source=True))
+    edited = {"table.0:0": Edited.of({"id": "table.0:0", "item": 3})}
+    for act in (
+        lambda store: store.retry(Selection(), at_source=True),
+        lambda store: store.retry(Selection(), edited=edited),
+        lambda store: store.drop(Selection()),
+    ):
+        with pytest.raises(UsageError, match=r"table.0:0: it waits for another try, and the database of table.0 may"):
+            runs.change(act)
+    assert runs.change(lambda store: store.retry(Selection())) == ["table.0:0"]
     waiting = [(f.id, f.given_up) for f in runs.failed]
     runs()
     runs.change(lambda store: store.retry(Selection(), at_source=True))
