@@ -8,6 +8,8 @@ The rules it keeps:
 - A file that was rotated away is read on before the next one. It is let go when two others have come after it, or
   when it was deleted, and it has been quiet: a program may write to it for a while.
 - Files that came and went while nobody looked are found by their names, as rotation gives them, and by their times.
+- A file of which nothing was read yet cannot be known again: whenever it was written to, and when its first bytes have
+  been read, others are looked for that were copied from it before it was truncated.
 """
 
 from __future__ import annotations
@@ -119,6 +121,13 @@ class FollowedFile(TextFile):
             self._position = [self.id[1], *super().position()]
         return self._position
 
+    def was_written_to_unread(self) -> bool:
+        """Whether it was written to, or truncated, since this was asked before, and nothing of it was read."""
+        if self.was_read:
+            return False
+        before, self.mtime_ns = self.mtime_ns, self._content.look().st_mtime_ns
+        return self.mtime_ns != before
+
     @property
     def is_compressed(self) -> bool:
         return self._content.is_compressed
@@ -158,6 +167,7 @@ class LostFile:
 
     id: FileId | None = None
     replaced = False
+    was_read = True
 
     def __init__(self, known: Known, path: str, problem: str) -> None:
         self._known = known
@@ -201,6 +211,8 @@ class Trail:
         """When the newest file that was read, or begun, was written to: what is later is new. 0: there was none yet."""
         self._copied: set[tuple[int, bytes]] = set()
         """What files began with that were truncated: another file that begins so is a copy that was made before."""
+        self._passed_over: set[FileId] = set()
+        """Rotated files that hold nothing new, though by their times they might, as long as nothing newer was read."""
 
     # -- where it stands -------------------------------------------------------------------------
 
@@ -263,6 +275,7 @@ class Trail:
             self._newest_ns = max(self._newest_ns, file.mtime_ns)
         elif not self._newest_ns:
             self._newest_ns = file.mtime_ns - 1
+            self._passed_over = {id for _, id in _rotated(self.path)}
 
     # -- what has changed ------------------------------------------------------------------------
 
@@ -273,6 +286,8 @@ class Trail:
         newest = self.files[-1] if self.files else None
         if current is None or newest is None or newest.id != current:
             self._catch_up(current)
+        elif isinstance(newest, FollowedFile) and newest.was_written_to_unread():
+            self._put_behind_copies(newest)
         for place, file in enumerate(list(self.files)):
             if isinstance(file, LostFile) or file.id == current:
                 continue
@@ -287,12 +302,7 @@ class Trail:
 
         Where names change meanwhile, the rest is left to the next look.
         """
-        newest_ns = self._newest_ns
-        for file in self.files:
-            if isinstance(file, FollowedFile):
-                file.note()
-                newest_ns = max(newest_ns, file.mtime_ns)
-        missed = self._missed(newest_ns) if newest_ns else []
+        missed = self._missed() if self._newest_ns else []
         if missed is None or not all(self._begin(path, id) for path, id in missed if id != current):
             return
         self._copied.clear()
@@ -313,14 +323,41 @@ class Trail:
         self._add(file)
         return True
 
-    def _missed(self, newest_ns: int) -> list[tuple[str, FileId]] | None:
+    def _put_behind_copies(self, file: FollowedFile) -> bool:
+        """Read what was copied from a file, before it was truncated, ahead of it; nothing may have been taken of it.
+
+        False: there are no such copies.
+        """
+        if self._missed(unread=file) == []:
+            return False
+        self.files.remove(file)
+        file.close()
+        self._catch_up(id_of(self.path))
+        return True
+
+    def _followed_until_ns(self, unread: FollowedFile | None) -> int:
+        """When the newest file that was followed was written to, but for this one."""
+        newest_ns = self._newest_ns
+        for file in self.files:
+            if isinstance(file, FollowedFile) and file is not unread:
+                file.note()
+                newest_ns = max(newest_ns, file.mtime_ns)
+        return newest_ns
+
+    def _missed(self, unread: FollowedFile | None = None) -> list[tuple[str, FileId]] | None:
         """The later files that were rotated away before anybody saw them, oldest first; None: they are just moved."""
+        newest_ns = self._followed_until_ns(unread)
         found, followed = [], self._followed()
         rotated = _rotated(self.path)
+        self._passed_over &= {id for _, id in rotated}
         try:
             for path, id in rotated:
                 mtime_ns = os.stat(path).st_mtime_ns
-                if mtime_ns > newest_ns and id not in followed and not self._is_copy(path):
+                if mtime_ns <= newest_ns or id in followed or id in self._passed_over:
+                    continue
+                if self._is_copy(path):
+                    self._passed_over.add(id)
+                else:
                     found.append((mtime_ns, path, id))
         except FileNotFoundError:
             return None
@@ -348,7 +385,11 @@ class Trail:
     def take(self, max_items: int) -> list[Any]:
         """Records of the oldest file that has any; [] if there are none before the next look."""
         for file in list(self.files):
-            if len(file) or file.fill():
+            is_new = not file.was_read
+            has_some = len(file) or file.fill()
+            if is_new and file.was_read and self._has_copies_before(file):
+                return self.take(max_items)
+            if has_some:
                 found = file.take(max_items)
                 if isinstance(file, LostFile):
                     self.files.remove(file)
@@ -359,6 +400,15 @@ class Trail:
                 return self.take(max_items)
         self.quiet = True
         return []
+
+    def _has_copies_before(self, file: FollowedFile | LostFile) -> bool:
+        """Whether it was copied and truncated before its first bytes were read just now: then the copies come first."""
+        if not isinstance(file, FollowedFile) or file.id != id_of(self.path):
+            return False
+        if self._put_behind_copies(file):
+            return True
+        self._passed_over.clear()
+        return False
 
     def _start_over(self, file: FollowedFile) -> None:
         """A file was truncated, or written anew: go on in the copy that was made of it, if there is one, and in it."""

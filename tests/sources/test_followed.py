@@ -87,8 +87,6 @@ class Log:
         self.lines: list[str] = []
         self.begun = ""
         self.written = 0
-        self.first = 0
-        """Of the file that is there now."""
         self.now_ns = 10**18
 
     def name(self, number: int) -> Path:
@@ -141,7 +139,6 @@ class Log:
         self.touch(self.name(1))
         os.truncate(self.path, 0)
         self.touch(self.path)
-        self.first = len(self.lines)
 
     def compress(self) -> None:
         """As logrotate does: some of what was rotated, with its time kept."""
@@ -152,12 +149,11 @@ class Log:
             os.utime(packed, ns=(path.stat().st_mtime_ns, path.stat().st_mtime_ns))
             path.unlink()
 
-    def do_something(self, found: list[Any], *, copies: bool) -> None:
+    def do_something(self, *, copies: bool) -> None:
         if not self.path.exists() or self.rng.random() < 0.6:
             self.write()
         elif copies:
-            if any(line in found for line in self.lines[self.first :]):  # A file is known by what was read of it.
-                self.copy_and_truncate()
+            self.copy_and_truncate()
         elif self.rng.random() < 0.3:
             self.compress()
         else:
@@ -183,14 +179,14 @@ def check_history(folder: Path, rng: random.Random, *, copies: bool) -> None:
     found = take(source)
     for _ in range(rng.randint(5, 30)):
         for _ in range(rng.randint(1, 4)):
-            rng.choice(logs).do_something(found, copies=copies)
+            rng.choice(logs).do_something(copies=copies)
             if copies or rng.random() < 0.5:
                 found += source.read(rng.choice([1, 3, 1000])) or []
         if rng.random() < 0.4:
             position = source.position()
             source.close()
             for _ in range(rng.randint(0, 6)):
-                rng.choice(logs).do_something(found, copies=copies)
+                rng.choice(logs).do_something(copies=copies)
             source = opened(paths, position)
     for log in logs:
         log.write()
@@ -267,6 +263,60 @@ def test_a_truncated_file_is_read_from_its_beginning_even_if_it_has_grown_beyond
     source = again(source, log)
 
     assert found + take(source) == ["one", "two and more than there was"]
+    source.close()
+
+
+@pytest.mark.parametrize("poll_s", [POLL_S, 3600], ids=["at a look", "between a look and a read"])
+def test_a_file_that_is_copied_and_truncated_before_any_of_it_was_read_is_read_in_the_copy(
+    poll_s: float, tmp_path: Path
+) -> None:
+    log = Log(tmp_path / "app.log", random.Random(0))
+    append(log.path, "a1\n")
+    log.touch(log.path)
+    source = FollowedFilesSource(log.path, poll_s=poll_s)
+    source.may_block = True
+    source.open(None)
+    found = source.read(1) or []
+
+    append(log.path, "a2\na3\n")
+    log.copy_and_truncate()
+    append(log.path, "b1\nb2\n")
+    found += source.read(1) or []  # From the copy; of what is there now nothing was read.
+    log.copy_and_truncate()
+    append(log.path, "c1\n")
+
+    assert found + take(source) == ["a1", "a2", "a3", "b1", "b2", "c1"]
+    source.close()
+
+
+def test_an_empty_file_that_is_filled_and_truncated_between_two_looks_is_read_in_the_copy(tmp_path: Path) -> None:
+    log = Log(tmp_path / "app.log", random.Random(0))
+    append(log.path, "a1\n")
+    log.touch(log.path)
+    source = opened(log.path)
+    found = take(source)
+    log.copy_and_truncate()
+    found += take(source)
+
+    append(log.path, "b1\n")
+    log.copy_and_truncate()
+
+    assert found + take(source) == ["a1", "b1"]
+    source.close()
+
+
+def test_a_new_run_leaves_alone_what_was_rotated_before_though_somebody_still_writes_to_it(tmp_path: Path) -> None:
+    log = Log(tmp_path / "app.log", random.Random(0))
+    append(log.path, "old\n")
+    log.rotate()
+    log.path.touch()
+    source = opened(log.path)
+    found = take(source)
+
+    append(log.name(1), "late\n")
+    append(log.path, "new\n")
+
+    assert found + take(source) == ["new"]
     source.close()
 
 
