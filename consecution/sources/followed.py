@@ -63,8 +63,9 @@ class FollowedFilesSource(Source):
     name one is a UsageError; but the rest of a file that was compressed when it was rotated away is read there.
 
     Of each file lines keep their order, and so do the files at a path; several paths take turns. The position is, for
-    each file that is followed, its inode, the place and a print of what was read (about 70 bytes). What is lost (a file
-    that was deleted before it was read to its end) is `Rejected` in its place, and logged.
+    each file that is followed, its inode, the place and a print of what was read (about 70 bytes), and the same for the
+    last ones that were let go. What is lost (a file that was deleted before it was read to its end) is `Rejected` in
+    its place, and logged.
 
     SourceError from both if a file cannot be read, or a line is too long.
     """
@@ -108,9 +109,9 @@ class FollowedFilesSource(Source):
     def open(self, position: Any) -> None:
         self.close()
         self._error, self._due_s, self._turn = None, 0.0, 0
-        for path, newest_ns, positions in position or ():
+        for path, newest_ns, *positions in position or ():
             if self._is_asked_for(path):
-                self._follow(path).go_on(newest_ns, positions)
+                self._follow(path).go_on(newest_ns, *positions)
         for path in self._paths:
             if not is_pattern(path) and id_of(path) is None:
                 logging.getLogger("consecution").warning("files source: no file is at %s: waiting for one", path)

@@ -7,6 +7,7 @@ The rules it keeps:
   noticed although it may have grown beyond that place since.
 - A file that was rotated away is read on before the next one. It is let go when two others have come after it, or
   when it was deleted, and it has been quiet: a program may write to it for a while.
+- What was let go is remembered for as long as it lies in the folder: if it was written to since, it is gone on with.
 - Files that came and went while nobody looked are found by their names, as rotation gives them, and by their times.
 - A file of which nothing was read yet cannot be known again: whenever it was written to, and when its first bytes have
   been read, others are looked for that were copied from it before it was truncated.
@@ -31,6 +32,9 @@ from consecution.sources.records import Place, RecordFormat
 
 QUIET_S = 5.0
 """So long nothing may have come to a file that was rotated away before its last line is taken without its newline."""
+
+MOST_LET_GO = 16
+"""So many files that were let go are remembered, for they are part of each position."""
 
 FileId = tuple[int, int]
 """Device and inode."""
@@ -59,6 +63,29 @@ class Known:
 
     def to_position(self) -> list[Any]:
         return [self.inode, self.place, self.content.mark, self.content.head, self.content.tail]
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """A file that was read to its end, and is not open any more."""
+
+    known: Known
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, position: Any) -> LetGo:
+        *known, mtime_ns = position
+        return cls(Known.of(known), mtime_ns)
+
+    def to_position(self) -> list[Any]:
+        return [*self.known.to_position(), self.mtime_ns]
+
+    def may_be(self, path: str, id: FileId, mtime_ns: int) -> bool:
+        return id[1] == self.known.inode or (path.endswith(COMPRESSED) and self.is_as_it_was(mtime_ns))
+
+    def is_as_it_was(self, mtime_ns: int) -> bool:
+        """Compressing it keeps the time, or its seconds."""
+        return mtime_ns in (self.mtime_ns, self.mtime_ns - self.mtime_ns % 10**9)
 
 
 class FollowedFile(TextFile):
@@ -121,11 +148,16 @@ class FollowedFile(TextFile):
             self._position = [self.id[1], *super().position()]
         return self._position
 
+    @property
+    def written_ns(self) -> int:
+        """When it was written to last, whatever was read of it."""
+        return self._content.look().st_mtime_ns
+
     def was_written_to_unread(self) -> bool:
         """Whether it was written to, or truncated, since this was asked before, and nothing of it was read."""
         if self.was_read:
             return False
-        before, self.mtime_ns = self.mtime_ns, self._content.look().st_mtime_ns
+        before, self.mtime_ns = self.mtime_ns, self.written_ns
         return self.mtime_ns != before
 
     @property
@@ -211,6 +243,7 @@ class Trail:
         """When the newest file that was read, or begun, was written to: what is later is new. 0: there was none yet."""
         self._copied: set[tuple[int, bytes]] = set()
         """What files began with that were truncated: another file that begins so is a copy that was made before."""
+        self._let_go: list[LetGo] = []
         self._passed_over: set[FileId] = set()
         """Rotated files that hold nothing new, though by their times they might, as long as nothing newer was read."""
 
@@ -222,11 +255,13 @@ class Trail:
         for file in begun:
             if isinstance(file, FollowedFile):
                 self._note(file)
-        return [self.path, self._newest_ns, [file.position() for file in begun]]
+        let_go = [[known.to_position() for known in self._let_go]] if self._let_go else []
+        return [self.path, self._newest_ns, [file.position() for file in begun], *let_go]
 
-    def go_on(self, newest_ns: int, positions: list[Any]) -> None:
+    def go_on(self, newest_ns: int, positions: list[Any], let_go: Iterable[Any] = ()) -> None:
         """With the files that were followed before: as they are called now, or as what tells what was lost."""
         self._newest_ns = newest_ns
+        self._let_go = [LetGo.of(position) for position in let_go]
         for known in map(Known.of, positions):
             found = self._find(known, self._there_before(known))
             if found is None:
@@ -294,8 +329,13 @@ class Trail:
             old = place < len(self.files) - 2 and file.id not in there
             if file.is_done(now_s) and (file.deleted or file.is_compressed or old):
                 self._note(file)
-                self.files.remove(file)
-                file.close()
+                self._let_go_of(file)
+
+    def _let_go_of(self, file: FollowedFile) -> None:
+        others = [let_go for let_go in self._let_go if let_go.known.inode != file.id[1]]
+        self._let_go = [*others, LetGo(file.known, file.written_ns)][-MOST_LET_GO:]
+        self.files.remove(file)
+        file.close()
 
     def _catch_up(self, current: FileId | None) -> None:
         """Go on with the files that came after the newest one, and with the one that is there now.
@@ -303,19 +343,21 @@ class Trail:
         Where names change meanwhile, the rest is left to the next look.
         """
         missed = self._missed() if self._newest_ns else []
-        if missed is None or not all(self._begin(path, id) for path, id in missed if id != current):
+        if missed is None or not all(self._begin(path, id, known) for path, id, known in missed if id != current):
             return
         self._copied.clear()
         if current is not None and current not in self._followed():
             self._begin(self.path, current)
 
-    def _begin(self, path: str, id: FileId) -> bool:
-        """Follow this file from its beginning. False: it is not there any more."""
+    def _begin(self, path: str, id: FileId, known: Known | None = None) -> bool:
+        """Follow this file from its beginning, or from where it is known. False: it is not there any more."""
         try:
-            file = self._open_file(path, None)
+            file = self._open_file(path, known)
         except SourceError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return False
+            if known is not None:  # Another one, which has got the inode of the one that was let go.
+                return self._begin(path, id)
             raise
         if file.id != id:
             file.close()
@@ -344,28 +386,44 @@ class Trail:
                 newest_ns = max(newest_ns, file.mtime_ns)
         return newest_ns
 
-    def _missed(self, unread: FollowedFile | None = None) -> list[tuple[str, FileId]] | None:
-        """The later files that were rotated away before anybody saw them, oldest first; None: they are just moved."""
+    def _missed(self, unread: FollowedFile | None = None) -> list[tuple[str, FileId, Known | None]] | None:
+        """The later files that were rotated away before anybody saw them, oldest first; None: they are just moved.
+
+        With them come those that were let go, and were written to since, with what is known of them.
+        """
         newest_ns = self._followed_until_ns(unread)
         found, followed = [], self._followed()
-        rotated = _rotated(self.path)
+        rotated, there = _rotated(self.path), []
         self._passed_over &= {id for _, id in rotated}
         try:
             for path, id in rotated:
                 mtime_ns = os.stat(path).st_mtime_ns
+                let_go = self._let_go_before(path, id, mtime_ns)
+                if let_go is not None:
+                    there.append(let_go)
                 if mtime_ns <= newest_ns or id in followed or id in self._passed_over:
+                    continue
+                if let_go is not None and let_go.is_as_it_was(mtime_ns):
                     continue
                 if self._is_copy(path):
                     self._passed_over.add(id)
                 else:
-                    found.append((mtime_ns, path, id))
+                    found.append((mtime_ns, path, id, None if let_go is None else let_go.known))
         except FileNotFoundError:
             return None
         except SourceError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None
             raise
-        return [(path, id) for _, path, id in sorted(found)] if _rotated(self.path) == rotated else None
+        if _rotated(self.path) != rotated:
+            return None
+        self._let_go = [let_go for let_go in self._let_go if let_go in there]
+        return [(path, id, known) for _, path, id, known in sorted(found, key=lambda file: file[:2])]
+
+    def _let_go_before(self, path: str, id: FileId, mtime_ns: int) -> LetGo | None:
+        """What is known of a file that was let go. An inode may belong to another file by now, so times come first."""
+        likely = [let_go for let_go in self._let_go if let_go.may_be(path, id, mtime_ns)]
+        return max(likely, key=lambda let_go: let_go.is_as_it_was(mtime_ns), default=None)
 
     def _note_copies(self, known: Known) -> None:
         self._copied.add((min(PRINT_BYTES, known.content.mark), known.content.head))

@@ -252,6 +252,47 @@ def test_the_last_line_of_a_file_that_is_quiet_and_gone_needs_no_newline(
     source.close()
 
 
+@pytest.mark.parametrize("down", [False, True], ids=["while it is read", "while nobody reads"])
+@pytest.mark.parametrize("late", ["", "a2\n"], ids=["touched", "written to"])
+def test_a_file_that_was_let_go_is_never_read_again_from_its_beginning(
+    late: str, down: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trail, "QUIET_S", 0.0)
+    log = Log(tmp_path / "app.log", random.Random(0))
+    source = opened(log.path)
+    found = []
+    for line in ("a1\n", "b1\n", "c1\n"):
+        append(log.path, line)
+        log.touch(log.path)
+        found += [item for _ in range(3) for item in take(source)]
+        log.rotate()
+    followed, *let_go = source.position()[0][2:]
+
+    append(log.name(3), late)
+    log.touch(log.name(3))
+    if down:
+        source = again(source, log.path)
+    append(log.path, "d1\n")
+    found += take(source)
+
+    assert sorted(found) == sorted(["a1", "b1", "c1", "d1", *late.split()])
+    assert (len(followed), [len(known) for known in let_go]) == (2, [1])
+    source.close()
+
+
+def test_a_position_from_before_files_that_were_let_go_were_remembered_is_understood(tmp_path: Path) -> None:
+    append(tmp_path / "app.log", "one\ntwo\n")
+    source = opened(tmp_path / "app.log")
+    source.read(1)
+    ((path, newest_ns, files),) = source.position()
+    source.close()
+
+    source = opened(tmp_path / "app.log", [[path, newest_ns, files]])
+
+    assert take(source) == ["two"]
+    source.close()
+
+
 def test_a_truncated_file_is_read_from_its_beginning_even_if_it_has_grown_beyond(tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     append(log, "one\n")
