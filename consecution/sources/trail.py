@@ -8,7 +8,9 @@ The rules it keeps:
 - A file that was rotated away is read on before the next one. It is let go when two others have come after it, or
   when it was deleted, and it has been quiet: a program may write to it for a while.
 - What was let go is remembered for as long as it lies in the folder: if it was written to since, it is gone on with.
-- Files that came and went while nobody looked are found by their names, as rotation gives them, and by their times.
+- Files that came and went while nobody looked are found by their names, as rotation gives them, and by their times:
+  they were written to after the newest file that was read. When that one was written to counts only as long as it lies
+  at the path: what is written late to a file that was rotated away says nothing of those that came after it.
 - A file of which nothing was read yet cannot be known again: whenever it was written to, and when its first bytes have
   been read, others are looked for that were copied from it before it was truncated.
 """
@@ -97,6 +99,7 @@ class FollowedFile(TextFile):
         status = self._content.look()
         self.id: FileId = (status.st_dev, status.st_ino)
         self.mtime_ns = status.st_mtime_ns
+        """When it was written to, as far as it was read: nothing that was read is missing from it at that time."""
         self.replaced = False
         """What was read of it is not in it any more."""
         self.deleted = False
@@ -123,21 +126,18 @@ class FollowedFile(TextFile):
             super().fill()
             return
         while not self._stream and not self.replaced:
+            status = self._content.look()
             block = self._content.read_behind(self._printer.tail)
+            if block is None:
+                self.replaced = True
+                break
+            self.mtime_ns, self._size_bytes = status.st_mtime_ns, status.st_size
             if not block:
-                self.replaced = block is None
-                self.note()
                 break
             self._position = None
             self._grew = True
             self._printer.feed(block)
             self._stream.feed(block)
-
-    def note(self) -> None:
-        """See how large it is, and when it was written to, if it is the same file still."""
-        status = self._content.look()
-        if not self.replaced and status.st_size >= self._content.offset:
-            self.mtime_ns, self._size_bytes = status.st_mtime_ns, status.st_size
 
     def take(self, max_items: int) -> list[Any]:
         self._position = None
@@ -240,7 +240,7 @@ class Trail:
         self._open_file = open_file
         self._followed = followed
         self._newest_ns = 0
-        """When the newest file that was read, or begun, was written to: what is later is new. 0: there was none yet."""
+        """When the newest file that was read was written to, while at the path: what is later is new. 0: none yet."""
         self._copied: set[tuple[int, bytes]] = set()
         """What files began with that were truncated: another file that begins so is a copy that was made before."""
         self._let_go: list[LetGo] = []
@@ -252,9 +252,6 @@ class Trail:
     def position(self) -> list[Any]:
         """Without the files of which nothing was read: by their times they are new again, whatever became of them."""
         begun = [file for file in self.files if isinstance(file, LostFile) or file.was_read]
-        for file in begun:
-            if isinstance(file, FollowedFile):
-                self._note(file)
         let_go = [[known.to_position() for known in self._let_go]] if self._let_go else []
         return [self.path, self._newest_ns, [file.position() for file in begun], *let_go]
 
@@ -303,12 +300,7 @@ class Trail:
     def _add(self, file: FollowedFile) -> None:
         self.files.append(file)
         self.quiet = False
-        self._note(file)
-
-    def _note(self, file: FollowedFile) -> None:
-        if file.was_read:
-            self._newest_ns = max(self._newest_ns, file.mtime_ns)
-        elif not self._newest_ns:
+        if not self._newest_ns:
             self._newest_ns = file.mtime_ns - 1
             self._passed_over = {id for _, id in _rotated(self.path)}
 
@@ -328,7 +320,6 @@ class Trail:
                 continue
             old = place < len(self.files) - 2 and file.id not in there
             if file.is_done(now_s) and (file.deleted or file.is_compressed or old):
-                self._note(file)
                 self._let_go_of(file)
 
     def _let_go_of(self, file: FollowedFile) -> None:
@@ -370,28 +361,18 @@ class Trail:
 
         False: there are no such copies.
         """
-        if self._missed(unread=file) == []:
+        if self._missed() == []:
             return False
         self.files.remove(file)
         file.close()
         self._catch_up(id_of(self.path))
         return True
 
-    def _followed_until_ns(self, unread: FollowedFile | None) -> int:
-        """When the newest file that was followed was written to, but for this one."""
-        newest_ns = self._newest_ns
-        for file in self.files:
-            if isinstance(file, FollowedFile) and file is not unread:
-                file.note()
-                newest_ns = max(newest_ns, file.mtime_ns)
-        return newest_ns
-
-    def _missed(self, unread: FollowedFile | None = None) -> list[tuple[str, FileId, Known | None]] | None:
+    def _missed(self) -> list[tuple[str, FileId, Known | None]] | None:
         """The later files that were rotated away before anybody saw them, oldest first; None: they are just moved.
 
         With them come those that were let go, and were written to since, with what is known of them.
         """
-        newest_ns = self._followed_until_ns(unread)
         found, followed = [], self._followed()
         rotated, there = _rotated(self.path), []
         self._passed_over &= {id for _, id in rotated}
@@ -401,9 +382,9 @@ class Trail:
                 let_go = self._let_go_before(path, id, mtime_ns)
                 if let_go is not None:
                     there.append(let_go)
-                if mtime_ns <= newest_ns or id in followed or id in self._passed_over:
+                if mtime_ns <= self._newest_ns or id in followed or id in self._passed_over:
                     continue
-                if let_go is not None and let_go.is_as_it_was(mtime_ns):
+                if self._is_compressed_from_followed(path, mtime_ns) or (let_go and let_go.is_as_it_was(mtime_ns)):
                     continue
                 if self._is_copy(path):
                     self._passed_over.add(id)
@@ -425,6 +406,13 @@ class Trail:
         likely = [let_go for let_go in self._let_go if let_go.may_be(path, id, mtime_ns)]
         return max(likely, key=lambda let_go: let_go.is_as_it_was(mtime_ns), default=None)
 
+    def _is_compressed_from_followed(self, path: str, mtime_ns: int) -> bool:
+        """Compressing keeps the time, or its seconds; what is followed is read to its end where it is open."""
+        if not path.endswith(COMPRESSED):
+            return False
+        written = [file.written_ns for file in self.files if isinstance(file, FollowedFile)]
+        return any(mtime_ns in (ns, ns - ns % 10**9) for ns in written)
+
     def _note_copies(self, known: Known) -> None:
         self._copied.add((min(PRINT_BYTES, known.content.mark), known.content.head))
 
@@ -443,11 +431,9 @@ class Trail:
     def take(self, max_items: int) -> list[Any]:
         """Records of the oldest file that has any; [] if there are none before the next look."""
         for file in list(self.files):
-            is_new = not file.was_read
-            has_some = len(file) or file.fill()
-            if is_new and file.was_read and self._has_copies_before(file):
+            if not len(file) and not self._read_on(file):
                 return self.take(max_items)
-            if has_some:
+            if len(file):
                 found = file.take(max_items)
                 if isinstance(file, LostFile):
                     self.files.remove(file)
@@ -459,14 +445,16 @@ class Trail:
         self.quiet = True
         return []
 
-    def _has_copies_before(self, file: FollowedFile | LostFile) -> bool:
-        """Whether it was copied and truncated before its first bytes were read just now: then the copies come first."""
-        if not isinstance(file, FollowedFile) or file.id != id_of(self.path):
-            return False
-        if self._put_behind_copies(file):
-            return True
-        self._passed_over.clear()
-        return False
+    def _read_on(self, file: FollowedFile | LostFile) -> bool:
+        """Get more of it, if there is more. False: what was copied from it before comes first."""
+        was_read = file.was_read
+        file.fill()
+        if isinstance(file, FollowedFile) and file.was_read and file.id == id_of(self.path):
+            if not was_read and self._put_behind_copies(file):
+                return False
+            self._newest_ns = max(self._newest_ns, file.mtime_ns)
+            self._passed_over.clear()
+        return True
 
     def _start_over(self, file: FollowedFile) -> None:
         """A file was truncated, or written anew: go on in the copy that was made of it, if there is one, and in it."""
@@ -477,7 +465,6 @@ class Trail:
         copy = self._find(known, [path for path, _ in _rotated(self.path)])
         if copy is not None:
             self.files.insert(place, copy)
-            self._note(copy)
         elif unread_bytes:
             self.files.insert(place, self._lose(known))
         else:

@@ -307,6 +307,51 @@ def test_a_truncated_file_is_read_from_its_beginning_even_if_it_has_grown_beyond
     source.close()
 
 
+@pytest.mark.parametrize("down", [False, True], ids=["while it is read", "while nobody reads"])
+def test_what_is_written_late_to_an_old_file_hides_none_that_came_after_it(down: bool, tmp_path: Path) -> None:
+    log = Log(tmp_path / "app.log", random.Random(0))
+    append(log.path, "a1\n")
+    log.touch(log.path)
+    source = opened(log.path)
+    found = take(source)
+    position = source.position()
+    if down:
+        source.close()
+    for line in ("b1\nb2\n", "c1\n"):
+        log.rotate()
+        append(log.path, line)
+        log.touch(log.path)
+    append(log.name(2), "a2\n")
+    log.touch(log.name(2))
+    if down:
+        source = opened(log.path, position)
+
+    assert found + take(source) == ["a1", "a2", "b1", "b2", "c1"]
+    source.close()
+
+
+def test_a_file_that_was_written_to_late_and_compressed_comes_once(tmp_path: Path) -> None:
+    log = Log(tmp_path / "app.log", random.Random(0))
+    append(log.path, "a1\n")
+    log.touch(log.path)
+    source = opened(log.path)
+    found = take(source)
+    log.rotate()
+    append(log.path, "b1\n")
+    log.touch(log.path)
+    found += take(source)
+    append(log.name(1), "a2\n")
+    log.touch(log.name(1))
+
+    log.compress()
+    found += take(source)
+    log.rotate()
+    append(log.path, "c1\n")
+
+    assert found + take(source) == ["a1", "b1", "a2", "c1"]
+    source.close()
+
+
 @pytest.mark.parametrize("poll_s", [POLL_S, 3600], ids=["at a look", "between a look and a read"])
 def test_a_file_that_is_copied_and_truncated_before_any_of_it_was_read_is_read_in_the_copy(
     poll_s: float, tmp_path: Path
