@@ -177,8 +177,11 @@ class FollowedFile(TextFile):
         """How much is known to be in it, and was not taken."""
         return max(self._size_bytes, self._content.offset) - self._stream.place.offset
 
-    def is_done(self, now_s: float) -> bool:
-        """Whether all was taken, and nothing has come for long; a line that has begun is taken as it is by then."""
+    def is_done(self, now_s: float, *, old: bool) -> bool:
+        """Whether all was taken, nothing has come for long, and it need not be watched: it is ``old``, or was deleted.
+
+        A line that has begun is taken as it is by then.
+        """
         status = self._content.look()
         self.deleted = status.st_nlink == 0
         if self.is_compressed:
@@ -186,7 +189,7 @@ class FollowedFile(TextFile):
         if self._grew or status.st_size > self._content.offset:
             self._grew, self._grew_s = False, now_s
             return False
-        if len(self) or now_s - self._grew_s < QUIET_S:
+        if len(self) or now_s - self._grew_s < QUIET_S or not (old or self.deleted):
             return False
         if self._stream.has_begun_line:
             self._position = None
@@ -319,7 +322,7 @@ class Trail:
             if isinstance(file, LostFile) or file.id == current:
                 continue
             old = place < len(self.files) - 2 and file.id not in there
-            if file.is_done(now_s) and (file.deleted or file.is_compressed or old):
+            if file.is_done(now_s, old=old):
                 self._let_go_of(file)
 
     def _let_go_of(self, file: FollowedFile) -> None:

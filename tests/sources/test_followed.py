@@ -293,6 +293,24 @@ def test_a_position_from_before_files_that_were_let_go_were_remembered_is_unders
     source.close()
 
 
+def test_a_line_that_has_begun_waits_for_its_end_as_long_as_its_file_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trail, "QUIET_S", 0.0)
+    log = Log(tmp_path / "app.log", random.Random(0))
+    append(log.path, "a1\nhalf a ")
+    source = opened(log.path)
+    found = take(source)
+    log.rotate()
+    append(log.path, "b1\n")
+    found += [item for _ in range(3) for item in take(source)]
+
+    append(log.name(1), "line\n")
+
+    assert found + take(source) == ["a1", "b1", "half a line"]
+    source.close()
+
+
 def test_a_truncated_file_is_read_from_its_beginning_even_if_it_has_grown_beyond(tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     append(log, "one\n")
