@@ -2,6 +2,9 @@
 
 A place is a list of [column, kind, value]: what the journal cannot hold as it is (`Decimal`, a date, a UUID) is
 held as text or numbers that give back the very same value.
+
+Times with a zone are compared in UTC: within a zone Python compares what clocks show, so that in the hour in which they
+are set back later times may be smaller; and it says of the times of that hour that they equal none of another zone.
 """
 
 from __future__ import annotations
@@ -82,6 +85,25 @@ def key_at(columns: Sequence[str], place: Any) -> Key:
     return values
 
 
+def in_utc(key: Key) -> Key:
+    """The key with its times as they are to be compared."""
+    return tuple(map(_in_utc, key))
+
+
+def _in_utc(value: Any) -> Any:
+    if not isinstance(value, datetime.datetime) or value.tzinfo is None:
+        return value
+    try:
+        return value.astimezone(datetime.UTC)
+    except OverflowError:  # In the first or the last hours there are: no zone sets its clocks there.
+        return value
+
+
+def _all_in_utc(values: Sequence[Any]) -> Sequence[Any]:
+    has_times = any(issubclass(kind, datetime.datetime) for kind in set(map(type, values)))
+    return list(map(_in_utc, values)) if has_times else values
+
+
 def count_known(
     values: Sequence[Sequence[Any]], before: Key | None, where: str, columns: Sequence[str], *, again: bool = True
 ) -> int:
@@ -90,6 +112,8 @@ def count_known(
     ``values`` are those of each column of the key, row by row. SourceError where the keys do not grow from row to
     row. The order of texts is the database's own: of these only those that are equal are found out.
     """
+    values = list(map(_all_in_utc, values))
+    before = None if before is None else in_utc(before)
     known = 1 if again and before is not None and tuple([column[0] for column in values]) == before else 0
     if len(values) == 1 and _clearly_grows(values[0] if before is None or known else [*before, *values[0]]):
         return known

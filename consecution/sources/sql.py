@@ -22,7 +22,7 @@ from consecution.source import Source
 from consecution.sources import database
 from consecution.sources.database import Asked, DbApi, Page, RowDatabase
 from consecution.sources.handover import Handover
-from consecution.sources.row_keys import Key, count_known, key_at, place_of
+from consecution.sources.row_keys import Key, count_known, in_utc, key_at, place_of
 
 PAGE_ROWS = 2000
 PAGES_AHEAD = 2
@@ -325,16 +325,19 @@ class _Reading:
         """Settle up to which key rows are old enough; False: there are none new, and the pause is set."""
         head, now_s = self._database.last_key(self._asked), self._source.now()
         settle_s, heads = self._source._settle_s or 0.0, self._heads
-        if head is not None and (not heads or heads[-1][1] != head):
+        if head is not None and (not heads or in_utc(heads[-1][1]) != in_utc(head)):
             heads.append((now_s, head))
         while len(heads) > 1 and heads[1][0] + settle_s <= now_s:
             del heads[0]
-        if heads and heads[0][0] + settle_s <= now_s and heads[0][1] != self._after:
+        if heads and heads[0][0] + settle_s <= now_s and not self._is_taken(heads[0][1]):
             self._until = heads[0][1]
             return True
         ripe = [seen_s + settle_s - now_s for seen_s, _ in heads if seen_s + settle_s > now_s]
         self._pause(min([self._source._poll_s or 0.0, *ripe[:1]]))
         return False
+
+    def _is_taken(self, key: Key) -> bool:
+        return self._after is not None and in_utc(key) == in_utc(self._after)
 
     def _pause(self, wait_s: float) -> None:
         """Look again after so long; at once where a notification came while we were asking."""

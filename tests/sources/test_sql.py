@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 import uuid
+import zoneinfo
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -390,6 +391,13 @@ def test_a_row_with_the_key_of_the_last_one_that_was_read_is_no_reason_to_pass_i
 
 NAIVE = datetime.datetime(2026, 1, 1)
 AWARE = NAIVE.replace(tzinfo=datetime.UTC)
+SUMMER, WINTER = (
+    (datetime.datetime(2026, 10, 25, 0, 50, tzinfo=datetime.UTC) + datetime.timedelta(minutes=minutes)).astimezone(
+        zoneinfo.ZoneInfo("Europe/Berlin")
+    )
+    for minutes in (0, 20)
+)
+"""2:50, and 20 minutes later: 2:10."""
 
 
 @pytest.mark.parametrize(
@@ -401,6 +409,10 @@ AWARE = NAIVE.replace(tzinfo=datetime.UTC)
         ([["b", "a"]], ("c",), 0),  # the database knows in which order texts come
         ([[NAIVE, AWARE]], None, 0),
         ([[1, 1], ["b", "a"]], (1, "b"), 1),
+        ([[SUMMER, WINTER]], None, 0),
+        ([[SUMMER, WINTER]], (SUMMER,), 1),
+        ([[WINTER], [7]], (WINTER.astimezone(datetime.UTC), 7), 1),
+        ([[datetime.datetime.max.replace(tzinfo=SUMMER.tzinfo)]], None, 0),
     ],
 )
 def test_a_row_that_was_asked_for_again_is_known(values: Any, before: Any, expected: int) -> None:
@@ -419,12 +431,30 @@ def test_a_row_that_was_asked_for_again_is_known(values: Any, before: Any, expec
         ([["a", "b", "a"]], ("a",)),
         ([["b", "b"]], ("a",)),
         ([[AWARE, NAIVE, NAIVE]], None),
+        ([[WINTER, SUMMER]], None),
+        ([[SUMMER, WINTER, WINTER.astimezone(datetime.UTC)]], None),
         ([[1, 1], [2, 2]], None),
     ],
 )
 def test_rows_that_do_not_come_in_order_are_refused(values: Any, before: Any) -> None:
     with pytest.raises(SourceError, match="does not tell the rows apart, or does not order them"):
         count_known(values, before, "db", ["id"])
+
+
+def test_rows_of_the_hour_in_which_clocks_are_set_back_come_once_and_in_order(postgres: PostgresDatabase) -> None:
+    postgres.query("CREATE TABLE t (at timestamptz, id int)")
+    for number in range(9):
+        at = SUMMER.astimezone(datetime.UTC) + datetime.timedelta(minutes=10 * number)
+        postgres.query("INSERT INTO t VALUES (%s, %s)", at, number)
+    url = f"{postgres.url}{'&' if '?' in postgres.url else '?'}options=-c%20timezone%3DEurope/Berlin"
+    found: list[int] = []
+    position = None
+    while len(found) < 9:
+        with opened(SqlSource(url, table="t", order_by=["at", "id"], poll_s=0.0, settle_s=0.0), position) as source:
+            found += ids_of(read_exactly(source, 1))
+            position = source.position()
+
+    assert found == list(range(9))
 
 
 def test_rows_without_a_key_are_left_out_until_they_have_one(tmp_path: Path) -> None:
