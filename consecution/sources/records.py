@@ -176,7 +176,8 @@ class RecordFormat:
             newline_at_end=newline_at_end or rows.left > 0,
             mark_bytes=mark_bytes,
         )
-        return made, sum(map(len, sized[kept:])) + rows.left
+        left_bytes = sum(map(len, sized[kept:])) + rows.left
+        return made, left_bytes + (0 if kept else mark_bytes)  # The mark goes with the first line.
 
     def to_position(self, place: Place) -> Any:
         """A place as it goes into the journal: as short as it can be."""

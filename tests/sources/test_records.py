@@ -117,6 +117,18 @@ def test_a_byte_order_mark_is_no_part_of_a_record() -> None:
 # -- CSV -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("block_bytes", [1, 5, 9, 100])
+def test_a_byte_order_mark_counts_also_where_the_first_row_is_cut(block_bytes: int) -> None:
+    content = b'\xef\xbb\xbf"a\nb",1\n2,3\n'
+    form = RecordFormat("csv", columns=["x", "y"], header=False)
+
+    found, positions = read_blocks(stream_of(form), content, block_bytes, [1, 1])
+
+    assert found == [{"x": "a\nb", "y": "1"}, {"x": "2", "y": "3"}]
+    assert [position[:2] for _, position in positions] == [[11, 2], [15, 3]]
+    assert read_blocks(stream_of(form, positions[0][1]), content, block_bytes)[0] == found[1:]
+
+
 def test_rows_become_dicts_by_their_header() -> None:
     content = b'a,b\r\n1,2\r\n\r\n"x, ""y""","two\nlines"\n,'
 
