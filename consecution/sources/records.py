@@ -30,6 +30,9 @@ BLOCK_BYTES = 1 << 15
 BOM = codecs.BOM_UTF8
 PLAIN = '\n\r ,;\t"{}[]:0aZ'
 """What must be the same bytes in an encoding as in ASCII: blocks are cut at newlines before they are decoded."""
+BEGINNINGS = (b"\x1b", b"~", b"+,", rb"\u")
+"""What must be a text, whatever it says. In ISO-2022, HZ, UTF-7 and Python's escapes something else begins with it, and
+may be wrong; but only bytes that are no ASCII can come as surrogates."""
 
 
 @dataclass(slots=True)
@@ -255,12 +258,23 @@ class RecordStream:
 
 def _checked(encoding: str) -> str:
     try:
-        if PLAIN.encode(encoding) == PLAIN.encode("ascii"):
-            return codecs.lookup(encoding).name
-        problem = "it does not write newlines and ASCII as single bytes; convert the file (iconv -t utf-8)"
+        problem = _why_unfit(encoding)
     except (LookupError, UnicodeError) as error:
-        problem = str(error)
-    raise UsageError(f"encoding={encoding!r}: {problem}")
+        raise UsageError(f"encoding={encoding!r}: {error}") from error
+    if problem:
+        raise UsageError(f"encoding={encoding!r}: {problem}; convert the file (iconv -t utf-8)")
+    return codecs.lookup(encoding).name
+
+
+def _why_unfit(encoding: str) -> str | None:
+    if PLAIN.encode(encoding) != PLAIN.encode("ascii"):
+        return "it does not write newlines and ASCII as single bytes"
+    try:
+        for beginning in BEGINNINGS:
+            beginning.decode(encoding, "surrogateescape")
+    except UnicodeError:
+        return "what is ASCII may begin something else in it"
+    return None
 
 
 def _checked_names(columns: Sequence[str]) -> list[str]:

@@ -203,6 +203,10 @@ def test_a_header_that_cannot_be_used_is_an_error(content: bytes, options: Any, 
         ({"format": "csv", "columns": ["a", "a"]}, "expected a list of the columns' names, each once"),
         ({"format": "csv", "columns": "ab"}, "expected a list of the columns' names, each once"),
         ({"encoding": "utf-16"}, "does not write newlines and ASCII as single bytes"),
+        *[
+            ({"encoding": name}, f"encoding='{name}': what is ASCII may begin something else in it; convert the file")
+            for name in ("iso2022_jp", "utf-7", "hz", "idna", "raw_unicode_escape")
+        ],
         ({"encoding": "klingon"}, "unknown encoding: klingon"),
     ],
 )
