@@ -55,6 +55,8 @@ class TextFile(RecordFile):
         self._stream = RecordStream(form, path, place, kind="files", max_line_bytes=max_line_bytes)
         self._printer = Printer()
         self._ended = False
+        self._error: SourceError | None = None
+        """Of a line that is too long; what came before it is taken first."""
         if known is not None:
             self._go_on(known)
 
@@ -70,8 +72,11 @@ class TextFile(RecordFile):
             self.close()
             raise
         self._printer, begun = found
-        if begun:
-            self._stream.feed(begun)
+        try:
+            if begun:
+                self._stream.feed(begun)
+        except SourceError as error:
+            self._error = error
 
     def _changed(self, known: Print) -> SourceError:
         size_bytes = self._content.look().st_size
@@ -91,6 +96,8 @@ class TextFile(RecordFile):
         return len(self._stream)
 
     def fill(self) -> bool:
+        if self._error is not None:
+            raise self._error
         while not self._stream and not self._ended:
             try:
                 block = self._content.read()

@@ -221,13 +221,30 @@ class RecordStream:
         self._end += len(block)
         head, newline, tail = block.rpartition(b"\n")
         if newline:
-            self._parse(b"".join([*self._begun, head, newline]), final=False)
+            self._parse_lines(b"".join([*self._begun, head, newline]), self._end - len(tail))
         if tail:
             self._begin(tail)
 
     def end(self) -> None:
         """No more bytes come: what has begun is the last record."""
         self._parse(b"".join(self._begun), final=True)
+
+    def _parse_lines(self, lines: bytes, end: int) -> None:
+        """Whole lines, up to this byte; only where all together are longer than one may be each is looked at."""
+        if len(lines) > self._max_line_bytes:
+            at = 0
+            for line in lines.split(b"\n"):
+                if len(line) > self._max_line_bytes:
+                    self._parse(lines[:at], final=False)
+                    raise self._too_long(end - len(lines) + at)
+                at += len(line) + 1
+        self._parse(lines, final=False)
+
+    def _too_long(self, offset: int) -> SourceError:
+        return SourceError(
+            f"{self._name} has a line of more than {self._max_line_bytes} bytes, after byte {offset}: is it text? If "
+            f"so, raise max_line_bytes: Producer({self._kind!r}, max_line_bytes=...)"
+        )
 
     def _parse(self, block: bytes, *, final: bool) -> None:
         self._begun, self._begun_bytes = [], 0
@@ -241,11 +258,7 @@ class RecordStream:
         self._begun.append(tail)
         self._begun_bytes += len(tail)
         if self._begun_bytes > self._max_line_bytes:
-            raise SourceError(
-                f"{self._name} has a line of more than {self._max_line_bytes} bytes, after byte "
-                f"{self._end - self._begun_bytes}: is it text? If so, raise max_line_bytes: "
-                f"Producer({self._kind!r}, max_line_bytes=...)"
-            )
+            raise self._too_long(self._end - self._begun_bytes)
 
     def take(self, max_items: int) -> list[Any]:
         """Up to so many records; the place moves behind them."""

@@ -107,7 +107,6 @@ class FollowedFile(TextFile):
         self._grew = True
         self._grew_s = 0.0
         self._position: list[Any] | None = None
-        self._error: SourceError | None = None
 
     def fill(self) -> bool:
         if self._error is not None:

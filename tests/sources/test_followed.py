@@ -479,13 +479,20 @@ def test_a_log_of_somebody_else_with_a_number_in_its_name_is_left_alone(tmp_path
     source.close()
 
 
-def test_a_line_that_is_too_long_is_an_error_after_what_came_before(tmp_path: Path) -> None:
-    append(tmp_path / "in", "short\n" + "x" * 50)
+@pytest.mark.parametrize("end", ["", "\nshort\n"])
+def test_a_line_that_is_too_long_is_an_error_after_what_came_before(end: str, tmp_path: Path) -> None:
+    append(tmp_path / "in", f"short\n{'x' * 50}{end}")
     source = opened(tmp_path / "in", max_line_bytes=20)
 
     assert source.read(9) == ["short"]
     with pytest.raises(SourceError, match="in has a line of more than 20 bytes, after byte 6"):
         source.read(9)
+    source = again(source, tmp_path / "in", max_line_bytes=20)
+    with pytest.raises(SourceError, match="in has a line of more than 20 bytes, after byte 6"):
+        source.read(9)
+    source = again(source, tmp_path / "in", max_line_bytes=60)
+    append(tmp_path / "in", "\n")
+    assert take(source)[0] == "x" * 50
     source.close()
 
 

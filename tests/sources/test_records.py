@@ -223,6 +223,27 @@ def test_other_encodings() -> None:
     assert read_all(b"\x81\n", encoding="cp1252") == ["\udc81"]
 
 
+@pytest.mark.parametrize("block_bytes", [1, 5, 1000])
+@pytest.mark.parametrize("format", ["lines", "csv"])
+def test_a_line_that_is_too_long_is_an_error_however_much_of_it_comes_at_once(format: str, block_bytes: int) -> None:
+    form = RecordFormat(format, **({"columns": ["x"], "header": False} if format == "csv" else {}))
+    stream = RecordStream(form, "the stream", None, kind="pipe", max_line_bytes=9)
+    content = b"1\n123456789\n1234567890\n3\n"
+    found: list[Any] = []
+
+    def read_on() -> None:
+        for start in range(0, len(content), block_bytes):
+            stream.feed(content[start : start + block_bytes])
+            found.extend(stream.take(9))
+
+    with pytest.raises(SourceError, match=r"has a line of more than 9 bytes, after byte 12: .* raise max_line_bytes"):
+        read_on()
+    found += stream.take(9)
+
+    assert [item if format == "lines" else item["x"] for item in found] == ["1", "123456789"]
+    assert stream.place.offset == 12
+
+
 # -- wherever it is cut ----------------------------------------------------------------------------
 
 JSON_LINES = st.lists(
