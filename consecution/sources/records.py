@@ -27,6 +27,8 @@ FORMATS = ("lines", "ndjson", "csv")
 MOST_LINE_BYTES = 64 << 20
 BLOCK_BYTES = 1 << 15
 """How much is read at once: what is made of a larger block does not fit into the cache, and takes twice as long."""
+SMALL_ROW_BYTES = 1 << 17
+"""A row of CSV that goes on is read again with every block up to here; a larger one only where it may have ended."""
 BOM = codecs.BOM_UTF8
 PLAIN = '\n\r ,;\t"{}[]:0aZ'
 """What must be the same bytes in an encoding as in ASCII: blocks are cut at newlines before they are decoded."""
@@ -205,6 +207,9 @@ class RecordStream:
         self._records = NOTHING
         self._begun: list[bytes] = []
         self._begun_bytes = 0
+        self._open_bytes = 0
+        """So many of them, at the beginning, are lines of a row that goes on in a quote; and behind them are:"""
+        self._quotes = 0
         self._end = self.place.offset
 
     def __len__(self) -> int:
@@ -218,45 +223,72 @@ class RecordStream:
 
     def feed(self, block: bytes) -> None:
         """Take in more bytes. SourceError for a line that is too long; what came before it can be taken first."""
-        self._end += len(block)
-        head, newline, tail = block.rpartition(b"\n")
-        if newline:
-            self._parse_lines(b"".join([*self._begun, head, newline]), self._end - len(tail))
+        count = block.rfind(b"\n") + 1
+        lines, tail = block[:count], block[count:]
+        self._end += len(lines)
+        if lines and self._open_bytes and self._stays_open(lines):
+            self._begin(lines)
+        elif lines:
+            self._parse_lines(b"".join([*self._begun, lines]))
+        self._end += len(tail)
         if tail:
             self._begin(tail)
+
+    def _stays_open(self, lines: bytes) -> bool:
+        """Whether the row of CSV that has begun surely, or most likely, does not end in these lines.
+
+        To find out for sure it is read from its beginning. That is worth it where a quote may have closed before a
+        newline; but quotes in fields without quotes can be miscounted, so it is also done whenever it has doubled.
+        """
+        pieces = lines.split(b'"')
+        if not self._quotes and len(pieces) == 1:
+            return True
+        row_bytes = self._begun_bytes + len(lines)
+        if row_bytes < SMALL_ROW_BYTES or row_bytes >= 2 * self._open_bytes:
+            return False
+        return not any(b"\n" in outside for outside in pieces[1 - self._quotes % 2 :: 2])
 
     def end(self) -> None:
         """No more bytes come: what has begun is the last record."""
         self._parse(b"".join(self._begun), final=True)
 
-    def _parse_lines(self, lines: bytes, end: int) -> None:
-        """Whole lines, up to this byte; only where all together are longer than one may be each is looked at."""
+    def _parse_lines(self, lines: bytes) -> None:
+        """Whole lines; only where all together are longer than one may be each is looked at."""
         if len(lines) > self._max_line_bytes:
             at = 0
             for line in lines.split(b"\n"):
                 if len(line) > self._max_line_bytes:
                     self._parse(lines[:at], final=False)
-                    raise self._too_long(end - len(lines) + at)
+                    raise self._too_long(self._end - len(lines) + at)
                 at += len(line) + 1
         self._parse(lines, final=False)
 
     def _too_long(self, offset: int) -> SourceError:
+        what, doubt = (
+            ("row", "is a quote in it not closed? If not") if self._open_bytes else ("line", "is it text? If so")
+        )
         return SourceError(
-            f"{self._name} has a line of more than {self._max_line_bytes} bytes, after byte {offset}: is it text? If "
-            f"so, raise max_line_bytes: Producer({self._kind!r}, max_line_bytes=...)"
+            f"{self._name} has a {what} of more than {self._max_line_bytes} bytes, after byte {offset}: {doubt}, "
+            f"raise max_line_bytes: Producer({self._kind!r}, max_line_bytes=...)"
         )
 
     def _parse(self, block: bytes, *, final: bool) -> None:
-        self._begun, self._begun_bytes = [], 0
+        if self._form.format == "csv":
+            _let_fields_have(self._max_line_bytes)
+        self._begun, self._begun_bytes, self._open_bytes = [], 0, 0
         self._records, left_bytes = self._form.parse(block, self.place, self._name, final=final)
         if not self._records:
             self._records.take(0, self.place)  # A header, or empty lines.
         if left_bytes:
+            self._open_bytes = left_bytes
             self._begin(block[-left_bytes:])
+            self._quotes = 0
 
     def _begin(self, tail: bytes) -> None:
         self._begun.append(tail)
         self._begun_bytes += len(tail)
+        if self._open_bytes:
+            self._quotes += tail.count(b'"')
         if self._begun_bytes > self._max_line_bytes:
             raise self._too_long(self._end - self._begun_bytes)
 
@@ -351,6 +383,15 @@ def _told(error: Exception) -> str:
 
 # -- CSV -------------------------------------------------------------------------------------------
 
+LARGEST_FIELD = 2**31 - 1
+
+
+def _let_fields_have(most_bytes: int) -> None:
+    """Python's limit of 131,072 characters in a field is one for all that reads CSV in the process: never lower it."""
+    if csv.field_size_limit() < most_bytes:
+        csv.field_size_limit(min(most_bytes, LARGEST_FIELD))
+
+
 _STOPPER = "end of block"
 """A line that is put behind a block: it comes back as a row of its own, unless a quote is still open there."""
 
@@ -424,6 +465,8 @@ class _Rows:
                 if goes_on and not final:
                     self.left = count - at
                     return
+                if "field limit" in str(error):
+                    raise self._too_large(at, error) from error
                 problem = "a quote that is opened here is not closed" if goes_on else str(error)
             self._set_apart(at, at + 1, problem)
             at += 1
@@ -458,6 +501,11 @@ class _Rows:
         if twice:
             raise self._unusable(at, f"it has the column {twice[0]!r} more than once")
         return names
+
+    def _too_large(self, at: int, error: csv.Error) -> SourceError:
+        """To begin afresh in the middle of a field would make rows of what is none."""
+        place = f"{self._where.name}, line {self._where.before + at + 1}"
+        return SourceError(f"{place}: {error}: is a quote in it not closed? If not, raise max_line_bytes")
 
     def _unusable(self, at: int, problem: str) -> SourceError:
         place = f"{self._where.name}, line {self._where.before + at + 1}"

@@ -168,7 +168,7 @@ def test_a_row_of_many_lines_that_has_too_many_fields_fails_as_a_whole() -> None
     ]
 
 
-def test_a_quote_that_is_never_closed_holds_no_more_than_a_field_may_have() -> None:
+def test_a_quote_that_is_never_closed_takes_no_row_along() -> None:
     rows = [f"{n},text {n}" for n in range(30_000)]
     content = "\n".join(["a,b", '"open,1', *rows]).encode()
     stream = stream_of(RecordFormat("csv"))
@@ -176,7 +176,64 @@ def test_a_quote_that_is_never_closed_holds_no_more_than_a_field_may_have() -> N
     found, _ = read_blocks(stream, content, 1 << 15)
 
     assert [type(item) for item in found] == [Rejected] + [dict] * 30_000
-    assert "field larger than field limit" in str(found[0].error)
+    assert "line 2: a quote that is opened here is not closed" in str(found[0].error)
+
+
+def test_fields_may_be_as_large_as_a_line() -> None:
+    large = [{"a": "of, many\nlines " * 20_000, "b": "1"}, {"a": 'with "quotes" ' * 20_000, "b": "2\n"}]
+    rows = [*large, {"a": "x" * 200_000, "b": "3"}]
+    text = io.StringIO()
+    csv.writer(text).writerows([("a", "b"), *(row.values() for row in rows)])
+    content = text.getvalue().encode()
+
+    found, positions = read_blocks(stream_of(RecordFormat("csv")), content, 1 << 15)
+
+    assert found == rows
+    assert read_blocks(stream_of(RecordFormat("csv"), positions[0][1]), content, 1 << 15)[0] == rows[positions[0][0] :]
+
+
+def test_a_row_that_is_larger_than_a_line_may_be_is_an_error_and_its_lines_are_no_rows() -> None:
+    content = b'a,b\n1,2\n"' + b"3,4\n" * 600_000
+    stream = stream_of(RecordFormat("csv"))
+    found: list[Any] = []
+
+    def read_on() -> None:
+        for start in range(0, len(content), 1 << 15):
+            stream.feed(content[start : start + (1 << 15)])
+            found.extend(stream.take(9))
+
+    with pytest.raises(SourceError, match=r"has a row of more than 1048576 bytes, after byte 8: is a quote in it not "):
+        read_on()
+    assert found == [{"a": "1", "b": "2"}]
+
+
+@pytest.mark.parametrize("line", [b"3,4\n", b'""quoted""\n'], ids=["without quotes", "with quotes"])
+def test_a_row_that_goes_on_through_many_blocks_is_not_read_again_with_each(
+    line: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b'a,b\n"' + line * (1_000_000 // len(line)) + b'",7\n'
+    form = RecordFormat("csv")
+    parse, parsed = form.parse, []
+
+    def count(block: bytes, *arguments: Any, **options: Any) -> Any:
+        parsed.append(len(block))
+        return parse(block, *arguments, **options)
+
+    monkeypatch.setattr(form, "parse", count)
+
+    found, _ = read_blocks(stream_of(form), content, 1 << 15)
+
+    assert [row["b"] for row in found] == ["7"]
+    assert sum(parsed) < 4 * len(content)
+
+
+def test_a_row_with_a_stray_quote_comes_all_the_same() -> None:
+    row = {"a": "x\n" * 100_000, "b": 'y"y'}
+    content = b'a,b\n"' + row["a"].encode() + b'",y"y\n' + b"1,2\n" * 100_000
+
+    found = read_all(content, "csv", 1 << 15)
+
+    assert found == [row] + [{"a": "1", "b": "2"}] * 100_000
 
 
 @pytest.mark.parametrize(
