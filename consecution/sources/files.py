@@ -224,7 +224,15 @@ def absolute(paths: Path | Sequence[Path]) -> list[str]:
     given = list(paths) if isinstance(paths, Sequence) and not isinstance(paths, str) else [paths]
     if not given or not all(isinstance(path, (str, os.PathLike)) for path in given):
         raise UsageError(f"paths={paths!r}: expected a path or pattern, or a list of these")
-    return [os.path.abspath(os.fspath(path)) for path in given]
+    return [_absolute(os.fspath(path)) for path in given]
+
+
+def _absolute(path: str) -> str:
+    """A pattern begins with the name of the current folder, which is none, whatever letters it has."""
+    found = os.path.abspath(path)
+    if not is_pattern(found) or os.path.isabs(path):
+        return found
+    return os.path.normpath(os.path.join(glob.escape(os.getcwd()), path))
 
 
 def _place_of(path: str) -> int:

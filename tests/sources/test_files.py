@@ -293,6 +293,19 @@ def test_a_path_is_that_from_where_it_was_given(tmp_path: Path, monkeypatch: pyt
     source.close()
 
 
+@pytest.mark.parametrize("name", ["in[1]", "in?", "*"])
+def test_a_pattern_is_found_in_whatever_folder_it_was_given(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name / "deep").mkdir(parents=True)
+    for line in ("in", "deep/in", "late"):
+        (tmp_path / name / f"{line}.txt").write_text(f"{line}\n")
+    monkeypatch.chdir(tmp_path / name)
+
+    assert all_of("deep/../*.txt") == ["in", "late"]
+    assert all_of(["in.txt", "**/*.txt"]) == ["in", "deep/in", "late"]
+
+
 def test_files_that_come_later_are_not_read_and_those_that_are_done_may_go(tmp_path: Path) -> None:
     for name in "bcd":
         (tmp_path / name).write_text(f"{name}1\n{name}2\n")

@@ -467,6 +467,19 @@ def test_new_files_of_a_pattern_are_followed_and_compressed_ones_are_not(tmp_pat
     source.close()
 
 
+def test_a_pattern_is_followed_in_whatever_folder_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in[1]").mkdir()
+    monkeypatch.chdir(tmp_path / "in[1]")
+    append(Path("app.log"), "one\n")
+    source = opened("*.log")
+    found = take(source)
+    source = again(source, "*.log")
+    append(Path("app.log"), "two\n")
+
+    assert found + take(source) == ["one", "two"]
+    source.close()
+
+
 def test_a_log_of_somebody_else_with_a_number_in_its_name_is_left_alone(tmp_path: Path) -> None:
     append(tmp_path / "app.log", "one\n")
     source = opened(tmp_path / "app.log")
