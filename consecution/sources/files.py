@@ -70,6 +70,8 @@ class FilesSource(Source):
         self._names = b""
         self._at = 0
         self._file: RecordFile | None = None
+        self._is_done = False
+        """All of the file was taken, although it is still open."""
         self._error: SourceError | None = None
 
     def __repr__(self) -> str:
@@ -89,7 +91,7 @@ class FilesSource(Source):
     def open(self, position: Any) -> None:
         self.close()
         recalled, self._recalled = self._recalled, None
-        self._error = None
+        self._error, self._is_done = None, False
         self._noted = recalled is not None
         self._files = recalled if recalled is not None and position is not None else self._find(position)
         self._behind = list(itertools.accumulate(map(_size_bytes, self._files), initial=0))
@@ -105,7 +107,8 @@ class FilesSource(Source):
                 "run the same files again, or start afresh with fresh=True"
             )
         if place:
-            self._go_on(self._files[self._at], *place)
+            begun, mark, head, tail, *is_done = place
+            self._go_on(self._files[self._at], begun, Print(mark, head, tail), is_done=bool(is_done))
 
     def _check_compressions(self) -> None:
         """Refuse what would be read as if it were text; a Parquet file says by itself what it is."""
@@ -154,12 +157,15 @@ class FilesSource(Source):
             named.setdefault(path, place)
         return [(named[path] if path in named else _place_of(path)) % shares for path in files]
 
-    def _go_on(self, path: str, place: Any, *known: Any) -> None:
+    def _go_on(self, path: str, place: Any, known: Print, *, is_done: bool) -> None:
         if not os.path.exists(path):
+            if is_done:
+                self._at += 1
+                return
             raise SourceError(
                 f"{path} is gone, and was not read to its end before: put it back, or start afresh with fresh=True"
             )
-        self._file = self._open_file(path, place, Print(*known))
+        self._file = self._open_file(path, place, known)
 
     def _open_file(self, path: str, place: Any = None, known: Print | None = None) -> RecordFile:
         if self._form is None:
@@ -173,12 +179,23 @@ class FilesSource(Source):
         while len(records) < max_items and self._fill():
             assert self._file is not None
             records += self._file.take(max_items - len(records))
+        self._is_done = self._look_whether_done()
         self.read_share = self._look_how_far()
         if records:
             return records
         if self._error is not None:
             raise self._error
         return None
+
+    def _look_whether_done(self) -> bool:
+        """Whether the file that is open has no more: by then it may go, and the next batch may be long in coming."""
+        if self._file is None or self._error is not None or len(self._file):
+            return False
+        try:
+            return not self._file.fill()
+        except SourceError as error:
+            self._error = error
+            return False
 
     def _look_how_far(self) -> float:
         """The files that were read, and what was read of the one that is open, of the bytes of all."""
@@ -208,7 +225,7 @@ class FilesSource(Source):
 
     def position(self) -> Any:
         place = [] if self._file is None else self._file.position()
-        return [len(self._files), self._names, self._at, *place]
+        return [len(self._files), self._names, self._at, *place, *([True] if place and self._is_done else [])]
 
     def close(self) -> None:
         if self._file is not None:

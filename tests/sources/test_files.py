@@ -333,6 +333,38 @@ def test_files_that_come_later_are_not_read_and_those_that_are_done_may_go(tmp_p
     assert out.read_text().split() == ["b1", "b2", "c1", "d1", "d2"]
 
 
+@pytest.mark.parametrize("newline", ["\n", ""])
+def test_a_file_may_go_when_a_batch_has_ended_where_it_ends(newline: str, tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path in paths:
+        path.write_text(f"{path.name}1\n{path.name}2{newline}")
+    source = opened(paths)
+    found = read_exactly(source, 2)
+    position = source.position()
+    source.close()
+    paths[0].unlink()
+
+    source = opened(paths, position)
+
+    assert found + read_all(source) == ["a1", "a2", "b1", "b2"]
+    source.close()
+
+
+def test_a_file_that_is_done_and_there_is_read_to_its_new_end(tmp_path: Path) -> None:
+    path = tmp_path / "in"
+    path.write_text("one\n")
+    source = opened(path)
+    found = read_exactly(source, 1)
+    position = source.position()
+    source.close()
+    path.write_text("one\ntwo\n")
+
+    for known in (position, position[:-1]):  # As it is, and as it was before the end was noted.
+        source = opened(path, known)
+        assert found + read_all(source) == ["one", "two"]
+        source.close()
+
+
 # -- killed ----------------------------------------------------------------------------------------
 
 JOB = """
