@@ -513,10 +513,14 @@ def _paths_beside(path: str) -> list[str]:
 
 
 def _rotated(path: str) -> list[tuple[str, FileId]]:
-    """What is called as a file that was rotated away from the path: app.log.1, app.log-20260101.gz, ..."""
+    """What is called as a file that was rotated away from the path: app.log.1, app.log-20260101.gz, ...
+
+    What lies there compressed, and not compressed, is still being compressed.
+    """
     name = os.path.basename(path)
     stem, suffix = os.path.splitext(name)
     compressed = "|".join(map(re.escape, COMPRESSED))
     names = f"(?:{re.escape(name)}{_NUMBER}|{re.escape(stem)}{_DATE}{re.escape(suffix)})(?:{compressed})?"
     found = [beside for beside in _paths_beside(path) if re.fullmatch(names, os.path.basename(beside))]
-    return [(beside, id) for beside in found if (id := id_of(beside)) is not None]
+    begun = {plain + suffix for plain in found for suffix in COMPRESSED}
+    return [(beside, id) for beside in found if beside not in begun and (id := id_of(beside)) is not None]

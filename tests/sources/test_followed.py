@@ -480,6 +480,28 @@ def test_a_pattern_is_followed_in_whatever_folder_it_was_given(tmp_path: Path, m
     source.close()
 
 
+def test_a_file_that_is_just_being_compressed_comes_once(tmp_path: Path) -> None:
+    log = Log(tmp_path / "app.log", random.Random(0))
+    append(log.path, "a1\na2\n")
+    log.touch(log.path)
+    source = opened(log.path)
+    found = source.read(1) or []
+    log.rotate()
+    packed = tmp_path / "app.log.1.gz"
+    packed.write_bytes(gzip.compress(b"a1\na2\n")[:-9])
+    append(log.path, "b1\n")
+    found += take(source)
+    source = again(source, log.path)
+
+    packed.unlink()
+    log.compress()
+    log.rotate()
+    append(log.path, "c1\n")
+
+    assert found + take(source) == ["a1", "a2", "b1", "c1"]
+    source.close()
+
+
 def test_a_log_of_somebody_else_with_a_number_in_its_name_is_left_alone(tmp_path: Path) -> None:
     append(tmp_path / "app.log", "one\n")
     source = opened(tmp_path / "app.log")
