@@ -9,22 +9,24 @@ Source: the combiner of MapReduce.
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
+import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from consecution import graph
-from consecution.errors import KeyEncodingError, UsageError
+from consecution.errors import KeyEncodingError, UndecodableStateError, UsageError
 from consecution.nodes import Node
-from consecution.protocol.values import USER_ERRORS
+from consecution.protocol.values import USER_ERRORS, PartlyFailedError
 from consecution.routing import encode_key
 from consecution.stateful import KeyedNode
-from consecution.states import MISSING, Key
+from consecution.states import MISSING, Key, check_equal
 
-ALWAYS_KEYS = frozenset((str, int, float, bool, bytes))
-"""Whatever is of these types finds a replica."""
+ALWAYS_KEYS = frozenset((str, int, bool, bytes))
+"""Whatever is of these types finds a replica, and its state again."""
 
 
 def _all_at_once(cursor: Iterator[Any], take: Callable[[list[Any]], None]) -> bool:
@@ -36,6 +38,22 @@ def _all_at_once(cursor: Iterator[Any], take: Callable[[list[Any]], None]) -> bo
         return False
     collections.deque(cursor, maxlen=0)
     return True
+
+
+def _all_that_go(results: Iterator[Any]) -> tuple[list[Any], dict[int, BaseException]]:
+    """What an iterator gives that goes on after an error, with None in the place of each result that raised."""
+    good: list[Any] = []
+    errors: dict[int, BaseException] = {}
+    while True:
+        try:
+            good.extend(results)
+        except UndecodableStateError:
+            raise
+        except USER_ERRORS as error:
+            errors[len(good)] = error
+            good.append(None)
+        else:
+            return good, errors
 
 
 class PartTable:
@@ -60,9 +78,9 @@ class PartTable:
         return self.keys, self.values
 
 
-def _are_tables(items: list[Any]) -> bool:
+def _holds_tables(cursor: Iterator[Any]) -> bool:
     """Whether a frame comes from `Parts`. All of its items do then, for it came over one edge; else none does."""
-    return bool(items) and type(items[0]) is PartTable
+    return type(next(copy.copy(cursor), None)) is PartTable
 
 
 class Reduce(KeyedNode):
@@ -142,54 +160,69 @@ class Reduce(KeyedNode):
         if not self.works_in_parts or self._logging is not None:
             super()._process_frame(cursor, out)
             return
-        if not self._states.careful and _all_at_once(cursor, self._fold_in):
-            return
-        for item in cursor:
-            if type(item) is PartTable:
-                self._join(*item.columns)
-            else:
+        if _holds_tables(cursor):
+            for table in cursor:
+                self._join_table(table)
+        elif self._states.careful or not _all_at_once(cursor, self._fold_in):
+            for item in cursor:
                 self._process_item(item)
 
     def _fold_in(self, items: list[Any]) -> None:
         """All or nothing."""
-        if _are_tables(items):
-            tables = [item.columns for item in items]
-        else:
-            folded = self.fold(items)
-            tables = [(list(folded), list(folded.values()))]
-        if len(tables) > 1:
-            tables = [self._join_tables(tables)]
-        for keys, values in tables:
-            self._join(keys, values)
+        folded = self.fold(items)
+        joined, refused = self._joined(folded, folded.values())
+        if refused:
+            raise next(iter(refused.values()))
+        self._keep(folded, joined)
 
-    def _join_tables(self, tables: list[tuple[list[Key], list[Any]]]) -> tuple[list[Key], list[Any]]:
-        combine = self._combine
-        assert combine is not None
-        joined: dict[Key, Any] = {}
-        for keys, values in tables:
-            for key, value in zip(keys, values, strict=True):
-                joined[key] = combine(joined[key], value) if key in joined else value
-        return list(joined), list(joined.values())
+    def _join_table(self, table: PartTable) -> None:
+        """Join what was folded elsewhere with the states. Whoever sent it is gone, so that no item can be blamed.
 
-    def _join(self, keys: list[Key], values: list[Any]) -> None:
-        """Join what was folded elsewhere with the states, all or nothing."""
+        PartlyFailedError, once the others are joined, for entries that raise: each as a table of its own.
+        """
+        keys, values = table.columns
+        joined, refused = self._joined(keys, values)
+        if not refused:
+            self._keep(keys, joined)
+            return
+        taken = [place not in refused for place in range(len(keys))]
+        self._keep(list(itertools.compress(keys, taken)), itertools.compress(joined, taken))
+        for place in refused:
+            self._states.undo_key(keys[place])
+        raise PartlyFailedError([(PartTable([keys[at]], [values[at]]), error) for at, error in refused.items()])
+
+    def _joined(self, keys: Collection[Key], values: Collection[Any]) -> tuple[list[Any], dict[int, BaseException]]:
+        """The state of each key joined with its value, to be kept; and the places of those that raise.
+
+        Each is tried once, for what ``combine`` has changed in place it must not be given again.
+        """
         states, combine = self._states, self._combine
         assert combine is not None
-        cached = states.cached
-        found = list(map(cached.get, keys, itertools.repeat(MISSING)))
-        unknown = list(itertools.compress(range(len(keys)), map(operator.is_, found, itertools.repeat(MISSING))))
-        for index in unknown:
-            found[index] = states.look(keys[index])
-        if unknown:
-            joined = [v if state is MISSING else combine(state, v) for state, v in zip(found, values, strict=True)]
+        find = states.look
+        if states.careful:
+            find = functools.partial(states.find, default=MISSING)
+            found = [MISSING] * len(keys)
         else:
-            joined = list(map(combine, found, values))
+            states.touch_all(keys)
+            found = list(map(states.cached.get, keys, itertools.repeat(MISSING)))
+
+        def find_and_join(key: Key, state: Any, value: Any) -> Any:
+            if state is MISSING:
+                state = find(key)
+            return value if state is MISSING else combine(state, value)
+
+        if any(map(operator.is_, found, itertools.repeat(MISSING))):
+            return _all_that_go(map(find_and_join, keys, found, values))
+        return _all_that_go(map(combine, found, values))
+
+    def _keep(self, keys: Iterable[Key], joined: Iterable[Any]) -> None:
+        """These are the states of these keys, which were looked up."""
+        states = self._states
         if states.careful:
             for key, state in zip(keys, joined, strict=True):
                 states.put(key, state)
         else:
-            states.touch_all(keys)
-            cached.update(zip(keys, joined, strict=True))
+            states.cached.update(zip(keys, joined, strict=True))
 
     def _process_keyed(self, keys: list[Key], cursor: Iterator[Any], out: list[Any]) -> None:
         if self._every_change or type(self).process is not Reduce.process:
@@ -222,7 +255,7 @@ class Count(Reduce):
 
     def _fold_in(self, items: list[Any]) -> None:
         """Where the states are in memory only, without a count of the frame in between."""
-        if not self._states.in_memory or _are_tables(items):
+        if not self._states.in_memory:
             super()._fold_in(items)
             return
         keys = items if self._key is _itself else list(map(self._key, items))
@@ -265,15 +298,38 @@ class Parts(Node):
         return True
 
     def process(self, item: Any) -> None:
-        self._push_table([item])
+        self.push(self._table([item]))
 
     def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
-        if not _all_at_once(cursor, self._push_table):
-            super()._process_frame(cursor, out)
+        """One table of all items that go. PartlyFailedError for the others, all together."""
+        tables, good, failed = self._sift(cursor)
+        if len(tables) > 1:
+            with contextlib.suppress(*USER_ERRORS):  # Each part may go, and together they do not.
+                tables = [self._table(good)]
+        collections.deque(map(self.push, tables), maxlen=0)
+        if failed:
+            raise PartlyFailedError(failed)
 
-    def _push_table(self, items: list[Any]) -> None:
-        if items:
-            self.push(self._table(items))
+    def _sift(self, cursor: Iterator[Any]) -> tuple[list[PartTable], list[Any], list[tuple[Any, BaseException]]]:
+        """Try the whole frame; if that raises, half by half. Tables of what goes, these items, and those that raise."""
+        tables: list[PartTable] = []
+        good: list[Any] = []
+        failed: list[tuple[Any, BaseException]] = []
+        parts = [items] if (items := list(copy.copy(cursor))) else []
+        while parts:
+            part = parts.pop()
+            try:
+                tables.append(self._table(part))
+            except USER_ERRORS as error:
+                if len(part) > 1:
+                    middle = len(part) // 2
+                    parts += part[middle:], part[:middle]
+                    continue
+                failed.append((part[0], error))
+            else:
+                good += part
+            collections.deque(itertools.islice(cursor, len(part)), maxlen=0)
+        return tables, good, failed
 
     def _table(self, items: list[Any]) -> PartTable:
         """Keys that find no replica are refused here, where the item is known."""
@@ -281,7 +337,9 @@ class Parts(Node):
         folded = self._reduce.fold(items)
         if not ALWAYS_KEYS.issuperset(map(type, folded)):
             for key in folded:
-                encode_key(key)
+                check_equal(key)
+                if type(key) is not float:
+                    encode_key(key)
         return PartTable(list(folded), list(folded.values()))
 
 

@@ -23,6 +23,15 @@ MISSING: Any = object()
 """No state under this key."""
 
 
+def check_equal(key: Key) -> None:
+    """KeyEncodingError for a key that no look-up would find again: NaN, as a float or as a Decimal."""
+    if key != key:
+        raise KeyEncodingError(
+            f"{key!r} is not equal to itself, and so cannot find its state again: no key; let the key function return, "
+            "say, None instead"
+        )
+
+
 class Backing(Protocol):
     """Where states are that are not in memory."""
 
@@ -88,8 +97,7 @@ class States:
         """The state of a key, `MISSING` if there is none. The store is not asked for it again; it has not changed."""
         state = self.cached.get(key, self)
         if state is self:
-            if key != key:
-                raise KeyEncodingError(f"{key!r} is not equal to itself, and so cannot find its state again: no key")
+            check_equal(key)
             if self._backing is None:
                 return MISSING
             state = self.cached[key] = self._backing.load(key)
@@ -103,7 +111,7 @@ class States:
             self._undo[key] = copy.deepcopy(state) if state is not MISSING else MISSING
         return state
 
-    def touch_all(self, keys: list[Key]) -> None:
+    def touch_all(self, keys: Iterable[Key]) -> None:
         """These keys will have changed, once each was looked up with `get`. TypeError for one that cannot be hashed."""
         self.touched.update(keys)
         if self._backing is None:
@@ -160,11 +168,20 @@ class States:
         """Put every state back to what it was at `begin_item`."""
         self.roll_backs += 1
         for key, state in (self._undo or {}).items():
-            if state is MISSING and self._backing is None:
-                self.cached.pop(key, None)
-            else:
-                self.cached[key] = state
+            self._put_back(key, state)
         self._undo = None
+
+    def _put_back(self, key: Key, state: Any) -> None:
+        if state is MISSING and self._backing is None:
+            self.cached.pop(key, None)
+        else:
+            self.cached[key] = state
+
+    def undo_key(self, key: Key) -> None:
+        """Put one state back to what it was at `begin_item`; the others stay as they are now."""
+        if self._undo is not None and key in self._undo:
+            self.roll_backs += 1
+            self._put_back(key, self._undo.pop(key))
 
     @property
     def careful(self) -> bool:

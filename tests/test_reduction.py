@@ -6,6 +6,7 @@ import collections
 import math
 import operator
 import pickle
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from consecution import Count, Map, Node, Pipeline, Producer, Reduce
 from consecution.errors import UsageError
 from consecution.plan import Grouping
+from consecution.protocol.values import failed_parts
 from consecution.reduction import Parts, PartTable
+from consecution.runtime.failures import FailureStore, Selection
 
 WORDS = ["to", "be", "or", "not", "to", "be"]
 
@@ -34,7 +37,7 @@ def summing(name: str = "sums") -> Reduce:
     return Reduce(first, 0, add_second, name, combine=operator.add)
 
 
-def run_parts(parts: Parts, items: list[Any]) -> tuple[list[Any], list[Any]]:
+def run_parts(parts: Node, items: list[Any]) -> tuple[list[Any], list[Any]]:
     """What it pushes, and the items that raise, as a task runs it."""
     out: list[Any] = []
     failed: list[Any] = []
@@ -43,8 +46,9 @@ def run_parts(parts: Parts, items: list[Any]) -> tuple[list[Any], list[Any]]:
     while True:
         try:
             parts._process_frame(cursor, out)
-        except Exception:
-            failed.append(items[len(items) - operator.length_hint(cursor) - 1])
+        except Exception as error:
+            item = items[len(items) - operator.length_hint(cursor) - 1]
+            failed += [part for part, _ in failed_parts(item, error)]
         else:
             return out, failed
 
@@ -172,6 +176,83 @@ def test_an_item_whose_key_finds_no_replica_fails_alone() -> None:
     assert joined(out) == {"a": 2}
 
 
+@pytest.mark.parametrize("nan", [math.nan, Decimal("nan")])
+def test_a_key_that_is_not_equal_to_itself_fails_alone(nan: Any) -> None:
+    out, failed = run_parts(Parts(Count(), "p"), ["a", nan, 1.5, "b", nan, "a"])
+
+    assert failed == [nan, nan]
+    assert [table.columns for table in out] == [(["a", 1.5, "b"], [2, 1, 1])]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["a", "b", math.nan, [], object]), max_size=40))
+def test_parts_hold_every_item_that_does_not_fail(items: list[Any]) -> None:
+    out, failed = run_parts(Parts(Count(), "p"), items)
+
+    assert len(out) <= 1
+    assert joined(out) == collections.Counter(item for item in items if item in ("a", "b"))
+    assert len(failed) == len(items) - sum(joined(out).values())
+
+
+def test_items_that_go_alone_and_not_together_stay_apart() -> None:
+    def step(total: int, item: Any) -> int:
+        if total:
+            raise OverflowError(total)
+        return int(item[1])
+
+    out, failed = run_parts(Parts(Reduce(first, 0, step, "p", combine=operator.add), "p"), [("a", 1), ("a", 2)])
+
+    assert failed == []
+    assert joined(out) == {"a": 3}
+
+
+# -- their owner -------------------------------------------------------------------------------------
+
+
+def extend(values: list[int], others: list[int]) -> list[int]:
+    """Changes the first in place, also where it raises."""
+    values.extend(others)
+    if "bad" in values:
+        raise ValueError("bad")
+    return values
+
+
+def owner(**states: Any) -> Reduce:
+    """One that has these states."""
+    node = Reduce(first, list, lambda values, item: [*values, item[1]], "lists", combine=extend)
+    node._open_states().cached.update(states)
+    return node
+
+
+def test_a_part_that_cannot_be_joined_fails_as_a_table_of_its_own() -> None:
+    node = owner(a=[1], b=[1], c=[1])
+    tables = [PartTable(["a", "b", "new"], [[2], ["bad"], [2]]), PartTable(["c", "a"], [[3], [3]])]
+
+    _, failed = run_parts(node, tables)
+
+    assert [table.columns for table in failed] == [(["b"], [["bad"]])]
+    assert {key: state for key, state in node.states() if key != "b"} == {"a": [1, 2, 3], "c": [1, 3], "new": [2]}
+
+
+def test_a_key_that_finds_no_state_takes_no_other_down_at_its_owner() -> None:
+    node = owner()
+
+    _, failed = run_parts(node, [PartTable(["a", math.nan, "b"], [[1], [2], [3]])])
+
+    assert [table.columns for table in failed] == [([math.nan], [[2]])]
+    assert dict(node.states()) == {"a": [1], "b": [3]}
+
+
+def test_what_raises_leaves_its_state_as_it_was_while_items_are_remembered() -> None:
+    node = owner(a=[1], b=[1])
+    node._states.begin_item()
+
+    run_parts(node, [PartTable(["a", "b", "c"], [[2], ["bad"], [2]])])
+    node._states.keep_item()
+
+    assert dict(node.states()) == {"a": [1, 2], "b": [1], "c": [2]}
+
+
 def test_a_table_comes_back_as_it_was_sent() -> None:
     table = pickle.loads(pickle.dumps(PartTable(["a", 1], [2, [3]]), 5))
 
@@ -276,3 +357,41 @@ def test_items_that_raise_in_the_parts_are_given_up_and_the_rest_is_summed(tmp_p
     assert {failure.item[1] for failure in report.failures} == {"bad"}
     assert {failure.node for failure in report.failures} == {"sums.parts"}
     assert pickle.loads(path.read_bytes()) == sorted(expected.items())
+
+
+@pytest.mark.parametrize("robustness", ["track", "robust"])
+def test_one_key_that_is_none_takes_no_neighbour_down(robustness: Any, tmp_path: Any) -> None:
+    items = [f"w{number % 7}" for number in range(1000)]
+    path = tmp_path / "found"
+    report = Pipeline(Producer([*items[:500], math.nan, *items[500:]]) | Count() | Gather("gather", str(path))).run(
+        workers=2, robustness=robustness, retries=0
+    )
+
+    assert [(failure.node, str(failure.item)) for failure in report.failures] == [("count.parts", "nan")]
+    assert dict(pickle.loads(path.read_bytes())) == collections.Counter(items)
+
+
+def join_lists(values: list[Any], others: list[Any]) -> list[Any]:
+    values.extend(others)
+    if values[0] == "k0" and len(values) > 60:
+        raise OverflowError("k0 is full")
+    return values
+
+
+def test_a_key_whose_values_cannot_be_joined_takes_no_other_down(tmp_path: Any) -> None:
+    """And it loses nothing itself: what was not joined is listed, and can be put back where it failed."""
+    items = [f"k{number % 7}" for number in range(700)]
+    gather = Reduce(str, list, lambda values, item: [*values, item], "lists", combine=join_lists)
+    chain = Producer(items) | gather | Gather("gather", str(tmp_path / "found"))
+    report = Pipeline(chain).run(
+        workers=2, robustness="robust", state_dir=tmp_path / "state", batch_size=50, retries=1, retry_delay_s=0.0
+    )
+
+    found = {key: len(values) for key, values in pickle.loads((tmp_path / "found").read_bytes())}
+    given_up = [dict(zip(*failure.item.columns, strict=True)) for failure in report.failures]
+    assert {failure.node for failure in report.failures} == {"lists"}
+    assert {tuple(table) for table in given_up} == {("k0",)}
+    assert found.pop("k0") + sum(len(table["k0"]) for table in given_up) == 100
+    assert found == dict.fromkeys([f"k{number}" for number in range(1, 7)], 100)
+    with FailureStore(tmp_path / "state") as store, pytest.raises(UsageError, match="put it back at the node that it"):
+        store.retry(Selection(), at_source=True)

@@ -29,6 +29,7 @@ from consecution.protocol.values import (
     Stage,
     TaskIndex,
     Treatment,
+    failed_parts,
     unlabelled,
 )
 
@@ -360,13 +361,21 @@ class Step:
                 if left == before:
                     raise  # No item is at fault, and trying again would go on for ever.
                 item = self._node._blame(items[len(items) - left - 1], error)
-                failed.append(self._describe(Stage.PROCESS, item, error))
+                failed += self._failures_of(item, error)
             else:
                 left = operator.length_hint(cursor)
                 if left == before and left:
                     raise RuntimeError(f"{self._node}: _process_frame returned without taking an item")
             if not left:
                 return out
+
+    def _failures_of(self, item: Any, error: BaseException) -> list[FailedItem]:
+        """Of an item that stands for many only those parts fail that raised."""
+        parts = failed_parts(item, error)
+        for _, raised in parts:
+            if isinstance(raised, self._lets_through):
+                raise raised
+        return [self._describe(Stage.PROCESS, *part) for part in parts]
 
     def _write_all(
         self,

@@ -25,6 +25,22 @@ USER_ERRORS = (Exception, SystemExit, GeneratorExit)
 """What user code may raise at an item without taking the task down."""
 
 
+class PartlyFailedError(Exception):
+    """``failed`` is what has raised of what a node took in at once, each with its error: items, or parts of one.
+
+    The rest has been taken in, and stays: whoever runs the node keeps it, and lists only these.
+    """
+
+    def __init__(self, failed: list[tuple[Any, BaseException]]) -> None:
+        super().__init__(f"{len(failed)} of what was taken in at once have failed; the first with {failed[0][1]!r}")
+        self.failed = failed
+
+
+def failed_parts(item: Any, error: BaseException) -> list[tuple[Any, BaseException]]:
+    """What is to be listed where an item raised: itself, or what the node says."""
+    return error.failed if isinstance(error, PartlyFailedError) else [(item, error)]
+
+
 LIVE = (list, range)
 """What a payload is that has stayed in its process: the items themselves."""
 

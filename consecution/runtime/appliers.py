@@ -20,7 +20,7 @@ from consecution.nodes import Node
 from consecution.plan import Plan
 from consecution.protocol.durable import Application
 from consecution.protocol.poison import Condemned, Guard, LostItem, Suspect
-from consecution.protocol.values import USER_ERRORS, BatchId, Frame, TaskIndex
+from consecution.protocol.values import USER_ERRORS, BatchId, Frame, PartlyFailedError, TaskIndex, failed_parts
 from consecution.runtime import failpoints
 from consecution.runtime.durable_store import CommittedOutside, DurableStore, TableWrite
 from consecution.runtime.journal import seal
@@ -209,9 +209,13 @@ class _NodeApplier:
         except UndecodableStateError:
             raise
         except USER_ERRORS as error:
-            del outcome.pushed[mark:]
-            self._undo_item()
-            outcome.failed.append(FailedInput(application, self.node._blame(item, error), error))
+            if isinstance(error, PartlyFailedError):
+                self._keep_item()  # what has raised of it the node has undone
+            else:
+                del outcome.pushed[mark:]
+                self._undo_item()
+            blamed = failed_parts(self.node._blame(item, error), error)
+            outcome.failed.extend(FailedInput(application, *part) for part in blamed)
         else:
             self._keep_item()
 

@@ -39,6 +39,7 @@ from consecution.protocol.origin import (
 )
 from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import USER_ERRORS, Stage
+from consecution.reduction import PartTable
 from consecution.runtime import failpoints
 from consecution.runtime.glimpse import Glimpse
 from consecution.runtime.journal import FailuresMoved, Journal
@@ -65,6 +66,11 @@ class Failed:
     def given_up(self) -> bool:
         """False: it waits for another try."""
         return self.entry.due_s is None
+
+    @property
+    def is_part_table(self) -> bool:
+        """True: it is no item of the user's, but what the items of a key came to before their replica got it."""
+        return self.entry.failed.shown.startswith(PartTable.__name__) and type(self.item()) is PartTable
 
     def item(self) -> Any:
         """The item itself; UsageError where it was not kept, or what it is made of is not there."""
@@ -312,6 +318,8 @@ class FailureStore:
         chosen = [_as_given(failed, (edited or {}).get(failed.id), at_source) for failed in kept]
         for before, failed in zip(kept, chosen, strict=True):
             _check_has_item(failed)
+            if at_source:
+                _check_is_item(failed)
             if at_source or failed is not before:
                 self._check_is_known(failed)
         kept_below = [failed for failed in chosen if failed.origin not in self._state.sources]
@@ -381,6 +389,14 @@ class FailureStore:
                         head, born = _fold(head, part, _bear)
                         moved = FailuresMoved(name, tuple(failed.entry.key for failed in part))
                         take_over(source, store, [*born, HeadMoved(head)], moved)
+
+
+def _check_is_item(failed: Failed) -> None:
+    if failed.is_part_table:
+        raise UsageError(
+            f"{failed.id}: it is what items of one key came to, which no source can take in: put it back at the node "
+            f"that it failed at, {failed.node!r} (without --at-source), or leave it out with a filter"
+        )
 
 
 def _check_has_item(failed: Failed) -> None:
