@@ -28,7 +28,9 @@ class SqlSink(TransactionSink):
     ``postgresql://user:password@host:port/database`` with whatever libpq takes after a ``?``; that needs
     ``consecution[postgres]``. The columns are those of the first row, or ``columns``; a dict that lacks one gives NULL,
     one with a column too many fails. The table is made from the first frame unless ``create`` is False, with types
-    after its values; later values of another type are converted as the database does, or fail. SQLite has no NaN: it
+    after its values. Later values of another type are converted as the database does; SQLite keeps what it cannot
+    convert as it is, and in PostgreSQL a row fails that has a value of which something would be lost: a fraction in a
+    ``bigint`` column, the time of day in a ``date`` (`docs/operations.md` has the rules). SQLite has no NaN: it
     fails, where PostgreSQL keeps it. Names are quoted, so any will do. Replicas, other sinks and other programs may
     write to the same table.
 

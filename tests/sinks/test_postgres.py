@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import decimal
 import functools
+import math
 import re
 import sys
 import threading
@@ -96,6 +97,7 @@ def test_every_kind_of_row_is_taken(
         ([datetime.datetime(2024, 1, 2, 3, 4, 5, 6, UTC)], "timestamp with time zone"),
         ([datetime.datetime(2024, 1, 2, 3, 4)], "timestamp without time zone"),
         ([datetime.date(2024, 1, 2)], "date"),
+        ([datetime.time(3, 4, 5, tzinfo=UTC)], "time with time zone"),
         ([datetime.timedelta(days=1, seconds=2)], "interval"),
         ([uuid.UUID(int=5)], "uuid"),
         ([None], "text"),
@@ -119,6 +121,86 @@ def test_columns_of_a_table_that_is_there_take_what_can_be_converted(
     write(postgres, [{"n": 1, "a": 5, "b": "7", "c": {"x": 1}, "d": "abc"}], key=key)
 
     assert postgres.query("SELECT * FROM t") == [(1, "5", 7, {"x": 1}, "abc", "e")]
+
+
+@pytest.mark.parametrize("key", [None, "n"])
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("bigint", [1.0, decimal.Decimal("2.00")]),
+        ("numeric", [0.1 + 0.2, decimal.Decimal("1.10"), 2**70]),
+        ("numeric(6, 2)", [1.25, decimal.Decimal("1.250"), 3]),
+        ("numeric(6, -2)", [1200, 0]),
+        ("double precision", [2**53, decimal.Decimal("0.1"), math.inf]),
+        ("real", [0.1, 2**24, 1e-3]),
+        ("boolean", [1, 0]),
+        ("date", [datetime.datetime(2026, 1, 1)]),
+        ("timestamp(3)", [datetime.datetime(2026, 1, 1, 13, 0, 0, 5000), datetime.date(2026, 1, 1)]),
+        ("varchar(5)", ["abc  "]),
+        ("char(3)", ["abc"]),
+        ("integer[]", [[1.0, 2], []]),
+        ("whole", [7.0]),
+    ],
+)
+def test_a_value_that_fits_a_column_stays_as_it_is(
+    postgres: PostgresDatabase, kind: str, values: list[Any], key: str | None
+) -> None:
+    postgres.query("CREATE DOMAIN whole AS integer")
+    postgres.query(f"CREATE TABLE t (n int PRIMARY KEY, x {kind})")
+
+    write(postgres, [{"n": n, "x": value} for n, value in enumerate(values)], key=key)
+
+    found = [x for (x,) in postgres.query("SELECT x FROM t ORDER BY n")]
+    assert [as_text(x) for x in found] == [as_text(value) for value in values]
+
+
+def as_text(value: Any) -> Any:
+    """What is the same number, or the same moment, however it is kept."""
+    if isinstance(value, datetime.datetime):
+        return value.isoformat()
+    if isinstance(value, datetime.date):
+        return f"{value.isoformat()}T00:00:00"
+    return decimal.Decimal(str(value + 0)) if isinstance(value, int | float) else value
+
+
+@pytest.mark.parametrize("key", [None, "n"])
+@pytest.mark.parametrize(
+    ("kind", "good", "wrong"),
+    [
+        ("bigint", 1, 1000.4),
+        ("bigint", 1, decimal.Decimal("1000.5")),
+        ("bigint", 1, math.nan),
+        ("numeric(6,2)", 1, decimal.Decimal("1.239")),
+        ("numeric(6,2)", 1, 1.239),
+        ("double precision", 1.5, 2**53 + 1),
+        ("double precision", 1.5, decimal.Decimal("0.12345678901234567890")),
+        ("real", 1.5, 16777217),
+        ("real", 1.5, 0.1234567891),
+        ("boolean", True, 70000),
+        ("date", datetime.date(2026, 1, 1), datetime.datetime(2026, 1, 1, 13)),
+        ("time without time zone", datetime.time(13), datetime.datetime(2026, 1, 1, 13)),
+        ("timestamp without time zone", datetime.datetime(2026, 1, 1), datetime.datetime(2026, 1, 1, tzinfo=UTC)),
+        (
+            "timestamp(3) with time zone",
+            datetime.datetime(2026, 1, 1, tzinfo=UTC),
+            datetime.datetime(1, 1, 1, 0, 0, 0, 5),
+        ),
+        ("character varying(5)", "abcde", "abcde "),
+        ("integer[]", [1], [1, 1.5]),
+    ],
+)
+def test_a_value_of_which_something_would_be_lost_fails_alone_and_names_the_column(
+    postgres: PostgresDatabase, kind: str, good: Any, wrong: Any, key: str | None
+) -> None:
+    postgres.query(f"CREATE TABLE t (n int PRIMARY KEY, x {kind})")
+    rows = [{"n": n, "x": wrong if n == 3 else good} for n in range(6)]
+
+    report = Pipeline(sink(postgres, key=key)).run(rows, mode="inline", retries=0)
+
+    expected = re.escape(f"column 'x' of the table t: expected a value that {kind} holds as it is, found ")
+    assert [failure.item["n"] for failure in report.failures] == [3]
+    assert re.search(expected, report.failures[0].error)
+    assert [n for (n,) in postgres.query("SELECT n FROM t ORDER BY n")] == [0, 1, 2, 4, 5]
 
 
 @pytest.mark.parametrize("key", [None, "n"])
