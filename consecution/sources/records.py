@@ -53,10 +53,14 @@ class Place:
         return cls(*position) if isinstance(position, (list, tuple)) else cls(int(position))
 
 
-def reject(found: Any, where: str, problem: str) -> Rejected:
+RECORDS = {"lines": "the whole line", "ndjson": "the JSON value of the line", "csv": "a dict of the columns' texts"}
+"""What is to be put back in the place of something that is no record: it does not come to the source's parser again."""
+
+
+def reject(found: Any, where: str, problem: str, record: str = "the item that it should be") -> Rejected:
     """What takes the place of something that is no record, with an error that says where it was and what to do."""
-    said = f"{where}: {problem}; found {shorten_repr(found)}: mend it and put it back; the others went on without it"
-    return Rejected(found, BadRecordError(said))
+    remedy = f"mend it and put it back as {record}, for it is not parsed again; the others went on without it"
+    return Rejected(found, BadRecordError(f"{where}: {problem}; found {shorten_repr(found)}: {remedy}"))
 
 
 class Records:
@@ -167,7 +171,7 @@ class RecordFormat:
         sized = sized[: len(lines)] if len(sized) > len(lines) else sized
         if self.format == "lines":
             return Records(lines, sized, newline_at_end=newline_at_end), 0
-        where = _Where(name, place.line)
+        where = _Where(name, place.line, RECORDS[self.format])
         if self.format == "ndjson":
             items, ends = _parse_json(lines, where)
             return Records(items, sized, ends, newline_at_end=newline_at_end, mark_bytes=mark_bytes), 0
@@ -331,14 +335,15 @@ def _checked_names(columns: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """The stream, and how many lines it had before the block."""
+    """The stream, how many lines it had before the block, and what a record of it is."""
 
     name: str
     before: int
+    record: str
 
     def reject(self, lines: list[str], at: int, end: int, problem: str) -> Rejected:
         """What takes the place of the lines from ``at`` to ``end``."""
-        return reject("\n".join(lines[at:end]), f"{self.name}, line {self.before + at + 1}", problem)
+        return reject("\n".join(lines[at:end]), f"{self.name}, line {self.before + at + 1}", problem, self.record)
 
 
 # -- JSON ------------------------------------------------------------------------------------------

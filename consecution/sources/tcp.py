@@ -23,7 +23,7 @@ from typing import Any
 from consecution.errors import SourceError, UsageError
 from consecution.source import Source
 from consecution.sources.listening import check_port, check_reach, listen_tcp, listen_unix
-from consecution.sources.records import BLOCK_BYTES, NOTHING, Place, RecordFormat, reject
+from consecution.sources.records import BLOCK_BYTES, NOTHING, RECORDS, Place, RecordFormat, reject
 
 KIND = "tcp"
 FORMATS = ("lines", "ndjson")
@@ -390,7 +390,7 @@ class _Client:
         text = self._begun.decode(self._form.encoding, "surrogateescape")
         self._begun, self._begun_bytes = bytearray(), 0
         self.place.line += 1
-        self._rejected = [reject(text, f"{self._name}, line {self.place.line}", problem)]
+        self._rejected = [reject(text, f"{self._name}, line {self.place.line}", problem, RECORDS[self._form.format])]
 
     @property
     def has_records(self) -> bool:

@@ -257,6 +257,36 @@ def test_lines_may_come_from_standard_input(call: Call, monkeypatch: pytest.Monk
     assert (again.emitted, again.completed, again.failed) == (5, 5, 2)
 
 
+@pytest.mark.parametrize(
+    ("format", "text", "record"),
+    [("csv", "id,n\n1,1\n2\n", {"id": "2", "n": "7"}), ("ndjson", '{"id": "1", "n": 1}\n{"id"', {"id": "2", "n": 7})],
+)
+@pytest.mark.parametrize("at_source", [[], ["--at-source"]])
+def test_bad_input_is_mended_as_its_error_says(
+    format: str, text: str, record: Any, at_source: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the record that the source should have made of it, which is not parsed again."""
+    (tmp_path / "input").write_text(text)
+    state_dir, edited = tmp_path / "records", tmp_path / "edited"
+    taken: list[Any] = []
+
+    def run() -> Any:
+        chain = Producer("files", str(tmp_path / "input"), format) | Map(
+            lambda row: taken.append(int(row["n"])), "take"
+        )
+        return Pipeline(chain).run(mode="inline", state_dir=state_dir, retries=0)
+
+    failed = run().failures[0]
+    main(["failed", "export", str(state_dir)])
+    told = json.loads(capsys.readouterr().out)
+    edited.write_text(json.dumps({**told, "item": record}))
+
+    assert "put it back as " in failed.error
+    assert "for it is not parsed again" in failed.error
+    assert main(["failed", "retry", str(state_dir), "--from", str(edited), *at_source]) == 0
+    assert (run().failed, taken) == (0, [1, 7])
+
+
 def test_what_durable_nodes_keep_is_mended_on_its_way_to_the_source(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

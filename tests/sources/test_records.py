@@ -97,8 +97,14 @@ def test_an_error_shows_what_came_and_what_to_do() -> None:
 
     assert str(rejected.error) == (
         "the stream, line 1: expected a JSON value (Expecting value at column 1); found 'no json': mend it and put it "
-        "back; the others went on without it"
+        "back as the JSON value of the line, for it is not parsed again; the others went on without it"
     )
+
+
+def test_an_error_of_a_row_says_that_a_dict_is_put_back() -> None:
+    (rejected,) = read_all(b"id,n\n3,three,3\n", "csv")
+
+    assert "found '3,three,3': mend it and put it back as a dict of the columns' texts, for it" in str(rejected.error)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_record() -> None:
