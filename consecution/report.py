@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -201,10 +202,26 @@ class Report:
         return cls(**values)
 
     def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self, *, at_command_line: bool = False) -> str:
+        """What is printed. Whoever is at the command line has no report to look into, but commands."""
         lines = [self._headline(), "", *self._totals(), "", *node_table(self.nodes)]
         if self.failures:
-            lines += ["", *self._failure_list()]
-        return "\n".join([*lines, "", self._next_step()])
+            lines += ["", *self._failure_list(self._place_of_failures(at_command_line))]
+        return "\n".join([*lines, "", self._next_step(at_command_line)])
+
+    def _place_of_failures(self, at_command_line: bool) -> str:
+        if not at_command_line:
+            return "report.failures"
+        return f"`{self._list_command()}`" if self._keeps_failures else "the report that --json prints"
+
+    @property
+    def _keeps_failures(self) -> bool:
+        return self.robustness == "robust" and self.state_dir is not None
+
+    def _list_command(self) -> str:
+        return f"consecution failed list {shlex.quote(self.state_dir or '')}"
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -250,7 +267,7 @@ class Report:
         ]
         return ["", head, "  " + "-" * (len(head) - 2), *rows]
 
-    def _failure_list(self) -> list[str]:
+    def _failure_list(self, place: str) -> list[str]:
         lines = [f"  Failed items ({self.failed:,}):"]
         for failure in self.failures[-SHOWN_FAILURES:]:
             tries = tries_of(failure.attempts)
@@ -258,12 +275,12 @@ class Report:
             lines.append("      " + _shorten(failure.error, WIDTH - 6))
         shown, kept = min(len(self.failures), SHOWN_FAILURES), len(self.failures)
         if self.failed > kept:
-            lines.append(f"  ... and {self.failed - shown:,} more; the last {kept:,} are in report.failures")
+            lines.append(f"  ... and {self.failed - shown:,} more; the last {kept:,} are in {place}")
         elif kept > shown:
-            lines.append(f"  ... and {kept - shown:,} more, in report.failures")
+            lines.append(f"  ... and {kept - shown:,} more, in {place}")
         return lines
 
-    def _next_step(self) -> str:
+    def _next_step(self, at_command_line: bool = False) -> str:
         if self.already_finished:
             return "Start again from the beginning with fresh=True (--fresh), or use another state folder."
         if self.open and self.robustness == "robust":
@@ -272,8 +289,11 @@ class Report:
             return f"{self.pending:,} items were lost with a worker; only robustness='robust' keeps them."
         if self.failed and self.robustness in ("none", "confirm"):
             return "Run with robustness='track' to learn which items failed, and why."
+        if self.failed and at_command_line and self._keeps_failures:
+            listed = f"`{self._list_command()}` lists the failed items"
+            return f"{listed}; `failed show` has their tracebacks, `failed retry` puts them back."
         if self.failed:
-            return "Each failed item's traceback is in report.failures."
+            return f"Each failed item's traceback is in {self._place_of_failures(at_command_line)}."
         if self.stopped and self.state_dir is not None:
             return f"What was taken is completely processed; run again with state_dir={self.state_dir!r} to go on."
         if self.stopped:

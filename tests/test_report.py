@@ -121,6 +121,26 @@ def test_only_the_last_failures_are_listed_and_the_rest_counted() -> None:
     assert "... and 2 more, in report.failures" in text
 
 
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"state_dir": "my state"}, "`consecution failed list 'my state'`"),
+        ({"state_dir": None}, "the report that --json prints"),
+        ({"robustness": "track"}, "the report that --json prints"),
+    ],
+)
+def test_the_command_line_is_told_of_commands_and_of_no_object(changes: dict[str, Any], place: str) -> None:
+    kept = tuple(failure(item=f"item {n}") for n in range(12))
+
+    few = report(failed=12, failures=kept, **changes).to_text(at_command_line=True)
+    many = report(failed=500, failures=kept, **changes).to_text(at_command_line=True)
+
+    assert f"... and 2 more, in {place}\n" in few
+    assert f"... and 490 more; the last 12 are in {place}\n" in many
+    assert place in few.splitlines()[-1]
+    assert "report.failures" not in few + many
+
+
 def test_more_failures_than_were_kept_are_not_promised() -> None:
     failures = tuple(failure(item=f"item {n}") for n in range(12))
 

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         report = pipeline.run(**options)
     except StoppedByItemError as error:
         stopped, report = error, error.report
-    print(json.dumps(report.to_dict(), indent=1) if arguments.json else report)
+    print(json.dumps(report.to_dict(), indent=1) if arguments.json else report.to_text(at_command_line=True))
     if stopped is not None:
         print(f"consecution: {stopped}", file=sys.stderr)
     return int(report.exit_code)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +69,17 @@ def test_some_failed_exits_1_and_lists_them(write_module: WriteModule, capsys: p
 
     assert code == 1
     assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_the_next_step_after_failed_items_is_a_command(
+    write_module: WriteModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, state = write_module("run_kept", NUMBERS.format(first=0)), tmp_path / "state"
+
+    main(["run", str(path), "--mode", "inline", "--retries", "0", "--state-dir", str(state)])
+
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"`consecution failed list {shlex.quote(str(state))}` lists the failed items;")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of the blue"), OSError(28, "No space left on device")])
