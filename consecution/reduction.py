@@ -248,6 +248,8 @@ class Count(Reduce):
     """
 
     def __init__(self, key: Callable[[Any], Key] | None = None, name: str = "count") -> None:
+        if key is not None:
+            graph.check_function(key, "Count(key=...)", "a function that returns an item's key")
         super().__init__(_itself if key is None else key, 0, _one_more, name, combine=operator.add)
 
     def fold(self, items: Iterable[Any]) -> dict[Key, Any]:

@@ -117,6 +117,11 @@ def test_combine_and_every_change_exclude_each_other() -> None:
         Reduce(first, 0, add_second, every_change=True, combine=operator.add)
 
 
+def test_a_key_that_is_no_function_is_told_of_count() -> None:
+    with pytest.raises(UsageError, match=r"Count\(key=\.\.\.\): expected a function .*, found int"):
+        Count(5)  # type: ignore[arg-type]
+
+
 def test_a_subclass_with_its_own_process_is_not_folded() -> None:
     class Doubling(Count):
         def process(self, item: Any) -> None:

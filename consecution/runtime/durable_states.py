@@ -26,6 +26,13 @@ KINDS = {
     "sink": "nothing of its own",
 }
 """What a durable node keeps, in words."""
+WITHOUT_KEYS = {
+    "value": "leave the key out to see it",
+    "file": "leave the key out to see it",
+    "database": "look into its table",
+    "sink": "what it wrote is where it wrote it",
+}
+"""Those that have nothing under keys, and what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,7 @@ def state_of(snapshot: Snapshot, node: str, text: str) -> OneState:
 
     UsageError where there is none.
     """
-    _kind_of(snapshot, node)
+    kind = _kind_of(snapshot, node)
     stores = _stores_of(snapshot, node)
     for key in _meant(text):
         for store in stores:
@@ -90,6 +97,10 @@ def state_of(snapshot: Snapshot, node: str, text: str) -> OneState:
         for key, state in _states(store):
             if repr(key) == text:
                 return OneState(node, key, state)
+    if kind in WITHOUT_KEYS:
+        raise UsageError(
+            f"{node} has no keys, and so no state under {text}: it keeps {KINDS[kind]}; {WITHOUT_KEYS[kind]}"
+        )
     raise UsageError(
         f"{node} has no state under {text}; `consecution state export --node {node}` shows all keys. A number is one, "
         "and '\"7\"' is the text"

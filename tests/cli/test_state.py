@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from consecution import Chunk, KeyedNode, Map, Pipeline, Producer, Reduce, StatefulNode, TextLines
+from consecution import Chunk, KeyedNode, Map, Pipeline, Producer, Reduce, SqlSink, StatefulNode, TextLines
 from consecution.cli import main
 from consecution.runtime import state_table
 from consecution.runtime.journal_check import check_state_dir
@@ -101,6 +101,21 @@ def test_what_is_not_there_is_told_with_what_is(state_dir: Path, capsys: pytest.
     assert "there is no durable node 'nope'; there are chunk, latest, lines, tally, total" in capsys.readouterr().err
     assert main(["state", "get", str(state_dir), "tally", "Eve"]) == 2
     assert "tally has no state under Eve" in capsys.readouterr().err
+
+
+def test_a_key_of_what_has_none_is_told_what_there_is(
+    state_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = SqlSink("rows", f"sqlite:///{tmp_path / 'rows.db'}", "t", columns=["n"])
+    Pipeline(Producer([(1,)]) | rows).run(mode="inline", state_dir=tmp_path / "rows")
+
+    for state, node, said in (
+        (state_dir, "total", "it keeps a value; leave the key out to see it"),
+        (state_dir, "lines", "it keeps where its files end; leave the key out to see it"),
+        (tmp_path / "rows", "rows", "it keeps which transaction its database has taken in; look into its table"),
+    ):
+        assert main(["state", "get", str(state), node, "x"]) == 2
+        assert f"{node} has no keys, and so no state under x: {said}" in capsys.readouterr().err
 
 
 def test_an_export_loses_nothing(state_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
