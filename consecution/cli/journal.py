@@ -37,8 +37,9 @@ next, and how many items it has. A run may go on meanwhile: what is shown is of 
   retry    an item that has failed and waits for another try
 """
 REPLAY = """Print the items that are pending, an object in JSON a line: origin, batch, state (see `consecution journal
-list`), the node that they enter at, and the item; where JSON cannot hold it, the field pickle is the pickle of a list
-with just the item, as base64, and shown is for people. Nothing is changed: the next run with this state directory does
+list`), the node that they enter at (where behind is true, what follows it: they have come out of it), and the item;
+where JSON cannot hold it, the field pickle is the pickle of a list with just the item, as base64, and shown is for
+people. Nothing is changed: the next run with this state directory does
 them itself. This is for looking at them, and for doing them elsewhere when that run will never be.
 
 Items are loaded where they are of your own classes: run this where the pipeline's modules can be imported, and only on
@@ -70,7 +71,7 @@ def add_parser(commands: Any) -> None:
     replay.add_argument("state_dir", metavar="STATE_DIR", type=Path, help="the state_dir that the run was given")
     replay.add_argument("--json", action="store_true", help="print JSON, which is what it does anyway")
     replay.add_argument("--items", action="store_true", help="only the items themselves; those of JSON")
-    replay.add_argument("--node", action="append", default=[], help="only what enters at this node; may be repeated")
+    replay.add_argument("--node", action="append", default=[], help="only what has this node; may be repeated")
     replay.add_argument("--to", metavar="FILE", type=Path, help="write to this file, which must be new")
     replay.set_defaults(command=replay_items)
 
@@ -127,13 +128,14 @@ def list_batches(arguments: argparse.Namespace) -> int:
 
 def _told(batch: PendingBatch) -> dict[str, Any]:
     items = len(batch.items()) if batch.count is None else batch.count
-    return {"origin": batch.origin, "batch": batch.seq, "state": batch.state, "node": batch.node, "items": items}
+    place = {"node": batch.node, "behind": batch.behind}
+    return {"origin": batch.origin, "batch": batch.seq, "state": batch.state, **place, "items": items}
 
 
 def _line(batch: PendingBatch) -> str:
     items = _told(batch)["items"]
     number = f"{items:,} item{'' if items == 1 else 's'}"
-    return f"{batch.origin} {batch.seq}: {number}, {WHAT[batch.state]} {batch.node}"
+    return f"{batch.origin} {batch.seq}: {number}, {WHAT[batch.state]} {'behind ' if batch.behind else ''}{batch.node}"
 
 
 def replay_items(arguments: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ OPEN, DECIDED, RETRY = "open", "decided", "retry"
 class PendingBatch:
     """Items that belong together. ``node`` is where they enter next; ``payload`` is the pickle of their list, or range.
 
+    ``behind``: they have come out of ``node``, a source or a durable one, and enter at what follows it.
     ``count`` is that of the payload's items where it is known without loading it.
     """
 
@@ -38,6 +39,7 @@ class PendingBatch:
     node: str
     payload: bytes
     count: int | None = None
+    behind: bool = False
 
     def items(self) -> list[Any]:
         """The items. UsageError where what they are made of is not there."""
@@ -51,6 +53,7 @@ class PendingBatch:
                 "batch": self.seq,
                 "state": self.state,
                 "node": self.node,
+                "behind": self.behind,
                 **told("item", item),
             }
 
@@ -104,7 +107,7 @@ def _open(snapshot: Snapshot, name: str, store: StoreView, below: dict[str, Dura
         node = name if name in snapshot.state.sources else node_of(name)
         if retry is not None:
             node = _node_at(snapshot, retry[3])
-        yield PendingBatch(name, seq, OPEN, node, payload, count)
+        yield PendingBatch(name, seq, OPEN, node, payload, count, retry is None)
 
 
 def _decided(snapshot: Snapshot, name: str, store: StoreView) -> Iterator[PendingBatch]:

@@ -129,6 +129,34 @@ def test_a_try_that_is_due_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [(line["node"], line["item"]) for line in lines] == [("moody", 3)]
 
 
+class Forgetful(KeyedNode):
+    """Remembers an item, and pushes it."""
+
+    def key(self, item: Any) -> Any:
+        return item
+
+    def process(self, item: Any) -> None:
+        self.push(item)
+
+
+def test_what_a_durable_node_has_pushed_enters_behind_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has been through that node, and does not come to it again."""
+    state_dir = tmp_path / "state"
+    chain = Producer(range(COUNT)) | Forgetful("first") | Moody("moody", dies_at=-1, raises_at=3)
+    made = open_state_dir(state_dir, make_plan(chain, Options(mode="inline", state_dir=state_dir)), fresh=False)
+    payload = pickle.dumps([1, 2])
+    with closing(made), closing(made.journal("first.0")) as journal:
+        born = [BatchBorn(BatchRecord(1, 2, payload)), HeadMoved(Head(next_seq=2, emitted=2))]
+        journal.apply(born)
+
+    (batch,) = told(capsys, "journal", "list", state_dir, "--json")
+    assert main(["journal", "list", str(state_dir)]) == 0
+
+    assert (batch["node"], batch["behind"]) == ("first", True)
+    assert capsys.readouterr().out == "first.0 1: 2 items, runs again from behind first\n"
+    assert [line["behind"] for line in told(capsys, "journal", "replay", state_dir)] == [True, True]
+
+
 def test_nothing_is_missing_and_nothing_is_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state_dir = left_by(tmp_path / "state", dies_at=25)
     before = check_state_dir(state_dir)
