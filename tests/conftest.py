@@ -45,6 +45,7 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wr
 
     yield write
     sys.path[:] = path_before
+    vars(sys.modules["__main__"]).pop("__getattr__", None)  # whatever stood in for it
     for path in written:
         if path.stem not in modules_before:
             sys.modules.pop(path.stem, None)

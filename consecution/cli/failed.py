@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from consecution.cli.outside import count_of, look_here_too, new_file
+from consecution.cli.outside import add_script_flag, count_of, look_here_too, new_file
 from consecution.errors import UsageError
 from consecution.report import tries_of
 from consecution.runtime.failures import Edited, Failed, FailureStore, Selection, look, read_edited
@@ -58,6 +58,8 @@ def add_parser(commands: Any) -> None:
         action = actions.add_parser(name, help=description.split(".")[0].lower(), description=description, **shaped)
         action.add_argument("state_dir", metavar="STATE_DIR", type=Path, help="the state_dir that the run was given")
         _add_filters(action)
+        if name != "drop":
+            add_script_flag(action)
         _ADD_FLAGS[name](action)
         action.set_defaults(command=_COMMANDS[name])
 
@@ -142,7 +144,7 @@ def _selection(arguments: argparse.Namespace) -> Selection:
 
 
 def _found(arguments: argparse.Namespace) -> Iterator[Failed]:
-    look_here_too()
+    look_here_too(arguments.script)
     return _selection(arguments).of(look(arguments.state_dir))
 
 
@@ -234,7 +236,7 @@ def retry_items(arguments: argparse.Namespace) -> int:
     """Put items back. A file may be given again: what of it is gone was put back before."""
     if arguments.source is not None and not arguments.at_source:
         raise UsageError("--source says where --at-source puts items: add --at-source, or leave it out")
-    look_here_too()
+    look_here_too(arguments.script)
     selection, edited = _selection(arguments), None
     if arguments.edited is not None:
         edited = _read_edited(arguments.edited)

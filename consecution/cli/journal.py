@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from consecution.cli.outside import look_here_too, new_file
+from consecution.cli.outside import add_script_flag, look_here_too, new_file
 from consecution.runtime.journal_check import CheckResult, OriginSummary, check_state_dir
 from consecution.runtime.pending import DECIDED, OPEN, RETRY, PendingBatch, pending_in
 from consecution.runtime.snapshot import take_snapshot
@@ -42,8 +42,8 @@ where JSON cannot hold it, the field pickle is the pickle of a list with just th
 people. Nothing is changed: the next run with this state directory does
 them itself. This is for looking at them, and for doing them elsewhere when that run will never be.
 
-Items are loaded where they are of your own classes: run this where the pipeline's modules can be imported, and only on
-state directories of your own.
+Items are loaded where they are of your own classes: run this where the pipeline's modules can be imported, or name the
+script that has written them (--script), and only on state directories of your own.
 
 exit codes: 0 all were printed, 1 --items left some out, 2 this is no state directory
 """
@@ -66,6 +66,7 @@ def add_parser(commands: Any) -> None:
     listing = actions.add_parser("list", help="the batches that are not done", description=LIST, **shaped)
     listing.add_argument("state_dir", metavar="STATE_DIR", type=Path, help="the state_dir that the run was given")
     listing.add_argument("--json", action="store_true", help="print JSON, a line for each batch")
+    add_script_flag(listing)
     listing.set_defaults(command=list_batches)
     replay = actions.add_parser("replay", help="the items that are pending, as JSON", description=REPLAY, **shaped)
     replay.add_argument("state_dir", metavar="STATE_DIR", type=Path, help="the state_dir that the run was given")
@@ -73,6 +74,7 @@ def add_parser(commands: Any) -> None:
     replay.add_argument("--items", action="store_true", help="only the items themselves; those of JSON")
     replay.add_argument("--node", action="append", default=[], help="only what has this node; may be repeated")
     replay.add_argument("--to", metavar="FILE", type=Path, help="write to this file, which must be new")
+    add_script_flag(replay)
     replay.set_defaults(command=replay_items)
 
 
@@ -115,7 +117,7 @@ def _describe_durable(origin: OriginSummary) -> str:
 
 def list_batches(arguments: argparse.Namespace) -> int:
     """A line for each."""
-    look_here_too()
+    look_here_too(arguments.script)
     number = 0
     with take_snapshot(arguments.state_dir) as snapshot:
         for batch in pending_in(snapshot):
@@ -140,7 +142,7 @@ def _line(batch: PendingBatch) -> str:
 
 def replay_items(arguments: argparse.Namespace) -> int:
     """JSON lines, to a file or to standard output."""
-    look_here_too()
+    look_here_too(arguments.script)
     number = left_out = 0
     with contextlib.ExitStack() as stack:
         snapshot = stack.enter_context(take_snapshot(arguments.state_dir))

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from consecution.cli.target import load_script
 from consecution.errors import UsageError
 from consecution.report import NodeCounts, node_table
 from consecution.runtime.outside import Sight
@@ -47,10 +48,22 @@ def count_of(text: str) -> int:
     return int(text)
 
 
-def look_here_too() -> None:
-    """Items and states may be of classes that lie in the folder where the pipeline is."""
+def add_script_flag(parser: argparse.ArgumentParser) -> None:
+    """For commands that load items or states."""
+    parser.add_argument(
+        "--script",
+        metavar="FILE",
+        type=Path,
+        help="where they are of classes of a script that was run as `python FILE`: that file, which is imported",
+    )
+
+
+def look_here_too(script: Path | None) -> None:
+    """Items and states may be of classes that lie in the folder where the pipeline is, or in a script."""
     if "" not in sys.path:
         sys.path.insert(0, "")
+    if script is not None:
+        load_script(script)
 
 
 @contextlib.contextmanager

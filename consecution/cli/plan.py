@@ -13,7 +13,9 @@ from consecution.cli.target import HELP, load_target
 from consecution.errors import UsageError
 from consecution.plan import Plan, describe, to_dict, to_dot, to_mermaid
 from consecution.runtime.assembly import make_sources
-from consecution.runtime.state import foresee
+from consecution.runtime.durable_states import check_it_loads
+from consecution.runtime.relocation import kinds_of
+from consecution.runtime.state import foresee, shares_before
 
 DRAW_TIMEOUT_S = 60
 DESCRIPTION = """Show what a run would start, as text or as a picture: tasks, edges, and which worker hosts which tasks.
@@ -24,7 +26,8 @@ a worker is "local". A source that only your program can read (a generator, stan
 worker, and runs in your program.
 
 With --state-dir it also says what a run would do with what is in there: go on, move state to other replicas, begin with
-nothing; what would be refused, or dropped with --drop-state. Nothing in there is changed.
+nothing; what would be refused, or dropped with --drop-state. What is to go on is loaded, to see whether this code can.
+Nothing in there is changed.
 
 exit codes: 0, or 2 where the pipeline, or the state directory under it, would be refused
 """
@@ -81,10 +84,12 @@ def _going_on(plan: Plan) -> dict[str, Any] | None:
     if plan.options.state_dir is None or not plan.options.robust:
         return None
     path = plan.options.state_dir.absolute()
-    return {
-        "path": str(path),
-        "foreseen": ["it would be forgotten (fresh)"] if plan.options.fresh else foresee(path, plan),
-    }
+    if plan.options.fresh:
+        return {"path": str(path), "foreseen": ["it would be forgotten (fresh)"]}
+    foreseen = foresee(path, plan)
+    if shares_before(path):
+        check_it_loads(path, kinds_of(plan))
+    return {"path": str(path), "foreseen": foreseen}
 
 
 def to_svg(plan: Plan) -> str:

@@ -12,19 +12,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from consecution.cli.outside import look_here_too, new_file
+from consecution.cli.outside import add_script_flag, look_here_too, new_file
 from consecution.runtime.durable_states import KINDS, OneState, nodes_in, state_of, states_in
 from consecution.runtime.snapshot import take_snapshot
 
 DESCRIPTION = """Look at what durable nodes have remembered. A run may go on meanwhile: what is shown is of one instant.
 
-States are loaded where they are of your own classes: run this where the pipeline's modules can be imported, and only
-on state directories of your own.
+States are loaded where they are of your own classes: run this where the pipeline's modules can be imported, or name
+the script that has written them (--script), and only on state directories of your own.
 """
 EXAMPLES = """examples:
   consecution state list state
   consecution state get state balance Ada
   consecution state get state balance '["Ada", 7]'     # a key of several parts
+  consecution state list state --script etl.py         # that was run as `python etl.py`
   consecution state export state --node balance --output balance.jsonl
 """
 KEY = """the key: as JSON (7 is a number, '"7"' a text, '["a", 7]' a key of two parts), as plain text, or as Python
@@ -41,6 +42,7 @@ def add_parser(commands: Any) -> None:
     exporting = actions.add_parser("export", help="all states, a JSON object a line", **shaped)
     for action in (listing, getting, exporting):
         action.add_argument("state_dir", metavar="STATE_DIR", type=Path, help="the state_dir that the run was given")
+        add_script_flag(action)
     getting.add_argument("node", metavar="NODE", help="a durable node, as `list` names it")
     getting.add_argument("key", metavar="KEY", nargs="?", help=KEY)
     exporting.add_argument("--node", action="append", default=[], help="only of this node; may be repeated")
@@ -55,7 +57,7 @@ def add_parser(commands: Any) -> None:
 
 def list_nodes(arguments: argparse.Namespace) -> int:
     """A line for each durable node."""
-    look_here_too()
+    look_here_too(arguments.script)
     with take_snapshot(arguments.state_dir) as snapshot:
         nodes = nodes_in(snapshot)
     if arguments.json:
@@ -73,7 +75,7 @@ def list_nodes(arguments: argparse.Namespace) -> int:
 
 def get_states(arguments: argparse.Namespace) -> int:
     """One, or all of a node."""
-    look_here_too()
+    look_here_too(arguments.script)
     with take_snapshot(arguments.state_dir) as snapshot:
         if arguments.key is None:
             found: Iterator[OneState] = states_in(snapshot, arguments.node)
@@ -92,7 +94,7 @@ def _shown(one: OneState, *, with_key: bool) -> str:
 
 def export_states(arguments: argparse.Namespace) -> int:
     """JSON lines, to a file or to standard output."""
-    look_here_too()
+    look_here_too(arguments.script)
     number = 0
     with contextlib.ExitStack() as stack:
         snapshot = stack.enter_context(take_snapshot(arguments.state_dir))

@@ -10,6 +10,7 @@ from typing import Any
 
 from consecution.errors import ConsecutionError, UsageError
 from consecution.pipeline import Pipeline
+from consecution.runtime.main_module import stand_in_for_main
 
 DEFAULT_NAME = "pipeline"
 HELP = "file.py, file.py:name or package.module:name; the default name is 'pipeline'"
@@ -18,10 +19,12 @@ HELP = "file.py, file.py:name or package.module:name; the default name is 'pipel
 def load_target(target: str) -> Pipeline:
     """Import the target's module and find its pipeline. UsageError says what is there instead.
 
-    A file is imported by its name, with its folder first on the path, so that workers can import it too.
+    A file is imported by its name, with its folder first on the path, so that workers can import it too. What has run
+    as a script before is the same code: its classes are found in that module.
     """
     place, _, name = target.partition(":")
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    stand_in_for_main(module.__name__)
     name = name or DEFAULT_NAME
     found = getattr(module, name, None)
     if isinstance(found, Pipeline):
@@ -34,6 +37,11 @@ def load_target(target: str) -> Pipeline:
         what = f"{place} has no {name!r}"
     hint = f"it has the pipelines {', '.join(there)}: use {place}:{there[0]}" if there else remedy
     raise UsageError(f"{what}; {hint}")
+
+
+def load_script(path: Path) -> None:
+    """Import a script, for the classes of what it has written. UsageError where it cannot be imported."""
+    stand_in_for_main(_import_file(path).__name__)
 
 
 def _import_file(path: Path) -> Any:

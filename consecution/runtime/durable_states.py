@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from consecution.errors import KeyEncodingError, UsageError
+from consecution.protocol.poison import PartlyDecodedError
 from consecution.protocol.step import shorten_repr
 from consecution.runtime.failures import is_plain
-from consecution.runtime.pending import load, node_of
-from consecution.runtime.snapshot import Snapshot, StoreView
-from consecution.runtime.state_table import END, place_of
+from consecution.runtime.pending import PendingBatch, load, node_of, pending_in
+from consecution.runtime.snapshot import Snapshot, StoreView, take_snapshot
+from consecution.runtime.state_table import END, decode_state, place_of
+from consecution.transport.codec import PickleCodec
 
 KINDS = {
     "keyed": "a state for each key",
@@ -33,6 +37,7 @@ WITHOUT_KEYS = {
     "sink": "what it wrote is where it wrote it",
 }
 """Those that have nothing under keys, and what to do instead."""
+WITHOUT_STATES = ("file", "database", "sink")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ def nodes_in(snapshot: Snapshot) -> list[NodeStates]:
     found = []
     for node, kind in sorted(snapshot.state.kinds.items()):
         stores = _stores_of(snapshot, node)
-        count = sum(_count(store) for store in stores) if kind not in ("file", "database", "sink") else 0
+        count = sum(_count(store) for store in stores) if kind not in WITHOUT_STATES else 0
         found.append(NodeStates(node, kind, len(stores), count))
     return found
 
@@ -77,7 +82,7 @@ def states_in(snapshot: Snapshot, node: str) -> Iterator[OneState]:
     for store in _stores_of(snapshot, node):
         if kind == "file":
             yield OneState(node, None, store.fields("state", END))
-        elif kind not in ("database", "sink"):
+        elif kind not in WITHOUT_STATES:
             yield from (OneState(node, None if kind == "value" else key, state) for key, state in _states(store))
 
 
@@ -105,6 +110,41 @@ def state_of(snapshot: Snapshot, node: str, text: str) -> OneState:
         f"{node} has no state under {text}; `consecution state export --node {node}` shows all keys. A number is one, "
         "and '\"7\"' is the text"
     )
+
+
+def check_it_loads(path: Path, nodes: Collection[str]) -> None:
+    """Load the states of these nodes, and all pending items, as a run over this state directory would.
+
+    Raises what would end that run: UndecodableStateError, or UsageError for items whose classes are not there. What
+    only an item is to blame for does not end it.
+    """
+    codec = PickleCodec()
+    with take_snapshot(path) as snapshot:
+        for node in nodes:
+            if snapshot.state.kinds.get(node) not in (None, *WITHOUT_STATES):
+                _check_states(_stores_of(snapshot, node), codec)
+        for batch in pending_in(snapshot):
+            with contextlib.suppress(PartlyDecodedError):
+                _check_items(batch, codec)
+
+
+def _check_states(stores: list[StoreView], codec: PickleCodec) -> None:
+    for store in stores:
+        for table in ("log", "state"):
+            for place, body in store.records(table):
+                if place != END:
+                    decode_state(body, codec.decode, store.folder)
+
+
+def _check_items(batch: PendingBatch, codec: PickleCodec) -> None:
+    try:
+        codec.decode(batch.payload)
+    except (AttributeError, ImportError) as error:
+        raise UsageError(
+            f"{batch.origin}: batch {batch.seq}, which is pending at {batch.node}, cannot be decoded "
+            f"({type(error).__name__}: {error}): run the pipeline with the code that it was written with until nothing "
+            "is pending (consecution drain), or keep its classes under their old names"
+        ) from error
 
 
 def _meant(text: str) -> list[Any]:

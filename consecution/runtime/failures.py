@@ -43,6 +43,7 @@ from consecution.reduction import PartTable
 from consecution.runtime import failpoints
 from consecution.runtime.glimpse import Glimpse
 from consecution.runtime.journal import FailuresMoved, Journal
+from consecution.runtime.main_module import where_to_load
 from consecution.runtime.state import StateDir, lock_state_dir, look_at_state_dir
 from consecution.runtime.takeover import take_over
 from consecution.transport.codec import PickleCodec
@@ -81,8 +82,7 @@ class Failed:
             return pickle.loads(payload)[0]
         except USER_ERRORS as error:
             raise UsageError(
-                f"{self.id}: the item cannot be loaded here ({type(error).__name__}: {error}); run this where the "
-                "pipeline's modules can be imported"
+                f"{self.id}: the item cannot be loaded here ({type(error).__name__}: {error}); {where_to_load(error)}"
             ) from error
 
     def to_dict(self) -> dict[str, Any]:

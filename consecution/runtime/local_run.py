@@ -19,6 +19,7 @@ from consecution.protocol.values import USER_ERRORS, TaskIndex
 from consecution.report import Report, Status
 from consecution.runtime import assembly
 from consecution.runtime.books import Books, read_books
+from consecution.runtime.main_module import know_script_by_all_names
 from consecution.runtime.origin_host import OriginHost, Outbox, SourceHost, live_codec
 from consecution.runtime.replicas import make_replicas
 from consecution.runtime.state import StateDir, open_state_dir
@@ -32,6 +33,7 @@ def open_run_state(plan: Plan) -> StateDir | None:
     """The state directory of a run; None where the robustness keeps nothing on disk."""
     if not plan.options.robust:
         return None
+    know_script_by_all_names()
     return open_state_dir(plan.options.state_dir, plan, fresh=plan.options.fresh)
 
 

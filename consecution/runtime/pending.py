@@ -19,6 +19,7 @@ from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import USER_ERRORS, TaskIndex
 from consecution.runtime.durable_store import read_frame, read_origin
 from consecution.runtime.failures import is_plain
+from consecution.runtime.main_module import where_to_load
 from consecution.runtime.snapshot import Snapshot, StoreView, unpack
 from consecution.transport.frames import decode_failed
 
@@ -64,8 +65,7 @@ def load(payload: bytes, what: str) -> Any:
         return pickle.loads(payload)
     except USER_ERRORS as error:
         raise UsageError(
-            f"{what} cannot be loaded here ({type(error).__name__}: {error}); run this where the pipeline's modules "
-            "can be imported"
+            f"{what} cannot be loaded here ({type(error).__name__}: {error}); {where_to_load(error)}"
         ) from error
 
 

@@ -252,7 +252,7 @@ class Relocation:
             found = [*_states_in(store, changes, until=since)]
             if until is not None:
                 found += _states_in(store, changes, since=until)
-            return {place: decode_state(body, PickleCodec().decode, store)[0] for place, body in found}
+            return {place: decode_state(body, PickleCodec().decode, store.path)[0] for place, body in found}
 
     def _holders_of(self, places: Iterable[bytes], origins: list[str]) -> dict[bytes, list[str]]:
         """Place → those that have a state there."""
@@ -339,7 +339,7 @@ def _changes_in_log(store: DurableStore) -> dict[bytes, list[Any] | None]:
     codec = PickleCodec()
     found: dict[bytes, list[Any] | None] = {}
     for _, body in store.scan("log"):
-        keys, states, removed = decode_state(body, codec.decode, store)
+        keys, states, removed = decode_state(body, codec.decode, store.path)
         found.update((place_of(key), [key, state]) for key, state in zip(keys, states, strict=True))
         found.update(dict.fromkeys(map(place_of, removed)))
     return found

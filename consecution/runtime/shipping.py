@@ -23,18 +23,23 @@ from consecution.errors import ReadOnlyError, ShippingError
 from consecution.nodes import Node
 from consecution.plan import EdgePlan, NodePlan, Outlet, Plan
 from consecution.protocol.values import TaskIndex
+from consecution.runtime.main_module import know_script_by_all_names, stand_in, stand_in_for_main
 from consecution.source import Source
 
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
-    """What one worker gets: its part of the plan, its nodes by name, the sources it reads, the global state."""
+    """What one worker gets: its part of the plan, its nodes by name, the sources it reads, the global state.
+
+    ``main_module`` is the module that stands in for the main one, where one does.
+    """
 
     plan: Plan
     nodes: dict[str, Node]
     sources: dict[TaskIndex, Source]
     global_state: Any
     main_classes: dict[str, type] = dataclasses.field(default_factory=dict)
+    main_module: str | None = None
 
 
 class Parcel:
@@ -125,7 +130,7 @@ def ship(plan: Plan, tasks: Sequence[TaskIndex], global_state: Any, sources: dic
     names = {plan.task(task).node for task in tasks}
     planned = [node for node in plan.nodes if node.name in names]
     nodes = {n.name: n.node._detached_copy() for n in planned if not n.is_source and n.node is not None}
-    shipment = Shipment(_plan_for(plan, planned), nodes, sources, global_state, _main_classes())
+    shipment = Shipment(_plan_for(plan, planned), nodes, sources, global_state, _main_classes(), stand_in())
     try:
         return _dumps_with_classes(shipment)
     except Exception as error:
@@ -168,6 +173,10 @@ def unship(blob: bytes) -> Shipment:
     """
     shipment: Shipment = _loads(blob)
     vars(sys.modules["__main__"]).update(shipment.main_classes)
+    if shipment.main_module is None:
+        know_script_by_all_names()
+    else:
+        stand_in_for_main(shipment.main_module)
     state = FrozenGlobalState(shipment.global_state)
     for node in shipment.nodes.values():
         node.pipeline = WorkerPipeline(state)  # type: ignore[assignment]

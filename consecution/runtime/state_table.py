@@ -34,6 +34,7 @@ from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import USER_ERRORS
 from consecution.routing import SLOTS, SLOTS_BY_CRC, encode_key, replica_of_slot
 from consecution.runtime.journal import seal
+from consecution.runtime.main_module import is_of_a_script
 from consecution.states import MISSING, Key, States
 
 LOG_LIMIT_BYTES = 8 * 1024 * 1024
@@ -77,14 +78,17 @@ def place_of(key: Key) -> bytes:
     return slot + encoded
 
 
-def decode_state(body: bytes, loads: Callable[[bytes], list[Any]], tables: Tables) -> list[Any]:
-    """A record of the state. No item is at fault where it cannot be: UndecodableStateError, which ends the run."""
+def decode_state(body: bytes, loads: Callable[[bytes], list[Any]], path: Path) -> list[Any]:
+    """A record of the state of the store at ``path``. No item is at fault where it cannot be decoded:
+
+    UndecodableStateError, which ends the run.
+    """
     try:
         return loads(body)
     except USER_ERRORS as error:
         raise UndecodableStateError(
-            f"the state in {tables.path} cannot be decoded ({type(error).__name__}: {error}): run again with the code "
-            "that it was written with, or keep its classes under their old names; nothing was lost"
+            f"the state in {path} cannot be decoded ({type(error).__name__}: {error}): {_remedy(error)}; nothing was "
+            "lost"
         ) from error
 
 
@@ -104,6 +108,15 @@ class Owner(NamedTuple):
                 f"{self.node}.{self.replica}: since it was sent here, the item or key() has changed; put it back "
                 "(`consecution failed retry`), and the next run takes it there"
             )
+
+
+def _remedy(error: BaseException) -> str:
+    if is_of_a_script(error):
+        return (
+            "it was written by a script that was run as `python FILE`: run that again, or `consecution run FILE`, and "
+            "keep its classes under their old names"
+        )
+    return "run again with the code that it was written with, or keep its classes under their old names"
 
 
 class _Record(NamedTuple):
@@ -174,7 +187,7 @@ class StateTable:
         self._log_bytes += size_bytes
 
     def _decode(self, body: bytes) -> list[Any]:
-        return decode_state(body, self._loads, self._tables)
+        return decode_state(body, self._loads, self._tables.path)
 
     def _changes_in(self, body: bytes) -> dict[Key, Any]:
         keys, states, removed = self._decode(body)

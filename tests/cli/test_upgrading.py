@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -204,3 +205,99 @@ def test_plan_over_no_state_a_finished_one_and_one_in_use(
         running.wait(DEADLINE_S)
     assert plan_of(write_module, same, stopped) == 0
     assert "has finished" in capsys.readouterr().out
+
+
+# -- from `python etl.py` to `consecution run etl.py`, and back ------------------------------------------
+
+SCRIPT = """
+import sys
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from consecution import KeyedNode, Pipeline, Producer
+
+@dataclass
+class Account:
+    cents: int = 0
+
+class Payment(NamedTuple):
+    who: str
+    cents: int
+
+class Balance(KeyedNode):
+    def initial_state(self):
+        return Account()
+
+    def key(self, payment):
+        return payment.who
+
+    def process(self, payment):
+        if not isinstance(payment, Payment) or not isinstance(self.state, Account):
+            raise TypeError("two classes of one name")
+        if payment.cents < 0:
+            raise ValueError("who owes whom?")
+        self.state.cents += payment.cents
+
+pipeline = Pipeline(Producer("manual", name="cents") | (lambda cents: Payment("Ada", cents)) | Balance("balance"))
+
+def pay(pipeline, mode, *payments):
+    running = pipeline.start(mode=mode, state_dir="state", sync="process", retries=0)
+    for cents in payments:
+        running.push(int(cents)).wait(60)
+    return running.stop()
+
+if __name__ == "__main__":
+    pay(pipeline, *sys.argv[1:])
+"""
+
+
+def run_script(folder: Path, mode: str, *payments: str) -> None:
+    told = call([sys.executable, "bank.py", mode, *payments], folder)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+@pytest.mark.parametrize("mode", ["inline", "process"])
+def test_what_a_script_has_written_goes_on_under_any_name_of_its_module(
+    tmp_path: Path, write_module: WriteModule, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of the three calls the same classes otherwise: by ``__mp_main__``, ``bank`` and ``__main__``."""
+    path = write_module("bank", SCRIPT)
+
+    run_script(tmp_path, "process", "1", "-1")
+    pipeline, pay = load_target(str(path)), sys.modules["bank"].pay
+    report = pay(pipeline, mode, 10)
+    run_script(tmp_path, "thread", "100")
+    again = pay(pipeline, "inline", 1000)
+
+    assert (report.failed, again.failed) == (1, 1), "the one that a node refuses"
+    assert main(["state", "get", "state", "balance", "Ada", "--script", "bank.py"]) == 0
+    assert capsys.readouterr().out == "Account(cents=1111)\n"
+
+
+def test_commands_say_how_to_load_what_a_script_has_written(tmp_path: Path, write_module: WriteModule) -> None:
+    write_module("bank", SCRIPT)
+    run_script(tmp_path, "thread", "7", "-1")
+
+    without = call(command("state", "list", "state"), tmp_path)
+    assert without.returncode == 2
+    assert "name that file with --script FILE" in without.stderr
+
+    assert "1 replica, 1 states" in do(tmp_path, "state", "list", "state", "--script", "bank.py")
+    assert '"shown": ["\'Ada\'", "Account(cents=7)"]' in do(tmp_path, "state", "export", "state", "--script", "bank.py")
+    assert "--script FILE" in do(tmp_path, "failed", "show", "state")
+    assert "\nitem: Payment(who='Ada', cents=-1)" in do(tmp_path, "failed", "show", "state", "--script", "bank.py")
+
+
+def test_plan_says_that_a_run_could_not_load_what_it_finds(
+    tmp_path: Path, write_module: WriteModule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_module("bank", SCRIPT)
+    run_script(tmp_path, "thread", "7")
+    same, other = "bank.py", write_module("other", SCRIPT.replace("Account", "Konto"))
+
+    assert main(["plan", same, "--state-dir", "state"]) == 0
+    assert "it would go on where it was" in capsys.readouterr().out
+    assert main(["plan", str(other), "--state-dir", "state"]) == 2
+    told = capsys.readouterr().err
+    assert "the state in " in told
+    assert "keep its classes under their old names; nothing was lost" in told
