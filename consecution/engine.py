@@ -207,7 +207,7 @@ def _join_telling(running: Running, signals: _Signals, tell: list[OnStatus]) -> 
 
 def plan_source_is_manual(pipeline: Pipeline, iterable: Any) -> None:
     """Refuse ``run`` where nobody could ever push: a manual producer needs ``start``."""
-    manual = next((source for source in pipeline.sources if source.kind == "manual"), None)
+    manual = next((source for source in pipeline._producers() if source.kind == "manual"), None)
     if iterable is None and manual is not None:
         raise UsageError(
             f"{manual}: run() has nobody who could push items into a manual producer; use "

@@ -118,7 +118,7 @@ class Node:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._may_push_by_name = bool(cls.outputs) or _mentions_to(cls)
+        cls._may_push_by_name = (_are_names(cls.outputs) and bool(cls.outputs)) or _mentions_to(cls)
         cls._is_async = inspect.iscoroutinefunction(cls.process)
 
     def __init__(self, name: str, **kwargs: Any) -> None:
@@ -317,7 +317,7 @@ class Node:
 
     def _declared_outputs(self) -> tuple[str, ...]:
         declared = type(self).outputs
-        if isinstance(declared, (tuple, list)) and all(isinstance(name, str) for name in declared):
+        if _are_names(declared):
             return tuple(declared)
         raise GraphError(f"{type(self).__name__}.outputs: expected a tuple of names, found {declared!r}")
 
@@ -666,6 +666,11 @@ class Node:
         twin._led_outputs = (*self._led_outputs, *(name for name, _ in self._leading_outputs()))
         twin._output_edges, twin._stands_behind = {}, None
         return twin
+
+
+def _are_names(outputs: Any) -> bool:
+    """Whether an attribute of that name means ours; with any other value it is the class's own, as it was in 0.2.0."""
+    return isinstance(outputs, (tuple, list)) and all(isinstance(name, str) for name in outputs)
 
 
 def _mentions_to(kind: type) -> bool:

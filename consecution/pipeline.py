@@ -84,6 +84,13 @@ class GlobalState:
         return getattr(_item_self, key)
 
 
+class _Sources:
+    """``pipeline.sources``, which gives way: a subclass may keep something of its own under that name."""
+
+    def __get__(self, pipeline: Pipeline, owner: type[Pipeline]) -> list[Producer]:
+        return pipeline._producers()
+
+
 class Pipeline:
     """The graph that ``node`` is part of, ready to run.
 
@@ -93,6 +100,8 @@ class Pipeline:
     """
 
     top_node: Node
+    sources = _Sources()
+    """The producers that the pipeline begins with, as drawn; none where an iterable is to be given."""
     global_state: Any
     _node_repr: str
     _longest_node_name_len_: int
@@ -111,9 +120,7 @@ class Pipeline:
         check_beginnings(tops)
         self.top_node, self._tops = tops[0], tops
 
-    @property
-    def sources(self) -> list[Producer]:
-        """The producers that the pipeline begins with, as drawn; none where an iterable is to be given."""
+    def _producers(self) -> list[Producer]:
         return [top for top in self._tops if isinstance(top, Producer)]
 
     def _call_top_down(self, method_name: str) -> None:
@@ -192,7 +199,7 @@ class Pipeline:
     def _to_mermaid(self) -> str:
         from consecution.plan import to_mermaid
 
-        return to_mermaid(self.plan(None if self.sources else (), mode="inline"))
+        return to_mermaid(self.plan(None if self._producers() else (), mode="inline"))
 
     def _repr_svg_(self) -> Any:
         """None where Graphviz is missing."""
@@ -265,9 +272,9 @@ class Pipeline:
             node._break_off()
 
     def _own_streams(self) -> list[_Stream]:
-        if not self.sources:
+        if not self._producers():
             raise UsageError(f"consume() without an iterable needs a Producer at the top; found {self.top_node}")
-        return [(source, iter(source)) for source in self.sources]
+        return [(source, iter(source)) for source in self._producers()]
 
     def _only_stream(self, iterable: Iterable[Any]) -> list[_Stream]:
         self._require_one_top("consume(iterable)")

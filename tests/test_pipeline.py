@@ -458,3 +458,20 @@ def test_composing_a_pipeline_loads_no_machinery() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
     assert told.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("outputs", ["ab", 7, {"a": 1}, Pass.process, property(len)])
+def test_names_that_0_2_0_left_to_its_users_are_theirs(outputs: Any) -> None:
+    class Reading(Pipeline):
+        def begin(self) -> None:
+            self.sources = ["a.csv"]  # type: ignore[assignment]
+
+        def end(self) -> Any:
+            return self.sources
+
+    writing = type("Writing", (Pass,), {"outputs": outputs})("writing")
+    pipeline = Reading(writing | Keep("keep"), global_state=GlobalState(kept=[]))
+
+    assert pipeline.consume([1, 2]) == ["a.csv"]
+    assert pipeline.global_state.kept == [("keep", 1), ("keep", 2)]
+    assert pipeline.run([3], mode="inline", robustness="none").result == ["a.csv"]

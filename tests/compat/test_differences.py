@@ -184,6 +184,20 @@ result = told
         ["begin b", "b 1", "begin b"],
         "AttributeError",
     ),
+    Difference(
+        "what a GroupByNode takes in is logged, too",
+        """
+import contextlib, io
+
+same, out = Same("a"), io.StringIO()
+same.log("input")
+with contextlib.redirect_stdout(out):
+    Pipeline(same).consume([2])
+result = out.getvalue().count("node_log,input,a,2")
+""",
+        0,
+        1,
+    ),
 )
 
 RUNNER = """
