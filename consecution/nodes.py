@@ -12,7 +12,7 @@ import operator
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from consecution import graph
@@ -170,8 +170,12 @@ class Node:
             f"Error in node named {self.name!r}\nYou must define a .process(self, item) method on all nodes"
         )
 
-    def begin(self) -> None:
-        """Called once before the first item, in the process that runs this replica. May not push."""
+    def begin(self) -> Awaitable[None] | None:
+        """Called once before the first item, in the process that runs this replica. May not push.
+
+        It is async where ``process`` is.
+        """
+        return None
 
     def end(self) -> None:
         """Called once after the last item of the stream, when all parents have ended. May push."""

@@ -61,6 +61,24 @@ def test_a_project_has_its_name_and_code_that_is_in_order(tmp_path: Path, capsys
         subprocess.run(ruff, cwd=project, check=True, timeout=60)
 
 
+def test_a_project_passes_the_strict_type_checker(tmp_path: Path) -> None:
+    """With the cache of `make check`, which has looked at the package just before."""
+    main(["init", str(tmp_path / "shop"), "--json"])
+    root = Path(consecution.__file__).parents[1]
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", str(root / ".mypy_cache")]
+
+    checked = subprocess.run(
+        [*mypy, "pipeline.py"],
+        cwd=tmp_path / "shop",
+        env={**os.environ, "MYPYPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [
