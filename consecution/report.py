@@ -86,7 +86,8 @@ class Status:
     ``pending_below`` counts what durable nodes have pushed, or have to try again, and is not yet processed;
     ``handled`` what was given up at nodes with a failed edge, and is not among the ``failed``. ``sources`` has the
     books of each source. ``expected`` is how many items there will be in all, where every source knows that, and
-    ``read_share`` how much of all they have read, from 0 to 1, where every one knows that.
+    ``read_share`` how much of all they have read, from 0 to 1, where every one knows that. ``completed_before`` of the
+    completed were so when this run began: an earlier one over the same state directory has seen to them.
     """
 
     state: str
@@ -104,6 +105,7 @@ class Status:
     tasks: tuple[TaskCounts, ...] = ()
     expected: int | None = None
     read_share: float | None = None
+    completed_before: int = 0
 
     @property
     def open(self) -> int:
@@ -112,7 +114,8 @@ class Status:
 
     @property
     def items_per_s(self) -> float:
-        return self.completed / self.seconds if self.seconds > 0 else 0.0
+        """What this run completes."""
+        return _rate(self.completed - self.completed_before, self.seconds)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -148,7 +151,8 @@ class Report:
 
     ``replayed`` counts batches that ran again, ``restarts`` workers that were started again. ``confirmed``:
     every item was completely processed; None at ``robustness="none"``, where nobody can say.
-    ``result`` is what the pipeline's own ``end()`` returned.
+    ``result`` is what the pipeline's own ``end()`` returned. ``completed_before`` of the completed were so when this
+    run began, by earlier ones over the same state directory.
     """
 
     emitted: int
@@ -170,6 +174,7 @@ class Report:
     pending_below: int = 0
     handled: int = 0
     sources: tuple[SourceCounts, ...] = ()
+    completed_before: int = 0
 
     @property
     def open(self) -> int:
@@ -243,7 +248,7 @@ class Report:
         verdict = {0: "All items completely processed", 1: "Finished, with failed items", 3: "Stopped"}[self.exit_code]
         if self.stopped:
             verdict = "Stopped before the end of the stream"
-        rate = self.completed / self.seconds if self.seconds else 0.0
+        rate = _rate(self.completed - self.completed_before, self.seconds)
         return f"{verdict} in {self.seconds:.2f} s ({rate:,.0f} items/s, {self.mode}, {self.robustness})"
 
     def _totals(self) -> list[str]:
@@ -299,6 +304,11 @@ class Report:
         if self.stopped:
             return "What was taken is completely processed; with a state_dir, the next run would go on from here."
         return "Nothing is left to do."
+
+
+def _rate(items: int, seconds: float) -> float:
+    """Per second. A run that has only begun may not know yet what was done before it."""
+    return max(0, items) / seconds if seconds > 0 else 0.0
 
 
 def node_table(nodes: Sequence[NodeCounts]) -> list[str]:

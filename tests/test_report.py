@@ -180,6 +180,15 @@ def test_a_status_line_leaves_out_what_did_not_happen() -> None:
     assert str(busy) == "running: 1,000 done, 500/s, 200 pending, 1 failed, 2 batches replayed, 3 restarts, 2.0 s"
 
 
+def test_rates_leave_out_what_earlier_runs_have_done() -> None:
+    paused = Status("paused", 1200, 1000, 0, 200, 0, 0, 2.0, (), completed_before=1000)
+
+    assert str(paused) == "paused: 1,000 done, 0/s, 200 pending, 2.0 s"
+    assert "3/s" in str(dataclasses.replace(paused, completed=1006))
+    assert dataclasses.replace(paused, completed=0).items_per_s == 0.0, "not all is known yet"
+    assert "(1 items/s, process" in str(report(completed_before=8))
+
+
 def test_a_status_without_time_has_no_rate() -> None:
     assert Status("starting", 0, 0, 0, 0, 0, 0, 0.0, ()).items_per_s == 0.0
 

@@ -16,7 +16,7 @@ from consecution.protocol.origin import FailureEntry
 from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.report import Report, Status
 from consecution.runtime import assembly, failpoints
-from consecution.runtime.books import Books, read_books
+from consecution.runtime.books import Books, completed_before, read_books
 from consecution.runtime.launcher import ProcessWorker, ThreadWorker
 from consecution.runtime.local_run import finished_before, manual_sources, open_run_state, push_into, status_of
 from consecution.runtime.log_file import LogFile
@@ -62,6 +62,7 @@ class ProcessRunning(Running):
         self._stream = LogStream(as_json=plan.options.log_format == "json")
         self._sources = assembly.make_sources(plan, iterable)
         self._expected = assembly.expected_items(self._sources)
+        self._completed_before = 0
         self._parcels: dict[WorkerIndex, Parcel] = {}
         self._slots: dict[WorkerIndex, SlotFile] = {}
         self._read_here = {task for task, source in self._sources.items() if source.in_parent or not can_ship(source)}
@@ -107,6 +108,7 @@ class ProcessRunning(Running):
             self._endpoint = Endpoint(self, options.metrics_host, options.metrics_port)
         port = self._endpoint.port if self._endpoint is not None else None
         if self._state is not None and not self._state.temporary:
+            self._completed_before = completed_before(self._state, self._plan)
             self._stream = LogStream(as_json=self._stream.as_json, file=LogFile(self._state.path))
             self._steering = Steering(self, self._state.path, options, self._say_ourselves, metrics_port=port)
             self._steering.serve()
@@ -267,6 +269,7 @@ class ProcessRunning(Running):
             restarts=self._supervisor.restarts,
             pids=self._supervisor.pids(),
             expected=self._expected,
+            completed_before=self._completed_before,
             store_bytes=self._state.store_bytes(self._plan) if self._state is not None else {},
         )
 

@@ -320,6 +320,7 @@ def make_status(
     pids: dict[str, int] | None = None,
     store_bytes: Mapping[TaskIndex, int] = MappingProxyType({}),
     expected: int | None = None,
+    completed_before: int = 0,
 ) -> Status:
     """A status from what the hosts counted."""
     origin = books.total
@@ -339,6 +340,7 @@ def make_status(
         tasks=task_counts(plan, counts, pids or {}, store_bytes),
         expected=expected,
         read_share=_read_share(plan, counts),
+        completed_before=completed_before,
     )
 
 
@@ -382,4 +384,5 @@ def make_report(
         result=result,
         handled=status.handled,
         sources=status.sources,
+        completed_before=status.completed_before,
     )

@@ -48,6 +48,12 @@ def add_counts(listed: Iterable[OriginCounts]) -> OriginCounts:
 NO_COUNTS = OriginCounts(0, 0, 0, 0, 0, 0)
 
 
+def completed_before(state: StateDir, plan: Plan) -> int:
+    """How many items of the sources earlier runs have completed. Asked before a worker opens a journal."""
+    limits = origin_limits(plan.options)
+    return sum(Origin(limits, journal.restore()).counts().completed for journal in state.journals(state.sources))
+
+
 def read_books(state: StateDir, plan: Plan, told: Mapping[TaskIndex, OriginCounts]) -> tuple[Books, list[FailureEntry]]:
     """What the journals say, and their failed items: right even after an abort. ``told`` says what ran again."""
     counts: list[OriginCounts] = []

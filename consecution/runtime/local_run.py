@@ -58,6 +58,7 @@ def status_of(report: Report) -> Status:
         report.pending_below,
         report.handled,
         report.sources,
+        completed_before=report.completed_before,
     )
 
 
@@ -122,6 +123,7 @@ class LocalRun:
             for source in self.sources.values():
                 source.may_block = may_block and len(self.sources) == 1
             self._make_hosts(outbox_of)
+            self._completed_before = self._books().total.completed
         except BaseException:
             if self.state is not None:
                 self.state.close(keep=False)
@@ -324,6 +326,7 @@ class LocalRun:
             | {task: assembly.counts_now(host) for task, host in self.tasks.items()},
             seconds=time.monotonic() - self._started_s,
             expected=self._expected,
+            completed_before=self._completed_before,
             store_bytes=self.state.store_bytes(self.plan) if self.state is not None else {},
         )
 

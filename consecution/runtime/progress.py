@@ -92,7 +92,7 @@ class Bar:
 
     def __call__(self, status: Status) -> None:
         drawn: Any = self._drawn
-        total, done = status.expected, float(status.completed)
+        total, done = status.expected, float(max(status.completed, status.completed_before))
         if total is None and status.read_share is not None:
             total, done = 1, status.read_share
         shown = {"description": str(status), "total": total, "completed": done}

@@ -838,6 +838,23 @@ def test_a_stopped_run_goes_on_where_it_was_and_loses_nothing(run: Run) -> None:
     assert (report.emitted, report.completed, report.stopped) == (total, total, False)
 
 
+@every_engine
+def test_a_rate_is_of_what_this_run_completes(run: Run) -> None:
+    before = run.start(Producer("manual") | Map(nodes.increase) | run.sink)
+    for number in range(5):
+        before.push(number).wait(DEADLINE_S)
+    assert before.stop().completed_before == 0
+
+    running = run.start(Producer("manual") | Map(nodes.increase) | run.sink)
+    wait_for(running, lambda: running.status().completed == 5)
+    assert (running.status().completed_before, running.status().items_per_s) == (5, 0.0)
+    running.push(5).wait(DEADLINE_S)
+    report = running.stop()
+
+    assert (report.completed, report.completed_before) == (6, 5)
+    assert f"({1 / report.seconds:,.0f} items/s" in str(report)
+
+
 def test_a_stop_while_nodes_end_lets_them_end(concurrent: Run) -> None:
     notes, gate = concurrent.notes(), concurrent.folder / "gate"
     chain = nodes.SlowEnd("slow", notes, gate) | Total("last") | concurrent.sink
