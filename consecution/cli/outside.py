@@ -95,6 +95,7 @@ def to_dict(sight: Sight) -> dict[str, Any]:
         "state_dir": sight.state_dir,
         "running": sight.running,
         "state": sight.state,
+        "paused": sight.paused,
         "open": sight.open,
         "pid": sight.pid,
         "mode": sight.mode,
@@ -115,6 +116,8 @@ def describe(sight: Sight) -> str:
     lines = [f"{sight.state_dir}: {_headline(sight)}"]
     if sight.error is not None:
         lines.append(f"  it ended with {sight.error}")
+    if sight.pause_kept and not sight.running:
+        lines.append(f"  paused: the next run reads nothing until `consecution resume {sight.state_dir}`")
     lines += ["", *_counts(sight.counts)]
     if sight.counts.get("nodes"):
         lines += ["", *_node_table(sight.counts["nodes"])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from consecution.runtime.control_socket import ask
 from consecution.runtime.glimpse import Glimpse
 from consecution.runtime.run_record import holder_of, read_run_record
 from consecution.runtime.state import look_at_state_dir
+from consecution.runtime.steering import pause_is_kept
 
 LOOK_EVERY_S = 0.1
 PATIENCE_S = 30.0
@@ -29,7 +30,8 @@ class Sight:
 
     ``state`` is that of a run that goes on, or "busy" where it does not listen: it starts, it closes, or it is no run
     but another command. Else finished, stopped, failed, killed, or new (nothing ran yet).
-    ``counts`` are those of `Status`, as plain values: of a run that is over, what the journals say.
+    ``counts`` are those of `Status`, as plain values: of a run that is over, what the journals say. ``pause_kept``: a
+    pause outlasts the run, so the next one reads nothing until it is resumed.
     """
 
     state_dir: str
@@ -42,6 +44,12 @@ class Sight:
     ended_s: float | None = None
     error: str | None = None
     metrics_port: int | None = None
+    pause_kept: bool = False
+
+    @property
+    def paused(self) -> bool:
+        """Whether no source is read; of a run that is over, whether the next one will read none."""
+        return self.pause_kept or self.state in ("pausing", "paused")
 
     @property
     def open(self) -> int:
@@ -95,6 +103,9 @@ class Outside:
 
     def see(self) -> Sight:
         """How things stand, whether a run goes on or not."""
+        return replace(self._see(), pause_kept=pause_is_kept(self.path))
+
+    def _see(self) -> Sight:
         try:
             return self._sight_of(self._ask("status", {}, GLANCE_S))
         except NotRunningError:
@@ -105,7 +116,7 @@ class Outside:
     def _sight_of(self, answer: dict[str, Any]) -> Sight:
         counts = answer["status"]
         state = counts.pop("state")
-        known = {name: answer.get(name) for name in ("pid", "mode", "started_s", "metrics_port")}
+        known: dict[str, Any] = {name: answer.get(name) for name in ("pid", "mode", "started_s", "metrics_port")}
         return Sight(str(self.path), True, state, counts, **known)
 
     def _sight_of_what_is_left(self) -> Sight:

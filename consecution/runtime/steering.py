@@ -75,7 +75,7 @@ class Steering:
             say(f"nobody can watch or steer this run from outside: {state_dir}/{RECORD} cannot be written: {error}")
         if options.fresh:
             self._forget_pause()
-        elif (state_dir / PAUSED).exists():
+        elif pause_is_kept(state_dir):
             run.pause()
             say(f"paused: nothing is read until `consecution resume {state_dir}`")
 
@@ -175,7 +175,7 @@ class Steering:
         if for_s is None:
             keep_paused(self._dir, paused=True)
             self._resume_at_s = None
-        elif not (self._dir / PAUSED).exists():
+        elif not pause_is_kept(self._dir):
             self._resume_at_s = time.monotonic() + for_s
         self._run.pause()
         return {}
@@ -206,6 +206,11 @@ def keep_paused(state_dir: Path, *, paused: bool) -> None:
     else:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(state_dir / PAUSED)
+
+
+def pause_is_kept(state_dir: Path) -> bool:
+    """Whether a run over this directory, the one that goes on or the next, reads nothing until it is resumed."""
+    return (state_dir / PAUSED).exists()
 
 
 def _seconds_of(request: dict[str, Any], name: str, default: Any) -> Any:

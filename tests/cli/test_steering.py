@@ -131,6 +131,8 @@ def test_after_kill_9_it_is_not_running_and_a_pause_is_kept(runs: Runs) -> None:
     assert Path("state/control.sock").exists()
     told = runs.look()
     assert (told["running"], told["state"], told["pid"]) == (False, "killed", first.pid)
+    assert told["paused"]
+    assert "\n  paused: the next run reads nothing until `consecution resume state`\n" in runs.command("status")[1]
     assert told["ended"] >= told["started"]
 
     second = runs.start(ENDLESS, "--mode", "thread")
@@ -138,8 +140,9 @@ def test_after_kill_9_it_is_not_running_and_a_pause_is_kept(runs: Runs) -> None:
     assert told["state"] in ("paused", "pausing")
     assert "nothing is read until `consecution resume" in Path("log").read_text()
     assert runs.command("resume")[0] == 0
-    runs.await_items(more_than=told["completed"])
+    assert not runs.await_items(more_than=told["completed"])["paused"]
     assert runs.command("stop")[0] == 0
+    assert "paused" not in runs.command("status")[1]
     assert second.wait(LONGEST_WAIT_S) == 0
 
 
