@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from consecution.errors import OptionError, UsageError
+from consecution.errors import UsageError
 from consecution.options import Options
 from consecution.plan import Plan, make_plan
 from consecution.report import Report, Status
@@ -145,11 +145,7 @@ class Running(ABC):
 
 def start(pipeline: Pipeline, iterable: Any, options: Options) -> Running:
     """Start a run of ``pipeline`` over ``iterable`` (None: over its own Producer)."""
-    if options.metrics_port is not None and options.mode != "process":
-        raise OptionError(
-            f"metrics_port={options.metrics_port} goes with mode='process'; this run has mode={options.mode!r}: "
-            "leave one of them out"
-        )
+    options.check_that_none_is_in_vain()
     plan = make_plan(pipeline.top_node, options, has_iterable=iterable is not None)
     if options.mode in PREPARED:
         importlib.import_module(PREPARED[options.mode]).prepare()

@@ -50,7 +50,7 @@ SETTINGS = (
         "failed; robust: journal, retries and replay, whatever dies",
         choices=("none", "confirm", "track", "robust"),
     ),
-    Setting("state_dir", "path", None, "folder of the journal; without one a temporary folder is used"),
+    Setting("state_dir", "path", None, "folder of the journal (robust); without one a temporary folder is used"),
     Setting(
         "workers",
         "workers",
@@ -177,9 +177,23 @@ class Options:
         checked = {name: _CHECKS[known[name].kind](known[name], value) for name, value in given.items()}
         return cls(**checked)
 
+    def check_that_none_is_in_vain(self) -> None:
+        """OptionError for what was given and this run would ignore: whoever gave it meant another run."""
+        for name, needed in (("metrics_port", "mode"), ("workers", "mode"), ("state_dir", "robustness")):
+            value, found, wanted = getattr(self, name), getattr(self, needed), _DEFAULTS[needed]
+            if value != _DEFAULTS[name] and found != wanted:
+                shown = repr(str(value)) if isinstance(value, Path) else repr(value)
+                raise OptionError(
+                    f"{name}={shown} goes with {needed}={wanted!r}; this run has {needed}={found!r}: leave one of them "
+                    "out"
+                )
+
     def with_changes(self, **given: Any) -> Options:
         """These options with some of them replaced, checked like all."""
         return Options.of(**{**dataclasses.asdict(self), **given})
+
+
+_DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
 
 
 def _suggest(name: str, known: list[str]) -> str:

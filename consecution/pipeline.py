@@ -294,7 +294,9 @@ class Pipeline:
         from consecution.engine import with_shares_of_before
         from consecution.plan import make_plan
 
-        plan = make_plan(self.top_node, Options.of(**options), has_iterable=iterable is not None)
+        asked = Options.of(**options)
+        asked.check_that_none_is_in_vain()
+        plan = make_plan(self.top_node, asked, has_iterable=iterable is not None)
         return with_shares_of_before(plan, self, iterable)
 
     def run(

@@ -301,6 +301,8 @@ class Report:
             return f"Each failed item's traceback is in {self._place_of_failures(at_command_line)}."
         if self.stopped and self.state_dir is not None:
             return f"What was taken is completely processed; run again with state_dir={self.state_dir!r} to go on."
+        if self.stopped and self.robustness != "robust":
+            return "What was taken is completely processed; with robustness='robust', a run can be gone on with."
         if self.stopped:
             return "What was taken is completely processed; with a state_dir, the next run would go on from here."
         return "Nothing is left to do."

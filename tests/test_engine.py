@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from consecution import Map, Pipeline, Report, Status
+from consecution import Map, Pipeline, Producer, Report, Status
 from consecution.engine import Running
 from consecution.engines import thread
+from consecution.errors import OptionError
 from tests.engines import nodes
 from tests.engines.nodes import Collect, Gate, collected
 
@@ -244,3 +245,23 @@ def test_the_error_of_the_body_is_not_replaced_by_the_runs() -> None:
 
     assert told.value.__notes__ == ["and the run ended with OSError: disk full"]
     assert running.calls == ["stop", "join 30.0"]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (
+            {"state_dir": "state", "robustness": "track"},
+            "state_dir='state' goes with robustness='robust'; this run has",
+        ),
+        ({"workers": 2, "mode": "inline"}, "workers=2 goes with mode='process'; this run has mode='inline': leave one"),
+        ({"workers": "auto", "mode": "thread"}, "workers='auto' goes with mode='process'; this run has mode='thread'"),
+        ({"metrics_port": 0, "mode": "thread"}, "metrics_port=0 goes with mode='process'; this run has mode='thread'"),
+    ],
+)
+def test_what_a_run_would_ignore_is_refused(given: dict[str, Any], problem: str) -> None:
+    pipeline = Pipeline(Producer([1]) | str)
+    for start in (pipeline.run, pipeline.start, pipeline.plan):
+        with pytest.raises(OptionError) as caught:
+            start(**given)
+        assert str(caught.value).startswith(problem)

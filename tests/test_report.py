@@ -89,6 +89,13 @@ def test_a_stop_without_a_state_directory_says_what_one_is_good_for() -> None:
     assert "with a state_dir, the next run" in str(report(stopped=True, state_dir=None))
 
 
+def test_a_stop_of_what_keeps_nothing_promises_no_more_than_there_is() -> None:
+    text = str(report(stopped=True, state_dir=None, robustness="track"))
+
+    assert "with a state_dir" not in text
+    assert "with robustness='robust', a run can be gone on with" in text
+
+
 def test_failures_without_tracking_point_to_track() -> None:
     assert "robustness='track'" in str(report(failed=1, robustness="confirm", confirmed=False))
 

@@ -56,12 +56,13 @@ def test_quitting_the_debugger_ends_the_run(tmp_path: Path, robustness: Any) -> 
             raise bdb.BdbQuit
 
     pipeline = Pipeline(Step("stop", function=quit_at_2) | Collect("sink", tmp_path / "out"))
+    options = {**INLINE, "robustness": robustness, "state_dir": tmp_path / "state" if robustness == "robust" else None}
     with pytest.raises(bdb.BdbQuit):
-        pipeline.run([1, 2, 3], **INLINE, robustness=robustness, state_dir=tmp_path / "state")
+        pipeline.run([1, 2, 3], **options)
 
     assert collected(tmp_path / "out") == []
     pipeline["stop"].function = lambda item: None
-    report = pipeline.run([1, 2, 3], **INLINE, robustness=robustness, state_dir=tmp_path / "state")
+    report = pipeline.run([1, 2, 3], **options)
     assert (report.completed, report.failed) == (3, 0)
     assert collected(tmp_path / "out") == [1, 2, 3]
 

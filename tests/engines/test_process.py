@@ -204,10 +204,10 @@ def test_a_death_while_the_run_ends_is_made_up_for(tmp_path: Path) -> None:
     ids=["begin", "end", "close"],
 )
 def test_a_step_that_raises_ends_the_run_and_names_the_node(
-    make: Callable[[], Node], robustness: str, match: str, tmp_path: Path
+    make: Callable[[], Node], robustness: str, match: str
 ) -> None:
     with pytest.raises(WorkerError, match=match) as caught:
-        Pipeline(Producer(range(9)) | make()).run(robustness=robustness, state_dir=tmp_path / "state", **OPTIONS)
+        Pipeline(Producer(range(9)) | make()).run(robustness=robustness, **OPTIONS)
 
     assert caught.value.task == "bad.0"
     assert "misbehaving.py" in caught.value.cause_text
