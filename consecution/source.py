@@ -60,6 +60,12 @@ class Source:
     read_share: float | None = None
     """After `read`: how much of all there is has been read, from 0 to 1, where that is known; for the same."""
 
+    address: Any = None
+    """Of one that listens: where, as a text or (host, port), from `open` to `close`.
+
+    In process mode the program's own object is told what the one in the worker has, a moment later.
+    """
+
     cut: bool = False
     """True after `read`: a batch ends with what was given so far, and there may be more at once."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -70,7 +71,7 @@ class ProcessRunning(Running):
             plan = set_apart(plan, task)
         self._plan = plan
         self._service_manager = ServiceManager.of(os.environ)
-        self._supervisor = Supervisor(plan, self._launch, self._say, on_turn=self._tell_service_manager)
+        self._supervisor = Supervisor(plan, self._launch, self._say, on_turn=self._on_turn)
         failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
         self._state = open_run_state(plan)
         self._epoch = self._state.epoch if self._state is not None else "memory"
@@ -272,6 +273,18 @@ class ProcessRunning(Running):
             completed_before=self._completed_before,
             store_bytes=self._state.store_bytes(self._plan) if self._state is not None else {},
         )
+
+    def _on_turn(self) -> None:
+        self._tell_service_manager()
+        self._tell_addresses()
+
+    def _tell_addresses(self) -> None:
+        """Whoever made a source may ask it where it listens; it does so in a worker."""
+        for task, address in self._supervisor.addresses().items():
+            source = self._sources[task]
+            with contextlib.suppress(Exception):  # a user's own class may have anything under that name
+                if task not in self._read_here and source.address != address:
+                    source.address = address
 
     def _tell_service_manager(self) -> None:
         if self._service_manager is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from consecution.protocol.origin import FailureEntry, OriginCounts
 from consecution.protocol.poison import Verdict
@@ -116,6 +117,8 @@ class Beat:
     commit_s: float = 0.0
     waiting: int = 0
     read_share: float | None = None
+    address: Any = None
+    """Where a source listens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,6 +194,11 @@ class Supervisor:
         below = [beat.below for beat in beats if beat is not None and beat.below is not None]
         return Books.of(self.origin_counts(), below)
 
+    def addresses(self) -> dict[TaskIndex, Any]:
+        """Where the sources listen that do, as of their last beats."""
+        beats = [self._tasks[task].beat for task in self._sources]
+        return {beat.task: beat.address for beat in beats if beat is not None}
+
     def failures(self) -> list[FailureEntry]:
         """Failed items that the workers remembered in memory."""
         return [e for w in self._workers.values() if w.closed is not None for e in w.closed.failures]
@@ -692,9 +697,11 @@ def _sum_counts(seen: _Seen) -> Counts:
     return total
 
 
-_NOTHING: dict[str, Any] = dict.fromkeys(("items_in", "items_out", "failed", "frames", "waiting"), 0) | dict.fromkeys(
-    ("busy_s", "waited_s", "commit_s"), 0.0
-)
+_NOTHING: dict[str, Any] = {
+    **dict.fromkeys(("items_in", "items_out", "failed", "frames", "waiting"), 0),
+    **dict.fromkeys(("busy_s", "waited_s", "commit_s"), 0.0),
+    "address": None,
+}
 """The counts of a beat of which nothing is left."""
 _SUMMED = ("items_in", "items_out", "failed", "frames", "busy_s", "waited_s", "commit_s")
 

@@ -538,6 +538,7 @@ class Worker:
             waited_s=counted.waited_s,
             commit_s=counted.commit_s,
             read_share=counted.read_share,
+            address=_address_of(source.source),
         )
 
     def _ask_stop(self, origin: TaskIndex, entry: FailureEntry) -> None:
@@ -598,6 +599,14 @@ def _homes(plan: Plan) -> list[WorkerIndex]:
     """Task → the worker that hosts it."""
     homes = {task: WorkerIndex(worker.index) for worker in plan.workers for task in worker.tasks}
     return [homes[task.index] for task in plan.tasks]
+
+
+def _address_of(source: Source) -> Any:
+    """A user's own class may have anything under that name."""
+    with contextlib.suppress(Exception):
+        if isinstance(source.address, (str, tuple)):
+            return source.address
+    return None
 
 
 def _beat_of(task: TaskIndex, host: assembly.Host) -> control.Beat:

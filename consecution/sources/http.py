@@ -121,7 +121,7 @@ class HttpSource(Source):
         self._count = 0
         self._room: WaitingRoom | None = None
         self._server: HttpServer | None = None
-        self.address: tuple[str, int] | None = None
+        self.address = None
         """Where it listens, while it is open."""
 
     def __repr__(self) -> str:
@@ -226,7 +226,8 @@ class HttpSource(Source):
             room.close()
         if self._server is not None:
             self._server.stop()
-            self._server = self.address = None
+            self._server = None
+        self.address = None
 
 
 def _wait_for(fd: int) -> None:

@@ -94,7 +94,7 @@ class TcpSource(Source):
         self._max_clients = max_clients
         self._count = 0
         self._hall: _Hall | None = None
-        self.address: Any = None
+        self.address = None
         """Where it listens, while it is open: (host, port), or the path."""
 
     def __repr__(self) -> str:

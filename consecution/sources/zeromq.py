@@ -96,7 +96,7 @@ class ZmqSource(Source):
         self._socket: Any = None
         self._door: Any = None
         self._selector: selectors.BaseSelector | None = None
-        self.address: str | None = None
+        self.address = None
         """The endpoint, while it is open."""
 
     def __repr__(self) -> str:

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from consecution import HttpSource, Pipeline, Producer, TcpSource, ZmqSource
 from consecution.errors import SourceError, UsageError
+from consecution.source import Source
 from consecution.sources import listening
 from consecution.sources.listening import check_reach, is_loopback, listen_tcp, listen_unix
+from tests.examples.programs import DEADLINE_S, wait_until
 
 
 @pytest.fixture
@@ -84,3 +87,20 @@ def test_what_is_no_socket_is_left_alone(path: Path) -> None:
 def test_a_path_that_is_too_long_is_told(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="give a short path"):
         listen_unix("tcp", tmp_path / ("x" * 200))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [TcpSource(0), HttpSource(port=0), ZmqSource("tcp://127.0.0.1:*")],
+    ids=lambda source: type(source).__name__,
+)
+def test_in_process_mode_the_program_is_told_where_its_worker_listens(source: Source) -> None:
+    with Pipeline(Producer(source) | str).start(mode="process", robustness="none") as running:
+        wait_until(running, lambda: source.address is not None)
+
+        address = source.address
+        host, port = address if isinstance(address, tuple) else address.removeprefix("tcp://").split(":")
+        socket.create_connection((host, int(port)), timeout=DEADLINE_S).close()
+        running.stop()
+
+    assert source.address is None
