@@ -280,7 +280,7 @@ class ThreadRunning(Running):
         host.replay()
         while True:
             for message in _take_some(queue, 0.0 if worked else host.next_wake_s()):
-                if isinstance(message, _Quit):
+                if isinstance(message, _Quit) or self._aborted:
                     return
                 if isinstance(message, _End):
                     ending = True

@@ -212,6 +212,24 @@ class SlowClose(Collect):
         super().close()
 
 
+def test_an_abort_leaves_what_waits_for_a_task(tmp_path: Path) -> None:
+    """Only the frame in hand is finished: the others had been queued before the task was told to quit."""
+    gate, taken = threading.Event(), []
+
+    def take(item: int) -> None:
+        taken.append(item)
+        assert gate.wait(nodes.LONGEST_WAIT_S)
+
+    running = Pipeline(Producer(range(50)) | take).start(**THREAD, state_dir=tmp_path / "state", batch_size=1)
+    wait_for(running, lambda: bool(taken) and running.status().emitted > 20)
+    running.abort()
+    gate.set()
+    report = running.wait(nodes.LONGEST_WAIT_S)
+
+    assert taken == [0]
+    assert (report.stopped, report.completed) == (True, 0)
+
+
 def test_a_sink_that_hangs_in_close_does_not_hold_up_an_abort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thread, "QUIT_WAIT_S", 0.05)
     sink = SlowClose("sink", tmp_path / "out")
