@@ -99,6 +99,25 @@ def leave_tracker() -> None:
         tracker._fd = None
 
 
+def server_pid() -> int | None:
+    """The process id of the server that starts workers just now; None: it is not running yet."""
+    found: int | None = multiprocess.forkserver._forkserver._forkserver_pid
+    return found
+
+
+def is_gone(server: int) -> bool:
+    """Whether this server of ours is dead; it is left to whoever starts the next one to reap it.
+
+    False where the system does not say (macOS).
+    """
+    if not hasattr(os, "waitid"):
+        return False
+    try:
+        return os.waitid(os.P_PID, server, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
 def insist(start: Callable[[], Started]) -> Started:
     """Start a process by the server. One that dies under it is replaced, which takes a moment to be noticed.
 

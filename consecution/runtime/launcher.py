@@ -25,6 +25,8 @@ from consecution.runtime.slots import SlotFile
 from consecution.runtime.worker import Worker, WorkerSpec, _report, run_worker
 
 LOOK_EVERY_S = 0.01
+EXIT_UNKNOWN = 255
+"""What multiprocess says of a process whose fork server died first, and that it cannot know more of."""
 
 
 class WorkerProcess(Protocol):
@@ -67,6 +69,7 @@ class ProcessWorker:
         ours, log_read, self._process = fork_server.insist(lambda: _start_process(spec, parcel, mark, slot))
         self.pipe = PatientPipe(ours)
         self.pid: int = self._process.pid
+        self._server = fork_server.server_pid()
         self._slot = slot
         self._tail = logs.add(log_read, mark, self.pid)
 
@@ -77,16 +80,25 @@ class ProcessWorker:
 
     def death(self) -> str:
         code = self._process.exitcode
+        if self._died_with_server():
+            return f"the fork server (process {self._server}) was killed, and its workers with it"
         if code is not None and code < 0:
             with contextlib.suppress(ValueError):
                 return f"killed by {signal.Signals(-code).name}"
         return f"exit code {code}"
 
+    def _died_with_server(self) -> bool:
+        """Workers go with their server: the system kills them then, whatever they are at."""
+        is_unknown = self._process.exitcode == EXIT_UNKNOWN
+        return is_unknown and self._server is not None and fork_server.is_gone(self._server)
+
     def start_error(self) -> ConsecutionError | None:
         return fork_server.unguarded() if self._process.exitcode == fork_server.EXIT_UNGUARDED else None
 
     def in_hand(self) -> InHand | None:
-        return None if self._slot is None else self._slot.take()
+        """What it was at when its fork server died is not to blame."""
+        taken = None if self._slot is None else self._slot.take()
+        return None if self._died_with_server() else taken
 
     def native_stack(self) -> str:
         return self._tail.native_stack()
@@ -102,7 +114,7 @@ class ProcessWorker:
         self._process.join(timeout_s)
         if self._process.exitcode is None:
             return False
-        return self._process.exitcode != 255 or self._make_sure(timeout_s)
+        return self._process.exitcode != EXIT_UNKNOWN or self._make_sure(timeout_s)
 
     def _make_sure(self, timeout_s: float) -> bool:
         """Gone is whose process id is free, or whose pipe has ended (where nobody reaps it)."""

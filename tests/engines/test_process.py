@@ -171,7 +171,7 @@ def test_a_temporary_state_is_kept_after_an_error_and_named(tmp_path: Path) -> N
     shutil.rmtree(kept)
 
 
-def test_the_fork_server_may_die_too(tmp_path: Path) -> None:
+def test_the_fork_server_may_die_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     gate = Gate("gate", COUNT // 2, tmp_path)
     pipeline = Pipeline(Producer(range(COUNT)) | gate | TextLines("out", tmp_path / "out"))
 
@@ -182,6 +182,9 @@ def test_the_fork_server_may_die_too(tmp_path: Path) -> None:
         report = running.wait(60)
 
     assert_all_arrived(report, tmp_path / "out")
+    told = [line for line in capfd.readouterr().err.splitlines() if " died: " in line]
+    assert told
+    assert all("died: the fork server (process " in line for line in told), told
 
 
 def test_a_death_while_the_run_ends_is_made_up_for(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ import pytest
 
 from consecution import Node, Pipeline, Producer
 from consecution.errors import UsageError
+from consecution.protocol.poison import FrameKey
 from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.runtime import control, fork_server, launcher
 from consecution.runtime.launcher import ProcessWorker, ThreadWorker
 from consecution.runtime.logs import LogPump
 from consecution.runtime.shipping import Parcel, Shipment, ship
+from consecution.runtime.slots import SlotFile, SlotNote, map_slot
 from consecution.runtime.worker import EXIT_FAILED, WorkerSpec
 from tests.engines.misbehaving import Misbehaving, wait_for
 
@@ -36,11 +38,11 @@ class Launchpad:
         self._started: list[Any] = []
         self._parcels: list[Parcel] = []
 
-    def process(self, node: Node | None = None) -> ProcessWorker:
+    def process(self, node: Node | None = None, slot: SlotFile | None = None) -> ProcessWorker:
         pipeline = Pipeline(Producer(range(3)) | (node or Misbehaving("node", "kill", None)))
         parcel = Parcel(ship(pipeline.plan(mode="process"), [TaskIndex(1)], pipeline.global_state, {}))
         self._parcels.append(parcel)
-        worker = ProcessWorker(self.spec(1), parcel, "node.0", self.logs)
+        worker = ProcessWorker(self.spec(1), parcel, "node.0", self.logs, slot)
         self._started.append(worker)
         return worker
 
@@ -174,6 +176,23 @@ def test_where_the_fork_server_died_first_the_worker_is_made_sure_of(pad: Launch
 
     assert worker.join(WAIT_S)
     wait_for(lambda: is_gone(worker.pid))
+
+
+def test_a_worker_that_went_with_its_fork_server_is_not_blamed(pad: Launchpad) -> None:
+    slot = SlotFile()
+    worker = pad.process(slot=slot)
+    next_word(worker, control.Began)
+    SlotNote(map_slot(slot), TaskIndex(1)).frame(FrameKey(TaskIndex(0), 7, ()))
+    server = multiprocess.forkserver._forkserver._forkserver_pid
+
+    os.kill(server, signal.SIGKILL)
+
+    assert worker.join(WAIT_S)
+    assert worker.death() == f"the fork server (process {server}) was killed, and its workers with it"
+    assert worker.in_hand() is None
+    next_word(pad.process(), control.Began)
+    assert "fork server" in worker.death(), "it has been reaped since"
+    slot.close()
 
 
 def is_gone(pid: int) -> bool:
