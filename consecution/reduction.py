@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from consecution import graph
+from consecution.calling import call_each
 from consecution.errors import KeyEncodingError, UndecodableStateError, UsageError
 from consecution.nodes import Node
 from consecution.protocol.values import USER_ERRORS, PartlyFailedError
@@ -40,20 +41,22 @@ def _all_at_once(cursor: Iterator[Any], take: Callable[[list[Any]], None]) -> bo
     return True
 
 
-def _all_that_go(results: Iterator[Any]) -> tuple[list[Any], dict[int, BaseException]]:
-    """What an iterator gives that goes on after an error, with None in the place of each result that raised."""
+def _all_that_go(results: Iterator[Any], count: int) -> tuple[list[Any], dict[int, BaseException]]:
+    """So many results of an iterator that goes on after an error, with None in the place of each that raised."""
     good: list[Any] = []
     errors: dict[int, BaseException] = {}
-    while True:
+    while len(good) < count:
+        error: BaseException = RuntimeError("combine raised StopIteration")
         try:
             good.extend(results)
         except UndecodableStateError:
             raise
-        except USER_ERRORS as error:
+        except USER_ERRORS as raised:
+            error = raised
+        if len(good) < count:
             errors[len(good)] = error
             good.append(None)
-        else:
-            return good, errors
+    return good, errors
 
 
 class PartTable:
@@ -132,7 +135,9 @@ class Reduce(KeyedNode):
 
     def end(self) -> None:
         if not self._every_change:
-            collections.deque(map(self.push, self.states()), maxlen=0)
+            push = self.push
+            for key_and_value in self.states():
+                push(key_and_value)
 
     @property
     def any_order(self) -> bool:  # type: ignore[override]
@@ -204,7 +209,7 @@ class Reduce(KeyedNode):
             found = [MISSING] * len(keys)
         else:
             states.touch_all(keys)
-            found = list(map(states.cached.get, keys, itertools.repeat(MISSING)))
+            found = call_each(states.cached.get, keys, itertools.repeat(MISSING))
 
         def find_and_join(key: Key, state: Any, value: Any) -> Any:
             if state is MISSING:
@@ -212,8 +217,8 @@ class Reduce(KeyedNode):
             return value if state is MISSING else combine(state, value)
 
         if any(map(operator.is_, found, itertools.repeat(MISSING))):
-            return _all_that_go(map(find_and_join, keys, found, values))
-        return _all_that_go(map(combine, found, values))
+            return _all_that_go(map(find_and_join, keys, found, values), len(keys))
+        return _all_that_go(map(combine, found, values), len(keys))
 
     def _keep(self, keys: Iterable[Key], joined: Iterable[Any]) -> None:
         """These are the states of these keys, which were looked up."""
@@ -253,14 +258,14 @@ class Count(Reduce):
         super().__init__(_itself if key is None else key, 0, _one_more, name, combine=operator.add)
 
     def fold(self, items: Iterable[Any]) -> dict[Key, Any]:
-        return collections.Counter(items if self._key is _itself else map(self._key, items))
+        return collections.Counter(items if self._key is _itself else call_each(self._key, items))
 
     def _fold_in(self, items: list[Any]) -> None:
         """Where the states are in memory only, without a count of the frame in between."""
         if not self._states.in_memory:
             super()._fold_in(items)
             return
-        keys = items if self._key is _itself else list(map(self._key, items))
+        keys = items if self._key is _itself else call_each(self._key, items)
         counts = self._states.cached
         known, taking, taken = len(counts), iter(keys), len(keys)
         error: BaseException | None = None

@@ -10,8 +10,10 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from consecution.calling import call_each
 from consecution.errors import GraphError
 from consecution.nodes import Node
+from consecution.protocol.values import USER_ERRORS
 from consecution.routing import encode_key
 from consecution.states import MISSING, Backing, Key, StateMapping, States
 
@@ -134,9 +136,9 @@ class KeyedNode(DurableNode):
             super()._process_frame(cursor, out)
             return
         try:
-            keys = list(map(self.key, copy.copy(cursor)))
+            keys = call_each(self.key, copy.copy(cursor))
             self._states.touch_all(keys)
-        except Exception:
+        except USER_ERRORS:
             super()._process_frame(cursor, out)  # finds the item whose key it is, or that has none
             return
         self._process_keyed(keys, cursor, out)

@@ -19,6 +19,7 @@ import consecution
 PACKAGE = Path(consecution.__file__).parent
 WORDS = {
     "batching",
+    "calling",
     "clock",
     "compressions",
     "delimiters",

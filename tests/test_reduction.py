@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from consecution import Count, Map, Node, Pipeline, Producer, Reduce
 from consecution.errors import UsageError
 from consecution.plan import Grouping
-from consecution.protocol.values import failed_parts
+from consecution.protocol.values import PartlyFailedError, failed_parts
 from consecution.reduction import Parts, PartTable
 from consecution.runtime.failures import FailureStore, Selection
 
@@ -174,6 +174,52 @@ def test_an_item_that_raises_fails_alone() -> None:
     assert joined(out) == {"a": 3, "b": 5}
 
 
+def stopping_at(bad: Any, otherwise: Any) -> Any:
+    """A function that raises StopIteration at one item, as a bare ``next()`` does that finds nothing."""
+
+    def stop(item: Any, *more: Any) -> Any:
+        if item == bad or bad in more:
+            raise StopIteration
+        return otherwise(item, *more)
+
+    return stop
+
+
+def test_an_item_whose_key_raises_stop_iteration_fails_alone() -> None:
+    out, failed = run_parts(Parts(Count(stopping_at(2, str)), "p"), [1, 2, 3, 2, 1])
+
+    assert (joined(out), failed) == ({"1": 2, "3": 1}, [2, 2])
+
+
+@pytest.mark.parametrize("robustness", ["track", "robust"])
+@pytest.mark.parametrize("keyed", [Count, lambda key: Reduce(key, 0, lambda count, item: count + 1)])
+def test_what_comes_after_an_item_whose_key_raises_stop_iteration_is_counted(keyed: Any, robustness: Any) -> None:
+    kept = Kept("kept")
+    report = Pipeline(Producer([1, 2, 3, 2, 1]) | keyed(stopping_at(2, str)) | kept).run(
+        mode="inline", robustness=robustness, retries=0
+    )
+
+    assert (dict(kept.found), [failure.item for failure in report.failures]) == ({"1": 2, "3": 1}, [2, 2])
+
+
+def test_values_that_combine_does_not_join_are_not_lost_in_silence() -> None:
+    node = Reduce(str, 0, lambda total, item: total + item, combine=stopping_at(2, operator.add))
+    node._open_states()
+    node._join_table(PartTable(["1", "2", "3"], [1, 2, 3]))
+
+    with pytest.raises(PartlyFailedError) as raised:
+        node._join_table(PartTable(["1", "2", "3"], [1, 2, 3]))
+    ((table, error),) = raised.value.failed
+    assert table.columns == (["2"], [2])
+    assert "StopIteration" in str(error)
+    assert dict(node.states()) == {"1": 2, "2": 2, "3": 6}
+
+
+def test_what_is_raised_where_counts_go_does_not_end_them_in_silence() -> None:
+    with pytest.raises(StopIteration):
+        Pipeline(Count() | Map(stopping_at(("b", 1), str), "told")).consume("abc")
+
+
 def test_an_item_whose_key_finds_no_replica_fails_alone() -> None:
     out, failed = run_parts(Parts(Count(), "p"), ["a", object, "a", ("t", object()), []])
 
@@ -300,7 +346,7 @@ def test_workers_that_share_the_keys_fold_first() -> None:
         (1, Count(), {}),
         (2, Count(name="one") * 1, {}),
         (2, Reduce(first, 0, add_second, "plain"), {}),
-        (2, Count(name="local"), {"mode": "inline"}),
+        ("per-task", Count(name="local"), {"mode": "inline"}),
     ],
     ids=["per task", "one worker", "one replica", "without combine", "inline"],
 )

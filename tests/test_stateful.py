@@ -303,6 +303,25 @@ def test_a_key_that_has_no_encoding_fails_alone(runs: Any) -> None:
     assert [amount for _, amount in run.failed] == [2, 3, 5]
 
 
+@pytest.mark.parametrize("raised", [StopIteration, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("robustness", ["track", "robust"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_key_function_takes_no_neighbour_along_whatever_it_raises(mode: Any, robustness: Any, raised: Any) -> None:
+    class Refusing(PerKey):
+        def key(self, item: tuple[Any, int]) -> Any:
+            if item[1] == 2:
+                raise raised
+            return item[0]
+
+    heard = Heard()
+    items = [("a", 1), ("b", 2), ("c", 3), ("b", 2), ("a", 4)]
+    report = Pipeline(Refusing("node") | heard).run(items, mode=mode, robustness=robustness, retries=0)
+
+    assert sorted(heard.items) == [("a", 5), ("c", 3)]
+    assert [failure.item for failure in report.failures] == [("b", 2), ("b", 2)]
+    assert not report.confirmed
+
+
 def test_a_keyed_node_must_say_its_key() -> None:
     class Keyless(KeyedNode):
         def process(self, item: Any) -> None: ...

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -223,6 +224,8 @@ class _NodeApplier:
         self.guard.cursor = cursor
         self.node._push_into(out)
         self.node._process_frame(cursor, out)
+        if operator.length_hint(cursor):
+            raise RuntimeError(f"{self.node}: _process_frame returned before it had taken all items")
 
     def hand_over_last(self) -> tuple[list[Any], list[tuple[Any, BaseException]]]:
         if type(self.node)._before_end is Node._before_end:

@@ -8,6 +8,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from consecution.calling import call_each
 from consecution.errors import UsageError
 
 Row = Sequence[Any]
@@ -30,7 +31,7 @@ class Shape:
             get = operator.itemgetter(*self.columns)
             with contextlib.suppress(KeyError):
                 return list(map(get, items)) if len(self.columns) > 1 else list(zip(map(get, items)))
-        return map(self.values_of, items)
+        return call_each(self.values_of, items)
 
     def columns_of(self, items: list[Any]) -> list[Sequence[Any]]:
         """The values of each column, in the order of the items."""

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from consecution.calling import call_each
 from consecution.protocol.step import shorten_repr
 from consecution.report import Failure
 from consecution.sinks.file import FileSink
@@ -30,7 +31,8 @@ class TextLines(FileSink):
 
     def encode(self, items: list[Any]) -> bytes:
         are_lines = self.format is str and set(map(type, items)) == {str}
-        return ("\n".join(items if are_lines else map(self.format, items)) + "\n").encode("utf-8", "surrogateescape")
+        lines = items if are_lines else call_each(self.format, items)
+        return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
     def found(self, size_bytes: int) -> None:
         if self._compress is None and os.pread(self._fd, 1, size_bytes - 1) != b"\n":
@@ -51,7 +53,7 @@ class JsonLines(TextLines):
     def encode(self, items: list[Any]) -> bytes:
         if _chunks_of is None or self.format is not _to_json:
             return super().encode(items)
-        lines = map("".join, map(_chunks_of, items, itertools.repeat(0)))
+        lines = map("".join, call_each(_chunks_of, items, itertools.repeat(0)))
         return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
 

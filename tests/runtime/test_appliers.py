@@ -57,9 +57,9 @@ def group_of(items: list[Any]) -> Group:
 class Task:
     """One incarnation of a durable task around a gathering node."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: type[Gather] = Gather) -> None:
         self.store = DurableStore(path, origin="gather", epoch="epoch", sync="process")
-        self.node = Gather("gather")
+        self.node = kind("gather")
         self.applier = AttributeApplier(self.node, self.store, 1000)
         self.applier.open()
 
@@ -154,3 +154,18 @@ def test_a_transaction_sink_that_cannot_go_on_is_closed(store: DurableStore) -> 
         TransactionApplier(sink, "process", str, store, "me").open()
 
     assert not sink.is_open
+
+
+class Hasty(Gather):
+    """Has a loop of its own, which leaves items behind."""
+
+    def _process_frame(self, cursor: Any, out: list[Any]) -> None:
+        self.process(next(cursor))
+
+
+def test_a_frame_of_which_items_are_left_is_run_again_one_by_one(tmp_path: Path) -> None:
+    task = Task(tmp_path / "store", Hasty)
+
+    assert task.apply(1, -2, 3) == [-2]
+    assert task.node.seen == [1, 3]
+    task.store.close()

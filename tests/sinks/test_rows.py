@@ -52,3 +52,16 @@ def test_dicts_that_are_alike_are_not_looked_at_one_by_one() -> None:
     assert list(shape.rows_of(frame)) == [(2, 1), (4, 3)]
     with pytest.raises(AssertionError):
         list(shape.rows_of([*frame, {"a": 5}]))
+
+
+def test_a_row_that_raises_stop_iteration_does_not_end_the_frame() -> None:
+    class Bare(OrderedDict[str, Any]):
+        def get(self, *_: Any) -> Any:
+            raise StopIteration
+
+    frame = [{"a": 1}, Bare(a=2), {"a": 3}]
+    shape = shape_of(frame[0], None, "sink")
+
+    for ask in (shape.rows_of, shape.columns_of):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            list(ask(frame))

@@ -167,6 +167,26 @@ def test_it_has_one_replica_only(path: Path) -> None:
         make_plan(TextLines("sink", path) * 2, Options.of(), has_iterable=True)
 
 
+class Endless(dict[str, Any]):
+    """What JSON asks for its entries, and gets StopIteration."""
+
+    def items(self) -> Any:
+        raise StopIteration
+
+
+@pytest.mark.parametrize("make", [TextLines, JsonLines])
+def test_an_item_at_which_the_format_raises_stop_iteration_fails_alone(make: Any, path: Path) -> None:
+    def ends(item: Any) -> str:
+        return next(iter([item] if item else [])) + "!"
+
+    sink = make("sink", path) if make is JsonLines else make("sink", path, format=ends)
+    bad = Endless(a=1) if make is JsonLines else ""
+    report = Pipeline(sink).run(["a", bad, "b", bad, "c"], mode="inline", robustness="track")
+
+    assert (report.completed, report.failed) == (5, 2)
+    assert [line.strip('"!') for line in path.read_text().splitlines()] == ["a", "b", "c"]
+
+
 def test_a_text_that_cannot_be_written_fails_alone(path: Path) -> None:
     report = Pipeline(TextLines("sink", path)).run(["a", "\ud800", "b"], mode="inline", robustness="track")
 
