@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from consecution.errors import UsageError
+from consecution.errors import UsageError, add_note, text_of
 from consecution.options import Options
 from consecution.plan import Plan, make_plan
 from consecution.report import Report, Status
@@ -137,7 +137,7 @@ class Running(ABC):
             self.stop()
         except Exception as second:
             if second is not error:
-                error.add_note(f"and the run ended with {type(second).__name__}: {second}")
+                add_note(error, f"and the run ended with {text_of(second)}")
         except BaseException:
             self.abort()
             raise

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from consecution.errors import GraphError
+from consecution.errors import GraphError, add_note, text_of
 from consecution.protocol.values import USER_ERRORS, Action, Treatment
 
 
@@ -56,9 +56,9 @@ class ErrorPolicy:
             answer = decide(error, item)
             if answer in ACTIONS:
                 return ACTIONS[answer]
-            error.add_note(f"on_error answered {answer!r}; expected 'retry', 'park' or 'stop': the item is parked")
+            add_note(error, f"on_error answered {answer!r}; expected 'retry', 'park' or 'stop': the item is parked")
         except USER_ERRORS as problem:
-            error.add_note(f"on_error itself raised {type(problem).__name__}: {problem}; the item is parked")
+            add_note(error, f"on_error itself raised {text_of(problem)}; the item is parked")
         return Action.PARK
 
     def with_default(self, on_error: str) -> ErrorPolicy:

@@ -8,11 +8,38 @@ Three families, by whose mistake it is:
 - **ours** (`ProtocolError`): a rule of the protocol was broken; please report it.
 
 Each message names the object, what was expected, what was found and the next step.
+
+What user code raises is told with `text_of`, `traceback_of` and `add_note`, which raise nothing themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
+import traceback
+from types import TracebackType
 from typing import Any
+
+
+def text_of(error: BaseException) -> str:
+    """The class of an error, and what it says; the class alone where its ``__str__`` raises. Never raises."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except BaseException:  # whatever it is: somebody waits to be told
+        return type(error).__name__
+
+
+def traceback_of(error: BaseException, since: TracebackType | None = None) -> str:
+    """Its traceback, or the part of it that begins at ``since``; `text_of` where even that cannot be had."""
+    try:
+        return "".join(traceback.format_exception(type(error), error, since or error.__traceback__))
+    except BaseException:
+        return text_of(error)
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """``error.add_note``, where the class of the error lets it be; lost where it does not."""
+    with contextlib.suppress(BaseException):
+        error.add_note(text)
 
 
 class ConsecutionError(Exception):

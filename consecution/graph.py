@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from consecution.errors import GraphError
+from consecution.errors import GraphError, text_of
 
 if TYPE_CHECKING:
     from consecution.nodes import Node
@@ -403,7 +403,7 @@ def _twin_of(node: Node, prefix: str) -> Node:
         twin = copy.deepcopy(node._detached_copy())
     except Exception as error:
         raise GraphError(
-            f"{node}.copy({prefix!r}): what the node holds cannot be copied ({type(error).__name__}: {error}); make "
+            f"{node}.copy({prefix!r}): what the node holds cannot be copied ({text_of(error)}); make "
             "it in begin(), or make the chain in a function that is called once for each place"
         ) from error
     twin._led_outputs = ()

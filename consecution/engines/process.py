@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from consecution.engine import Running
-from consecution.errors import ConsecutionError, NotRunningError
+from consecution.errors import ConsecutionError, NotRunningError, add_note, text_of
 from consecution.plan import Plan, set_apart
 from consecution.protocol.origin import FailureEntry
 from consecution.protocol.values import TaskIndex, WorkerIndex
@@ -194,9 +194,11 @@ class ProcessRunning(Running):
         except BaseException as error:
             self._abandon(error)
         finally:
-            self._close()
-            self._tell_service_manager_the_end()
-            self._over.set()
+            try:
+                self._close()
+                self._tell_service_manager_the_end()
+            finally:
+                self._over.set()
 
     def _abandon(self, error: BaseException) -> None:
         """After ``error``: keep what is open in the state directory."""
@@ -209,11 +211,13 @@ class ProcessRunning(Running):
         self._last_status = self._status("failed", books)
         if self._state is None:
             return
-        if self._steering is not None:
-            self._steering.end("failed", self._last_status, error)
-        self._state.close(keep=keep)
+        try:
+            if self._steering is not None:
+                self._steering.end("failed", self._last_status, error)
+        finally:
+            self._state.close(keep=keep)
         if keep and self._state.temporary:
-            error.add_note(f"what was open is kept: run again with state_dir={str(self._state.path)!r}")
+            add_note(error, f"what was open is kept: run again with state_dir={str(self._state.path)!r}")
 
     def _close(self) -> None:
         """Close everything, whatever a user's source does when it is closed."""
@@ -294,7 +298,7 @@ class ProcessRunning(Running):
     def _tell_service_manager_the_end(self) -> None:
         if self._service_manager is not None:
             error = self._error
-            said = str(self._last_status) if error is None else f"failed: {type(error).__name__}: {error}"
+            said = str(self._last_status) if error is None else f"failed: {text_of(error)}"
             self._service_manager.end(said, failed=error is not None)
 
     # -- who watches ---------------------------------------------------------------------------------

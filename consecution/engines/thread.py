@@ -248,27 +248,33 @@ class ThreadRunning(Running):
     # -- a task's thread -------------------------------------------------------------------------
 
     def _work(self, task: TaskIndex) -> None:
-        host = self._run.tasks[task]
-        queue = self._queues[task]
+        """Whatever happens here, the director is told: it waits for every task to have begun, and to be closed."""
+        problem: BaseException | None = None
+        try:
+            if self._begin(task):
+                self._serve_to_the_end(self._run.tasks[task], self._queues[task])
+                self._run.close_task(task)
+        except BaseException as error:
+            problem = error
+        finally:
+            self._inbox.put(_Told(task, "closed", problem))
+
+    def _begin(self, task: TaskIndex) -> bool:
         try:
             self._run.begin_task(task)
         except BaseException as error:
             self._inbox.put(_Told(task, "begun", error))
-            self._await_quit(queue)
-            self._inbox.put(_Told(task, "closed", None))
-            return
+            self._await_quit(self._queues[task])
+            return False
         self._inbox.put(_Told(task, "begun", None))
-        problem: BaseException | None = None
+        return True
+
+    def _serve_to_the_end(self, host: Host, queue: SimpleQueue[Any]) -> None:
         try:
             self._serve(host, queue)
         except BaseException as error:
-            self._inbox.put(_Told(task, "failed", task_error(host.name, error)))
+            self._inbox.put(_Told(host.task, "failed", task_error(host.name, error)))
             self._await_quit(queue)
-        try:
-            self._run.close_task(task)
-        except BaseException as error:
-            problem = error
-        self._inbox.put(_Told(task, "closed", problem))
 
     @staticmethod
     def _await_quit(queue: SimpleQueue[Any]) -> None:
@@ -317,8 +323,10 @@ class ThreadRunning(Running):
         except BaseException as error:
             self._end_with(error)
         finally:
-            self._inbox.close()
-            self._over.set()
+            try:
+                self._inbox.close()
+            finally:
+                self._over.set()
 
     def _open_sources(self) -> None:
         try:
@@ -362,10 +370,9 @@ class ThreadRunning(Running):
     def _hear(self, told: _Told) -> None:
         if told.what == "closed":
             self._alive.discard(told.task)
-            self._closed_problem = self._closed_problem or told.error
-        elif told.error is not None:
+        if told.error is not None:
             raise told.error
-        elif told.what == "ended":
+        if told.what == "ended":
             self._order_end((self._drain if self._drain.started else self._ending).task_ended(told.task))
 
     def _order_end(self, tasks: list[TaskIndex]) -> None:

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import operator
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from consecution.errors import OutageError
+from consecution.errors import OutageError, add_note, text_of, traceback_of
 from consecution.protocol.dispatch import Dispatch, Sent
 from consecution.protocol.poison import Condemned, Guard, LostItem, PoisonError, Suspect, decode_apart
 from consecution.protocol.values import (
@@ -442,30 +441,20 @@ def describe_failure(
         payload = codec.encode_failed(item) if own is None else own
     except USER_ERRORS as problem:
         payload, retryable = None, False
-        error.add_note(f"the item cannot be kept for another try: {type(problem).__name__}: {problem}")
+        add_note(error, f"the item cannot be kept for another try: {text_of(problem)}")
     shown = shorten_repr(item)
-    return FailedItem(task, stage, payload, _text_of(error), _traceback_of(error), retryable, shown, treatment)
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except USER_ERRORS:
-        return type(error).__name__
+    return FailedItem(task, stage, payload, text_of(error), _traceback_of(error), retryable, shown, treatment)
 
 
 def _traceback_of(error: BaseException) -> str:
     """The user's part of the traceback: the step's own frames say nothing. Of a crash, the stack it has left."""
     if isinstance(error, PoisonError):
         return error.stack or f"{error}\nThere is no stack: the process left by itself, or was killed."
-    try:
-        tb = error.__traceback__
-        own = tb.tb_frame.f_code.co_filename if tb is not None else ""
-        while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename == own:
-            tb = tb.tb_next
-        return "".join(traceback.format_exception(type(error), error, tb))
-    except USER_ERRORS:
-        return type(error).__name__
+    tb = error.__traceback__
+    own = tb.tb_frame.f_code.co_filename if tb is not None else ""
+    while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename == own:
+        tb = tb.tb_next
+    return traceback_of(error, tb)
 
 
 def shorten_repr(item: Any) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from consecution.errors import NotRunningError, WorldError
+from consecution.errors import NotRunningError, WorldError, text_of
 
 LONGEST_PATH_BYTES = 107
 """Of a Unix socket, on Linux; macOS allows 103."""
@@ -222,7 +222,7 @@ def _exchange(connection: socket.socket, path: str, line: bytes, deadline_s: flo
         answer = json.loads(received)
     except (OSError, ValueError) as error:
         raise WorldError(
-            f"the run does not answer at {path}: {type(error).__name__}: {error}; ask again, or look at its log"
+            f"the run does not answer at {path}: {text_of(error)}; ask again, or look at its log"
         ) from error
     if not isinstance(answer, dict):
         raise WorldError(f"what answers at {path} is no run: {answer!r}")

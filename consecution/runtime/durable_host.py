@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import ConsecutionError, WorkerError
+from consecution.errors import ConsecutionError, WorkerError, text_of
 from consecution.nodes import Node
 from consecution.options import Options
 from consecution.plan import Plan
@@ -411,7 +411,7 @@ class DurableHost(Occupied):
         except ConsecutionError:
             raise
         except USER_ERRORS as error:
-            what = f"end() raised {type(error).__name__}: {error}; what the node had collected is not passed on"
+            what = f"end() raised {text_of(error)}; what the node had collected is not passed on"
             raise WorkerError(f"{self.name}: {what}", task=self.name) from error
 
     def drain(self) -> None:

@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import UsageError
+from consecution.errors import UsageError, text_of
 from consecution.protocol.origin import (
     NO_ROOT,
     BatchBorn,
@@ -82,7 +82,7 @@ class Failed:
             return pickle.loads(payload)[0]
         except USER_ERRORS as error:
             raise UsageError(
-                f"{self.id}: the item cannot be loaded here ({type(error).__name__}: {error}); {where_to_load(error)}"
+                f"{self.id}: the item cannot be loaded here ({text_of(error)}); {where_to_load(error)}"
             ) from error
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import ConsecutionError, NotRunningError, StoppedByItemError, UsageError, WorkerError
+from consecution.errors import (
+    ConsecutionError,
+    NotRunningError,
+    StoppedByItemError,
+    UsageError,
+    WorkerError,
+    add_note,
+    text_of,
+)
 from consecution.plan import Plan
 from consecution.protocol.origin import FailureEntry
 from consecution.protocol.values import USER_ERRORS, TaskIndex
@@ -251,15 +259,20 @@ class LocalRun:
         try:
             self._close("failed")
         except Exception as second:
-            error.add_note(f"and closing failed: {second}")
-        if self.steering is not None:
-            self.steering.end("failed", self._last_status, error)
+            add_note(error, f"and closing failed: {text_of(second)}")
+        try:
+            if self.steering is not None:
+                self.steering.end("failed", self._last_status, error)
+        finally:
+            self._leave_state(error)
+
+    def _leave_state(self, error: BaseException) -> None:
         if self.state is None:
             return
         pending = self._books().pending
         self.state.close(keep=bool(pending))
         if pending and self.state.temporary:
-            error.add_note(f"what was open is kept: run again with state_dir={str(self.state.path)!r}")
+            add_note(error, f"what was open is kept: run again with state_dir={str(self.state.path)!r}")
 
     def finish(self, *, stopped: bool) -> Report:
         """Close everything and sum it up. ``stopped``: before the stream had ended.
@@ -422,7 +435,7 @@ def _shown_dir(state: StateDir | None, keep: bool) -> Path | None:
 
 
 def _user_error(task: str, what: str, error: BaseException, so: str) -> WorkerError:
-    made = WorkerError(f"{task}: {what}() raised {type(error).__name__}: {error}; {so}", task=task)
+    made = WorkerError(f"{task}: {what}() raised {text_of(error)}; {so}", task=task)
     made.__cause__ = error
     return made
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from consecution.errors import SourceError, WorldError
+from consecution.errors import SourceError, WorldError, text_of
 from consecution.protocol.dispatch import Credits, Dispatch, Sent
 from consecution.protocol.origin import (
     Change,
@@ -365,7 +365,7 @@ class OriginHost:
             )
         except Exception as error:
             raise WorldError(
-                f"batch {launch.seq} of the journal cannot be decoded ({type(error).__name__}: {error}): run again "
+                f"batch {launch.seq} of the journal cannot be decoded ({text_of(error)}): run again "
                 "with the code that it was written with; nothing was lost"
             ) from error
         failed += [self._describe(way, item, item.error) for item in lost]
@@ -436,8 +436,7 @@ class SourceHost:
             raise
         except USER_ERRORS as error:
             raise SourceError(
-                f"the source {self.source!r} cannot be opened at {self.origin.position!r}: "
-                f"{type(error).__name__}: {error}"
+                f"the source {self.source!r} cannot be opened at {self.origin.position!r}: {text_of(error)}"
             ) from error
 
     def receive(self, message: Message) -> None:
@@ -568,7 +567,7 @@ class SourceHost:
             raise
         except USER_ERRORS as error:
             raise SourceError(
-                f"the source {self.source!r} raised {type(error).__name__}: {error}; what came before it was taken"
+                f"the source {self.source!r} raised {text_of(error)}; what came before it was taken"
             ) from error
 
     def stop_reading(self) -> None:
@@ -606,7 +605,7 @@ class SourceHost:
         try:
             self.source.close()
         except USER_ERRORS as error:
-            what = f"{type(error).__name__}: {error}"
+            what = text_of(error)
             raise SourceError(f"the source {self.source!r} cannot be closed: {what}") from error
         finally:
             self.host.close()

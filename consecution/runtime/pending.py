@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from consecution.errors import UsageError
+from consecution.errors import UsageError, text_of
 from consecution.protocol.durable import Durable
 from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import USER_ERRORS, TaskIndex
@@ -64,9 +64,7 @@ def load(payload: bytes, what: str) -> Any:
     try:
         return pickle.loads(payload)
     except USER_ERRORS as error:
-        raise UsageError(
-            f"{what} cannot be loaded here ({type(error).__name__}: {error}); {where_to_load(error)}"
-        ) from error
+        raise UsageError(f"{what} cannot be loaded here ({text_of(error)}); {where_to_load(error)}") from error
 
 
 def told(name: str, value: Any) -> dict[str, Any]:

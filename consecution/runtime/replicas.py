@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from consecution.errors import ShippingError
+from consecution.errors import ShippingError, text_of
 from consecution.nodes import Node
 from consecution.plan import Plan
 from consecution.protocol.values import TaskIndex
@@ -59,7 +59,7 @@ def _copy_node(node: Node) -> Node:
         what = f"its attribute {attribute!r} cannot" if attribute else "it cannot"
         raise ShippingError(
             f"{node} * {node.replicas}: every replica needs a copy of the node, and {what} be copied "
-            f"({type(error).__name__}: {error}); open such things in begin(), which runs once in each replica",
+            f"({text_of(error)}); open such things in begin(), which runs once in each replica",
             node=node.name,
             attribute=attribute,
         ) from error

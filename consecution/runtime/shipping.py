@@ -19,7 +19,7 @@ from typing import Any
 import dill
 
 from consecution.error_policy import ErrorPolicy
-from consecution.errors import ReadOnlyError, ShippingError
+from consecution.errors import ReadOnlyError, ShippingError, text_of
 from consecution.nodes import Node
 from consecution.plan import EdgePlan, NodePlan, Outlet, Plan
 from consecution.protocol.values import TaskIndex
@@ -314,7 +314,7 @@ def _edges_of(outlet: Outlet) -> list[EdgePlan]:
 
 
 def _explain(planned: NodePlan, node: Node | None, global_state: Any, error: Exception) -> ShippingError:
-    reason = f"{type(error).__name__}: {error}"
+    reason = text_of(error)
     if node is not None:
         for name, value in vars(node).items():
             if not can_ship(value):

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from consecution.errors import MisplacedKeyError, UndecodableStateError
+from consecution.errors import MisplacedKeyError, UndecodableStateError, text_of
 from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import USER_ERRORS
 from consecution.routing import SLOTS, SLOTS_BY_CRC, encode_key, replica_of_slot
@@ -87,8 +87,7 @@ def decode_state(body: bytes, loads: Callable[[bytes], list[Any]], path: Path) -
         return loads(body)
     except USER_ERRORS as error:
         raise UndecodableStateError(
-            f"the state in {path} cannot be decoded ({type(error).__name__}: {error}): {_remedy(error)}; nothing was "
-            "lost"
+            f"the state in {path} cannot be decoded ({text_of(error)}): {_remedy(error)}; nothing was lost"
         ) from error
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from consecution.errors import UsageError
+from consecution.errors import UsageError, text_of
 from consecution.options import Options
 from consecution.report import Status
 from consecution.runtime.control_socket import LONGEST_PATH_BYTES, ControlServer
@@ -131,7 +131,7 @@ class Steering:
             control=None,
             ended_s=time.time(),
             outcome=outcome,
-            error=None if error is None else f"{type(error).__name__}: {error}",
+            error=None if error is None else text_of(error),
             status=None if status is None else status.to_dict(),
         )
         with contextlib.suppress(OSError):  # a full disk must not hide what the run has ended with

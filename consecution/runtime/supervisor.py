@@ -19,7 +19,7 @@ from typing import Any
 
 from multiprocess.connection import wait as wait_for
 
-from consecution.errors import ConsecutionError, ProtocolError, WorkerError
+from consecution.errors import ConsecutionError, ProtocolError, WorkerError, text_of
 from consecution.plan import Plan, WorkerPlan
 from consecution.protocol.ending import Ending
 from consecution.protocol.origin import FailureEntry, OriginCounts
@@ -586,7 +586,7 @@ class Supervisor:
         try:
             watched.process = self._launch(worker, watched.incarnation)
         except (OSError, EOFError) as error:
-            self._count_death(watched, f"it cannot be started: {type(error).__name__}: {error}")
+            self._count_death(watched, f"it cannot be started: {text_of(error)}")
         failpoints.passed("supervisor.started_worker")
 
     def _beat_at_start(self, task: TaskIndex) -> control.Beat | None:

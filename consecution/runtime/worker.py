@@ -19,7 +19,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 import multiprocess.forkserver
 import zmq
 
-from consecution.errors import ConsecutionError, WorldError
+from consecution.errors import ConsecutionError, WorldError, text_of, traceback_of
 from consecution.nodes import Node
 from consecution.plan import Plan
 from consecution.protocol.origin import FailureEntry
@@ -154,10 +153,9 @@ def _die_with_parent() -> None:
 def _report(pipe: Any, spec: WorkerSpec, worker: Worker | None, error: BaseException) -> None:
     """Tell the supervisor which task this worker dies of, and in what it was."""
     task, doing = (spec.tasks[0], "start") if worker is None else (worker.at, worker.doing)
-    text = "".join(traceback.format_exception(error))
     tell = pipe.send if worker is None else worker._tell  # which no beat comes in between
     with contextlib.suppress(Exception):
-        tell(control.Failed(task, doing, f"{type(error).__name__}: {error}", text, _pickled(error)))
+        tell(control.Failed(task, doing, text_of(error), traceback_of(error), _pickled(error)))
 
 
 def _pickled(error: BaseException) -> bytes | None:
@@ -168,7 +166,7 @@ def _pickled(error: BaseException) -> bytes | None:
         blob = pickle.dumps(error)
         pickle.loads(blob)
     except Exception:
-        return pickle.dumps(WorldError(str(error)))
+        return pickle.dumps(WorldError(text_of(error)))
     return blob
 
 

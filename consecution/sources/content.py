@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from consecution.errors import MissingExtraError, SourceError
+from consecution.errors import MissingExtraError, SourceError, text_of
 from consecution.sources.records import BLOCK_BYTES
 
 COMPRESSED_BYTES = 1 << 16
@@ -70,7 +70,7 @@ class Content:
         except Exception as error:
             raise SourceError(
                 f"{self.path} cannot be read behind byte {self.offset} of what it holds "
-                f"({type(error).__name__}: {error}): put a good copy in its place, and run again"
+                f"({text_of(error)}): put a good copy in its place, and run again"
             ) from error
         self.offset += len(read)
         return read

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote as quote_url
 
-from consecution.errors import MissingExtraError, OutageError, SourceError, UsageError
+from consecution.errors import MissingExtraError, OutageError, SourceError, UsageError, text_of
 from consecution.postgresql import DEFAULTS, OUTAGES, REFUSALS, without_password
 from consecution.sources.row_keys import Key
 
@@ -132,7 +132,7 @@ class DbApi:
         module = _module_of(error)
         text = f"{self.where} cannot be reached: {one_line(error)}"
         if type(error).__name__ == "ProgrammingError" or (module is None and not isinstance(error, OSError)):
-            return SourceError(f"{self.where}: connect() raised {type(error).__name__}: {error}")
+            return SourceError(f"{self.where}: connect() raised {text_of(error)}")
         if any(refusal in text for refusal in REFUSALS):
             return SourceError(f"{self.where} does not let us in: {one_line(error)}; mend the url or connect()")
         return OutageError(text)

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from consecution.errors import SourceError, UsageError
+from consecution.errors import SourceError, UsageError, text_of
 from consecution.protocol.values import copied
 from consecution.source import Source
 from consecution.sources.handover import Handover
@@ -307,7 +307,7 @@ def _read_error(error: BaseException) -> SourceError:
     if isinstance(error, SourceError):
         return error
     made = SourceError(
-        f"the source raised {type(error).__name__}: {error}; what came before it was taken: mend the source and "
+        f"the source raised {text_of(error)}; what came before it was taken: mend the source and "
         "run again with the same state directory"
     )
     made.__cause__ = error

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from consecution.errors import MissingExtraError, SourceError
+from consecution.errors import MissingExtraError, SourceError, text_of
 from consecution.sources.content import PRINT_BYTES, Content, CutShortError, Print, Printer, digest, read_on
 from consecution.sources.records import RecordFormat, RecordStream
 
@@ -148,7 +148,7 @@ class ParquetFile(RecordFile):
         except SourceError:
             raise
         except Exception as error:
-            raise SourceError(f"{path} cannot be read as Parquet ({type(error).__name__}: {error})") from error
+            raise SourceError(f"{path} cannot be read as Parquet ({text_of(error)})") from error
         metadata = self._file.metadata
         sizes = (metadata.row_group(group).num_rows for group in range(self._file.num_row_groups))
         self._behind = list(itertools.accumulate(sizes, initial=0))

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from consecution.errors import ConsecutionError, OutageError, SourceError, UsageError
+from consecution.errors import ConsecutionError, OutageError, SourceError, UsageError, text_of
 from consecution.postgresql import SCHEMES
 from consecution.source import Source
 from consecution.sources import database
@@ -508,6 +508,6 @@ class _CallersReader(_Taking):
 def _explained(error: BaseException) -> BaseException:
     if isinstance(error, ConsecutionError) or not isinstance(error, Exception):
         return error
-    made = SourceError(f"the sql source raised {type(error).__name__}: {error}")
+    made = SourceError(f"the sql source raised {text_of(error)}")
     made.__cause__ = error
     return made

@@ -25,7 +25,7 @@ from typing import Any
 
 import msgpack
 
-from consecution.errors import FrameError
+from consecution.errors import FrameError, text_of
 from consecution.protocol.values import (
     Ack,
     Acks,
@@ -87,8 +87,7 @@ def decode_message(parts: Sequence[Any]) -> tuple[TaskIndex, Message]:
         return TaskIndex(target), _DECODERS[kind](fields, parts)
     except Exception as error:
         raise FrameError(
-            f"not a frame: {len(parts)} parts, {type(error).__name__}: {error}; "
-            "the sender does not speak this version's wire format"
+            f"not a frame: {len(parts)} parts, {text_of(error)}; the sender does not speak this version's wire format"
         ) from error
 
 

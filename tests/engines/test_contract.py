@@ -610,6 +610,29 @@ def test_an_end_that_raises_is_named_and_ends_the_run(run: Run) -> None:
     assert told.value.task == "bad.0"
 
 
+class MuteEnd(Pipeline):
+    def end(self) -> None:
+        raise nodes.ReprRaises
+
+
+@pytest.mark.parametrize("step", ["begin", "on_timer", "end", "the pipeline's end"])
+def test_an_error_that_cannot_say_what_it_is_ends_the_run_and_lets_go_of_its_state(run: Run, step: str) -> None:
+    made = MuteEnd if step == "the pipeline's end" else Pipeline
+    pipeline = made(Producer("manual") | nodes.Mute("mute", step) | run.sink)
+
+    def run_to_the_end() -> None:
+        running = pipeline.start(**run.options({"max_restarts": 0}))
+        end = running.join if step == "on_timer" else running.wait
+        end(DEADLINE_S)
+
+    with pytest.raises((WorkerError, nodes.ReprRaises)) as told:
+        run_to_the_end()
+
+    if isinstance(told.value, WorkerError):
+        assert "ReprRaises" in str(told.value)
+    assert_all_done(run(nodes.Mute("mute", "") | run.sink, [1], fresh=True), 1)
+
+
 # -- sources -------------------------------------------------------------------------------------
 
 

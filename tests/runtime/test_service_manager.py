@@ -18,6 +18,7 @@ from consecution import Pipeline, Producer
 from consecution.errors import ConsecutionError
 from consecution.runtime.service_manager import LONGER_S, STATUS_EVERY_S, ServiceManager
 from tests.conftest import WriteModule
+from tests.engines.nodes import ReprRaises
 from tests.notify_socket import LONGEST_WAIT_S, NotifySocket
 
 WATCHDOG_S = 10.0
@@ -142,6 +143,22 @@ def test_a_supervisor_whose_loop_hangs_sends_no_sign_of_life(
         assert manager.read(NO_SIGN_S) == []
         go_on.set()
         manager.wait_for("WATCHDOG=1")
+
+
+def test_a_run_that_ends_with_an_error_without_a_text_says_so_all_the_same(
+    manager: NotifySocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mute(Pipeline):
+        def end(self) -> None:
+            raise ReprRaises
+
+    for name, value in manager.environment().items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(ReprRaises):
+        Mute(Producer([1]) | str).start(mode="process", robustness="none").wait(LONGEST_WAIT_S)
+
+    assert any("failed: ReprRaises" in line for line in manager.read_all())
 
 
 ENDLESS = """
