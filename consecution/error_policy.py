@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consecution.errors import GraphError, add_note, text_of
+from consecution.protocol.poison import PoisonError
 from consecution.protocol.values import USER_ERRORS, Action, Treatment
 
 
@@ -45,9 +46,15 @@ class ErrorPolicy:
         return cls(on_error, retries, delay_s)
 
     def judge(self, error: BaseException, item: Any) -> Treatment:
-        """What is to become of this item. A function that raises, or answers something else, parks it."""
+        """What is to become of this item. A function that raises, or answers something else, parks it.
+
+        So does poison, of which no function is asked: it may be the one that the workers have died of.
+        """
         on_error = self.on_error
-        action = self._ask(on_error, error, item) if callable(on_error) else ACTIONS[on_error or "retry"]
+        if not callable(on_error):
+            action = ACTIONS[on_error or "retry"]
+        else:
+            action = Action.PARK if isinstance(error, PoisonError) else self._ask(on_error, error, item)
         return Treatment(action, self.retries, self.delay_s)
 
     @staticmethod

@@ -6,7 +6,8 @@ The rules this file keeps:
 2. A frame is known by (origin, seq, path), whatever its generation. One that was in hand at two deaths of a
    node's replicas is *suspect*: from then on it is run item by item.
 3. The item of a suspect frame that was in hand at two more deaths is *guilty*: it is not touched again, and fails
-   like an item that raises; its neighbours go through.
+   like an item that raises; its neighbours go through. Nor is it looked at: a `LostItem` stands for it, for it may
+   have been its ``repr`` or the node's ``on_error`` that it died of. To be known it is encoded, which it survives.
 4. A verdict reaches every replica of the node before the replay.
 
 Verdicts live as long as the run: one that goes on with its state directory finds them anew.
@@ -15,15 +16,19 @@ Verdicts live as long as the run: one that goes on with its state directory find
 from __future__ import annotations
 
 import hashlib
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from consecution.protocol.values import USER_ERRORS, TaskIndex
+from consecution.protocol.values import USER_ERRORS, TaskIndex, unlabelled
 
 DEATHS = 2
 """So many make a frame suspect, and then an item of it guilty."""
 DIGEST_BYTES = 16
+MOST_PARTS = 200
+MOST_BITS = 8000
+"""A guilty item of more parts than that, or with a longer one, is shown by its class: it may have been its size."""
 
 
 class FrameKey(NamedTuple):
@@ -69,13 +74,13 @@ class PoisonError(Exception):
 class LostItem:
     """Stands for an item that cannot be had: it cannot be decoded, or must not be touched. It cannot be encoded.
 
-    ``payload`` are its own bytes where these are known: it was the only item there.
+    ``payload`` is what its item was encoded as, as one that has failed; None where that could not be, or is not known.
     """
 
-    def __init__(self, shown: str, error: BaseException) -> None:
+    def __init__(self, shown: str, error: BaseException, payload: Any = None) -> None:
         self.shown = shown
         self.error = error
-        self.payload: bytes | None = None
+        self.payload = payload
 
     def __repr__(self) -> str:
         return self.shown
@@ -93,10 +98,31 @@ class PartlyDecodedError(Exception):
 
 
 class Condemned(NamedTuple):
-    """A guilty item, as far as it can be shown, and what it fails with."""
+    """What stands for a guilty item, and what it fails with."""
 
-    item: Any
+    item: LostItem
     error: PoisonError
+
+
+def show_untouched(item: Any, otherwise: str) -> str:
+    """``repr(item)`` where that is short, and no code but Python's own makes it; else ``otherwise``."""
+    left, seen = [item], 0
+    while left:
+        found = left.pop()
+        kind, seen = type(found), seen + 1
+        if kind in (dict, list, tuple) and len(found) <= MOST_PARTS:
+            left += found if kind is not dict else itertools.chain.from_iterable(found.items())
+        elif not _is_short(kind, found):
+            return otherwise
+        if seen + len(left) > MOST_PARTS:
+            return otherwise
+    return repr(item)
+
+
+def _is_short(kind: type, found: Any) -> bool:
+    if kind in (str, bytes):
+        return len(found) * 8 <= MOST_BITS
+    return found.bit_length() <= MOST_BITS if kind is int else kind in (float, bool, type(None))
 
 
 # -- in the supervisor -----------------------------------------------------------------------------
@@ -256,12 +282,15 @@ class Suspect:
             return Condemned(LostItem(f"<item {index} of its frame, which cannot even be encoded>", error), error)
         try:
             payload = codec.encode_failed(item)
+        except USER_ERRORS:
+            return None
+        try:
             if isinstance(payload, bytes):
                 self._meet(hashlib.blake2b(payload, digest_size=DIGEST_BYTES).digest())
         except PoisonError as error:
-            return Condemned(item, error)
-        except USER_ERRORS:
-            pass
+            given = unlabelled(item)
+            shown = show_untouched(given, f"<{type(given).__name__}, item {index} of its frame>")
+            return Condemned(LostItem(shown, error, payload), error)
         return None
 
     def all_met(self) -> None:

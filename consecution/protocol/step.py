@@ -52,7 +52,10 @@ class Codec(Protocol):
 
 
 Judge = Callable[[BaseException, Any], Treatment]
-"""What is to become of an item that raised; asked while the exception is alive. Never raises."""
+"""What is to become of an item that raised; asked while the exception is alive. Never raises.
+
+Of a `PoisonError` it asks no code of the user's.
+"""
 
 
 def always_retry(error: BaseException, item: Any) -> Treatment:
@@ -430,6 +433,11 @@ def encode_apart(items: Sequence[Any], codec: Codec) -> tuple[Any, Sequence[Any]
     return codec.encode(good), good, refused
 
 
+def is_poison(failed: FailedItem) -> bool:
+    """Whether it was given up as guilty."""
+    return not failed.retryable and failed.error.startswith(f"{PoisonError.__name__}: ")
+
+
 def describe_failure(
     task: TaskIndex, stage: Stage, item: Any, error: BaseException, codec: Codec, judge: Judge = always_retry
 ) -> FailedItem:
@@ -437,13 +445,19 @@ def describe_failure(
     retryable = not isinstance(error, PoisonError)
     treatment = judge(error, unlabelled(item))
     try:
-        own = item.payload if isinstance(item, LostItem) else None
-        payload = codec.encode_failed(item) if own is None else own
+        payload = _encode_failed(item, codec)
     except USER_ERRORS as problem:
         payload, retryable = None, False
         add_note(error, f"the item cannot be kept for another try: {text_of(problem)}")
     shown = shorten_repr(item)
     return FailedItem(task, stage, payload, text_of(error), _traceback_of(error), retryable, shown, treatment)
+
+
+def _encode_failed(item: Any, codec: Codec) -> Any:
+    """What stands for a guilty item brings its payload along."""
+    if isinstance(item, LostItem) and item.payload is not None:
+        return item.payload
+    return codec.encode_failed(item)
 
 
 def _traceback_of(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import pickle
 import shlex
 import time
@@ -19,7 +20,7 @@ from consecution.plan import Plan
 from consecution.producer import Producer
 from consecution.protocol.origin import FailureEntry, Origin, Restored
 from consecution.protocol.poison import Guard
-from consecution.protocol.step import Codec, Counts
+from consecution.protocol.step import Codec, Counts, is_poison
 from consecution.protocol.values import TaskIndex, unlabelled
 from consecution.report import Failure, NodeCounts, Report, SourceCounts, Status, TaskCounts
 from consecution.runtime.books import Books, add_counts
@@ -201,7 +202,10 @@ def origin_namer(plan: Plan, epoch: str) -> Callable[[TaskIndex], str]:
 
 
 def to_failure(plan: Plan, entry: FailureEntry) -> Failure:
-    """A failure as the report shows it; an item that cannot be decoded here is shown by its repr."""
+    """A failure as the report shows it; an item that cannot be decoded here is shown by its repr.
+
+    So is poison, unless it can be decoded without anybody's code but Python's: it has taken down enough already.
+    """
     failed = entry.failed
     item: Any = failed.shown
     payload = failed.payload
@@ -209,10 +213,20 @@ def to_failure(plan: Plan, entry: FailureEntry) -> Failure:
         item = payload[0]
     elif payload is not None:
         try:
-            item = pickle.loads(payload)[0]
+            item = (_load_plain if is_poison(failed) else pickle.loads)(payload)[0]
         except Exception:
             item = failed.shown
     return Failure(plan.task(failed.task).node, unlabelled(item), failed.error, failed.traceback, entry.attempts)
+
+
+def _load_plain(payload: bytes) -> list[Any]:
+    items: list[Any] = _PlainUnpickler(io.BytesIO(payload)).load()
+    return items
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} is somebody's code")
 
 
 def stop_error(plan: Plan, origin: TaskIndex, entry: FailureEntry, report: Report) -> StoppedByItemError:

@@ -20,7 +20,7 @@ import types
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from consecution.protocol.poison import LostItem, Meet, PartlyDecodedError, PoisonError
+from consecution.protocol.poison import LostItem, Meet, PartlyDecodedError, PoisonError, show_untouched
 from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import LIVE, USER_ERRORS
 
@@ -122,7 +122,7 @@ class _Salvager(_Unpickler):  # type: ignore[misc]
             if code == pickle.STACK_GLOBAL[0] and not isinstance(error, PoisonError):
                 raise
             self.lost += 1
-            return LostItem(_show(what, parts), error)
+            return LostItem(_show(what, parts, error), error)
         return None
 
     def _replace_top(self, lost: LostItem) -> None:
@@ -146,11 +146,16 @@ for _code in (pickle.APPENDS, pickle.SETITEMS, pickle.ADDITEMS):
 _Salvager.dispatch[pickle.FROZENSET[0]] = _step(_Salvager.freeze, pickle.FROZENSET[0])
 
 
-def _show(what: Any, parts: list[Any]) -> str:
+def _show(what: Any, parts: list[Any], error: BaseException) -> str:
     """The class or function of a step, and what it was given: all that is left of the item for people to see."""
     name = what if isinstance(what, str) else getattr(what, "__name__", None) or type(what).__name__
-    given = [shorten_repr(part) for part in parts if part is not what]
+    show = _show_untouched if isinstance(error, PoisonError) else shorten_repr
+    given = [show(part) for part in parts if part is not what]
     return f"<{name} that cannot be decoded{', of ' if given else ''}{', '.join(given)}>"
+
+
+def _show_untouched(part: Any) -> str:
+    return show_untouched(part, f"<{type(part).__name__}>")
 
 
 def _find_lost(item: Any) -> LostItem | None:

@@ -139,6 +139,28 @@ class FailsOnce(Node):
         self.push(item)
 
 
+class DeadlyToShow:
+    """Takes down whoever shows it."""
+
+    def __repr__(self) -> str:
+        WAYS["exit"]()
+        return ""
+
+
+class Refusing(Node):
+    """Raises at whatever is no small number."""
+
+    def process(self, item: Any) -> None:
+        if not isinstance(item, int) or item == 33:
+            raise ValueError("no")
+        self.push(item)
+
+
+def deadly_decision(error: BaseException, item: Any) -> str:
+    WAYS["exit"]()
+    return "park"
+
+
 def deadly_key(item: Any) -> Any:
     if item == 33:
         WAYS["segfault"]()

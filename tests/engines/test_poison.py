@@ -14,16 +14,19 @@ from tests.engines.misbehaving import Copy, Misbehaving
 from tests.engines.poisonous import (
     Collapsing,
     DeadlyToDecode,
+    DeadlyToShow,
     EncodesBadly,
     FailsOnce,
     Hungry,
     Poisoned,
     PoisonedRetry,
+    Refusing,
     Slow,
     Spoiling,
     Tally,
     Totals,
     TwoPartsError,
+    deadly_decision,
     deadly_key,
     spoiled,
 )
@@ -123,6 +126,26 @@ def test_an_item_that_dies_on_its_way_into_the_journal_is_left_out_by_its_place(
     assert (report.emitted, report.completed, report.failed, report.exit_code) == (COUNT, COUNT, 1, 1)
     assert report.failures[0].node == "producer"
     assert "killed by SIGSEGV" in report.failures[0].error
+
+
+def test_an_item_that_dies_of_being_shown_is_shown_no_more(tmp_path: Path) -> None:
+    chain = Spoiling("spoil", 33, DeadlyToShow) | Refusing("bad") | TextLines("out", tmp_path / "out")
+
+    report = Pipeline(Producer(range(COUNT)) | chain).run(**OPTIONS)
+
+    assert lines(tmp_path / "out") == all_but(33)
+    assert report.failed == 1
+    assert report.failures[0].item.startswith("<DeadlyToShow, item ")
+    assert "exit code 3" in report.failures[0].error
+
+
+def test_an_item_that_dies_of_its_nodes_on_error_is_parked_unasked(tmp_path: Path) -> None:
+    bad = Refusing("bad").on_error(deadly_decision)
+
+    report = Pipeline(Producer(range(COUNT)) | bad | TextLines("out", tmp_path / "out")).run(**OPTIONS)
+
+    assert_isolated(report, 33, node="bad")
+    assert lines(tmp_path / "out") == all_but(33)
 
 
 def test_an_item_may_be_poison_when_it_is_tried_again(tmp_path: Path) -> None:

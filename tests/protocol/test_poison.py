@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consecution.error_policy import ErrorPolicy
 from consecution.nodes import FlatMap, Map
 from consecution.protocol.dispatch import Dispatch, LocalEdge, SingleEdge
 from consecution.protocol.poison import (
+    DIGEST_BYTES,
     Condemned,
     FrameKey,
     Guard,
@@ -24,7 +27,7 @@ from consecution.protocol.poison import (
     Verdict,
 )
 from consecution.protocol.step import Step, describe_failure
-from consecution.protocol.values import Frame, FrameId, Stage, TaskIndex
+from consecution.protocol.values import Action, Frame, FrameId, Labelled, Stage, TaskIndex
 
 SOURCE, TASK, NEXT = TaskIndex(0), TaskIndex(1), TaskIndex(2)
 KEY = FrameKey(SOURCE, 7, (5,))
@@ -231,6 +234,57 @@ def test_an_item_guilty_by_its_place_is_not_even_encoded() -> None:
     assert isinstance(found, Condemned)
     assert isinstance(found.item, LostItem)
     assert "exit code 3" in str(found.error)
+
+
+class Unseen:
+    """Nobody may look at it."""
+
+    def __repr__(self) -> str:
+        raise DiedError
+
+    __reduce__ = __repr__  # type: ignore[assignment]
+
+
+class AnyCodec(TextCodec):
+    def encode(self, items: Sequence[Any]) -> bytes:
+        return b"encoded"
+
+
+def condemned_of(item: Any) -> Condemned:
+    name = hashlib.blake2b(b"encoded", digest_size=DIGEST_BYTES).digest()
+    suspect = Guard(Slot(), [Verdict(KEY, name, "exit code 3", "the stack")]).take(*KEY)
+    assert suspect is not None
+    found = suspect.meet(3, item, AnyCodec())
+    assert found is not None
+    return found
+
+
+def test_a_guilty_item_is_described_without_being_looked_at() -> None:
+    def forbidden(error: BaseException, item: Any) -> str:
+        raise DiedError
+
+    judge = ErrorPolicy.of("node", forbidden, None, None).judge
+    failed = describe_failure(TASK, Stage.PROCESS, *condemned_of(Unseen()), TextCodec(), judge)
+
+    assert failed.shown == "<Unseen, item 3 of its frame>"
+    assert (failed.payload, failed.retryable, failed.treatment.action) == (b"encoded", False, Action.PARK)
+
+
+@pytest.mark.parametrize(
+    ("item", "shown"),
+    [
+        (("a", [1, {2.5: None}], True), "('a', [1, {2.5: None}], True)"),
+        (["a", Unseen()], "<list, item 3 of its frame>"),
+        ({1: {Unseen(): 2}}, "<dict, item 3 of its frame>"),
+        ("x" * 100_000, "<str, item 3 of its frame>"),
+        (10**100_000, "<int, item 3 of its frame>"),
+        ([0] * 100_000, "<list, item 3 of its frame>"),
+        (Labelled("late", Unseen()), "<Unseen, item 3 of its frame>"),
+    ],
+    ids=["plain", "in a list", "in a key", "long text", "long number", "long list", "labelled"],
+)
+def test_a_guilty_item_is_shown_where_no_code_but_pythons_own_does_it(item: Any, shown: str) -> None:
+    assert repr(condemned_of(item).item) == shown
 
 
 # -- the life of a frame -------------------------------------------------------------------------
