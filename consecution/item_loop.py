@@ -6,6 +6,7 @@ The rules this file keeps:
 2. What an item pushes is its own, however the coroutines take turns, until its ``process`` has returned.
 3. An item that raises, or takes longer than its time, fails alone.
 4. While the loop turns, `progress` changes; not where a coroutine holds the loop, or an item cannot be cancelled.
+5. Whatever a coroutine does to the loop, every job is finished: its owner waits for that, and for nothing else.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol
 
+from consecution.errors import text_of
 from consecution.protocol.values import USER_ERRORS
 
 TICK_S = 0.25
 CLOSE_WAIT_S = 5.0
 """How long a loop that a coroutine holds is waited for; a thread cannot be killed."""
+
+
+class BrokenLoopError(BaseException):
+    """The loop cannot turn any more, which is no item's fault: whoever takes in the results raises it."""
 
 
 class AsyncNode(Protocol):
@@ -82,6 +88,14 @@ class Job:
     def done(self) -> bool:
         return not self.left
 
+    def break_off(self, error: BrokenLoopError) -> None:
+        """Nothing more will be done about it."""
+        self.errors = [
+            error if out is None and found is None else found for out, found in zip(self.outs, self.errors, strict=True)
+        ]
+        self.left = 0
+        self.finished()
+
 
 class ItemLoop:
     """The event loop of one node in one task.
@@ -94,12 +108,16 @@ class ItemLoop:
         self._node = node
         self._timeout_s = timeout_s
         self._patience_s = patience_s
+        self._jobs: set[Job] = set()
+        """Those that the loop's thread was given, and has not finished."""
         self._waiting: deque[Job] = deque()
         self._running: dict[asyncio.Task[None], float] = {}
         self._ended_items = 0
         self._ticks = 0
         self._tick: asyncio.TimerHandle | None = None
         self._closing = False
+        self._left = False
+        self._broken: BrokenLoopError | None = None
         self._news: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
         self._loop = asyncio.new_event_loop()
@@ -117,15 +135,32 @@ class ItemLoop:
         self._thread.start()
 
     def _turn(self) -> None:
+        """Until `_leave`. A coroutine may stop the loop, or raise what comes out of it: then it turns on."""
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        try:
+            while not self._left:
+                with contextlib.suppress(KeyboardInterrupt, SystemExit):  # the task that has raised it has it, too
+                    self._loop.run_forever()
+        except BaseException as error:
+            self._broken = BrokenLoopError(f"{self._node}: its event loop does not turn any more: {text_of(error)}")
+            self._broken.__cause__ = error
+            for job in list(self._jobs):
+                job.break_off(self._broken)
+
+    def _leave(self) -> None:
+        self._left = True
+        self._loop.stop()
 
     def submit(self, job: Job) -> None:
         """Begin with the items as soon as their turn has come."""
         if self._thread is None:
             self._add(job)
-        else:
+            return
+        self._jobs.add(job)
+        if self._broken is None:
             self._loop.call_soon_threadsafe(self._add, job)
+        if self._broken is not None:  # looked at last: whoever breaks it off may just have missed this job
+            job.break_off(self._broken)
 
     def turn(self, longest_s: float) -> None:
         """Without a thread: let the loop turn until a job is finished, but not longer than that."""
@@ -182,18 +217,21 @@ class ItemLoop:
     def close(self, last: Callable[[], Any] | None = None) -> None:
         """Cancel what is on its way, call ``last``, the node's ``close``, and close the loop. Harmless when repeated.
 
-        A thread whose loop a coroutine holds is left behind.
+        A thread whose loop a coroutine holds is left behind. Raises what broke the loop.
         """
         if self._loop.is_closed():
             return
         self._closing = True
         if self._thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            if self._broken is None:
+                self._loop.call_soon_threadsafe(self._leave)
             self._thread.join(CLOSE_WAIT_S)
             if self._thread.is_alive():
                 return
             self._thread = None
         try:
+            if self._broken is not None:
+                raise self._broken
             self._complete(self._cancel_all())
             if last is not None:
                 self.call(last)
@@ -272,6 +310,7 @@ class ItemLoop:
         self._fill()
 
     def _finish(self, job: Job) -> None:
+        self._jobs.discard(job)
         job.finished()
         if self._news is not None:
             self._news.set()

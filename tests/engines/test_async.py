@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from consecution import AsyncMap, BatchNode, KeyedNode, Map, Node, Pipeline, Producer, Sink, Source
-from consecution.errors import GraphError
+from consecution.errors import GraphError, WorkerError
 from tests.engines.nodes import Collect, Notes, collected
 from tests.engines.running import EngineRun
 
@@ -61,6 +61,10 @@ class Moody(Node):
         if item == "cancel":
             asyncio.current_task().cancel()  # type: ignore[union-attr]
             await asyncio.sleep(0)
+        if item == "stop the loop":
+            asyncio.get_running_loop().stop()
+        if item == "interrupt":
+            raise KeyboardInterrupt
         if item == "die":
             os._exit(7)
         if str(item).endswith("once") and not self.token.exists():
@@ -191,6 +195,43 @@ def test_an_item_fails_alone_whatever_it_does(run: Run, level: str) -> None:
         "cancel": "RuntimeError: N(moody): its coroutine was cancelled",
     }
     assert 'raise LookupError("not found")' in next(f.traceback for f in report.failures if f.item == "raise")
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_a_coroutine_that_stops_the_loop_stops_nobody(mode: str, tmp_path: Path) -> None:
+    run = Run(mode, tmp_path)
+    running = run.start(Producer(["a", "stop the loop", "b"]) | Moody("moody", run.token) | run.sink)
+    report = running.wait(DEADLINE_S)
+
+    assert (report.completed, report.failed, report.restarts) == (3, 0, 0)
+    assert len(run.items) == 6
+
+
+def test_an_interrupt_in_a_coroutine_ends_the_run_by_name(tmp_path: Path) -> None:
+    run = Run("thread", tmp_path)
+    running = run.start(Producer(["a", "interrupt", "b"]) | Moody("moody", run.token) | run.sink)
+
+    with pytest.raises(WorkerError, match=r"moody\.0: process\(\) raised KeyboardInterrupt"):
+        running.wait(DEADLINE_S)
+
+
+class LoopBreaker(Diary):
+    """Leaves behind a loop that cannot turn."""
+
+    async def begin(self) -> None:
+        asyncio.get_running_loop().run_forever = self.refuse  # type: ignore[method-assign]
+
+    def refuse(self) -> None:
+        raise OSError("bad file descriptor")
+
+
+def test_a_loop_that_cannot_turn_ends_the_run_and_no_item_is_given_up_for_it(tmp_path: Path) -> None:
+    run = Run("thread", tmp_path)
+    running = run.start(Producer(["a", "b"]) | LoopBreaker("breaker", Notes(run.folder / "notes")) | run.sink)
+
+    with pytest.raises(WorkerError, match=r"breaker\.0: .*its event loop does not turn any more: OSError"):
+        running.wait(DEADLINE_S)
+    assert (running.status().failed, running.status().pending) == (0, 2)
 
 
 def test_an_item_that_fails_is_tried_again(run: Run) -> None:
