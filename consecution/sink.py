@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 from consecution.errors import OutageError, UsageError
 from consecution.nodes import Node
 from consecution.protocol.values import BatchId
+from consecution.telling import warn
 
 CONSUME_BUFFER = 1000
 FIRST_WAIT_S = 0.05
@@ -81,7 +81,7 @@ class Sink(Node):
             except OutageError as error:
                 if time.monotonic() + wait_s > give_up_s:
                     raise
-                logging.getLogger("consecution").warning("%s: %s; trying again in %g s", self, error, wait_s)
+                warn("%s: %s; trying again in %g s", self, error, wait_s)
             with self.waiting():
                 time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)

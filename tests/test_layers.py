@@ -39,6 +39,7 @@ WORDS = {
     "source",
     "stateful",
     "states",
+    "telling",
     "utils",
 }
 """What users compose pipelines of, and what a run starts from: pure values, no machinery."""

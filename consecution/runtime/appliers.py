@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -29,9 +28,8 @@ from consecution.runtime.state_table import END, Owner, StateTable
 from consecution.sink import AppendSink, Sink, TransactionSink
 from consecution.stateful import DurableNode, KeyedNode
 from consecution.states import States
+from consecution.telling import warn
 from consecution.transport.codec import PickleCodec
-
-log = logging.getLogger("consecution")
 
 CAREFUL_ITEMS = 200_000
 """After a failing item, so many are run one by one from the start: the next may not be far."""
@@ -591,7 +589,7 @@ class TransactionApplier(SinkApplier):
         try:
             self._sink.commit(self._owner, number, redo)
         except OutageError as error:
-            log.warning("%s: %s; looking whether the commit has happened", self._sink, error)
+            warn("%s: %s; looking whether the commit has happened", self._sink, error)
             self._sink._ride_out(lambda: self._commit_again(number, redo))
         failpoints.passed("outside.committed")
         self._group = None

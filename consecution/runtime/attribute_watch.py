@@ -13,6 +13,7 @@ from collections.abc import Sized
 from typing import Any
 
 from consecution.nodes import Node
+from consecution.protocol.values import USER_ERRORS
 
 WATCHED_FRAMES = 20
 CHANGES_TOLD = 2
@@ -62,7 +63,10 @@ def _looks_of(node: Node) -> dict[str, Any]:
     found = {}
     for name, value in list(vars(node).items()):
         if name not in _OWN and not any(word in name.lower() for word in _HARMLESS):
-            found[name] = _look_of(value, deep=True)
+            try:
+                found[name] = _look_of(value, deep=True)
+            except USER_ERRORS:
+                found[name] = type(value)
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import sys
 import time
 import weakref
 from bdb import BdbQuit
@@ -35,6 +34,7 @@ from consecution.runtime.steering import Steered, Steering
 from consecution.sink import Sink
 from consecution.source import Source
 from consecution.sources.manual import ManualSource, Receipt
+from consecution.telling import tell
 
 
 def open_run_state(plan: Plan) -> StateDir | None:
@@ -423,7 +423,7 @@ def _check_not_running(pipeline: Any) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"consecution: {text}", file=sys.stderr)
+    tell(f"consecution: {text}")
 
 
 def _is_running(pipeline: Any) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
-import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from consecution.runtime.log_file import LogFile, LogLine
+from consecution.telling import write
 
 LONGEST_LINE_BYTES = 64 * 1024
 TAIL_LINES = 200
@@ -62,7 +61,7 @@ class LogStream:
     def write(self, mark: str, pid: int | None, texts: Sequence[str]) -> None:
         """Lines of one task or worker. Any thread may call; nobody waits."""
         lines = [LogLine.now(mark, pid, text) for text in texts]
-        _write("".join(f"{line.to_json() if self.as_json else line}\n" for line in lines))
+        write("".join(f"{line.to_json() if self.as_json else line}\n" for line in lines))
         if self._file is not None:
             self._file.write(lines)
 
@@ -143,10 +142,3 @@ class LogPump:
         writer.tail.ended.set()
         if writer.rest:
             self._stream.write(writer.mark, writer.pid, [writer.rest.decode(errors="backslashreplace")])
-
-
-def _write(text: str) -> None:
-    """Whatever standard error is and does (closed, a broken pipe, None), workers must not wait for it."""
-    with contextlib.suppress(Exception):
-        sys.stderr.write(text)
-        sys.stderr.flush()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from consecution.options import Options
 from consecution.report import Status
 from consecution.runtime.log_file import LogLine
+from consecution.telling import tell, write
 
 LINE_EVERY_S = 5.0
 BAR_COLUMNS = 24
@@ -54,17 +55,15 @@ class Progress:
         if self._live:
             columns = shutil.get_terminal_size().columns
             line = self._describe(status)[: columns - 1]
-            sys.stderr.write("\r" + line.ljust(len(self._shown)))
-            sys.stderr.flush()
+            write("\r" + line.ljust(len(self._shown)))
             self._shown = line
         elif now_s - self._last_s >= LINE_EVERY_S:
             self._last_s = now_s
-            print(self._describe(status), file=sys.stderr)
+            tell(self._describe(status))
 
     def clear(self) -> None:
         if self._shown:
-            sys.stderr.write("\r" + " " * len(self._shown) + "\r")
-            sys.stderr.flush()
+            write("\r" + " " * len(self._shown) + "\r")
             self._shown = ""
 
 

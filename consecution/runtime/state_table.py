@@ -21,7 +21,6 @@ import hashlib
 import itertools
 import operator
 import struct
-import sys
 import time
 import zlib
 from collections import deque
@@ -36,6 +35,7 @@ from consecution.routing import SLOTS, SLOTS_BY_CRC, encode_key, replica_of_slot
 from consecution.runtime.journal import seal
 from consecution.runtime.main_module import is_of_a_script
 from consecution.states import MISSING, Key, States
+from consecution.telling import tell
 
 LOG_LIMIT_BYTES = 8 * 1024 * 1024
 """A log of this size takes a fraction of a second to read at a restart."""
@@ -176,7 +176,7 @@ class StateTable:
 
     def _tell(self, took_s: float) -> None:
         count, mib = self._tables.count("state"), self._log_bytes / 1024**2
-        sys.stderr.write(f"{count:,} states, log of {mib:.0f} MiB read in {took_s:.1f} s\n")
+        tell(f"{count:,} states, log of {mib:.0f} MiB read in {took_s:.1f} s")
 
     def _note(self, number: bytes, keys: list[Key], size_bytes: int) -> None:
         """The log has this record now, and it is the latest of its keys."""

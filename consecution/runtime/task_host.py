@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from consecution.protocol.dispatch import Dispatch, Sent
 from consecution.protocol.origin import Origin, OriginLimits
 from consecution.protocol.poison import Guard
 from consecution.protocol.step import Codec, Counts, Step
-from consecution.protocol.values import Ack, Acks, CreditReturn, FailedItem, Frame, Message, TaskIndex
+from consecution.protocol.values import USER_ERRORS, Ack, Acks, CreditReturn, FailedItem, Frame, Message, TaskIndex
 from consecution.runtime import failpoints
 from consecution.runtime.attribute_watch import AttributeWatch
 from consecution.runtime.failed_edges import PlannedFailedEdges
@@ -24,6 +23,7 @@ from consecution.runtime.timer import Timer
 from consecution.runtime.wiring import make_dispatch
 from consecution.sink import Sink
 from consecution.stateful import DurableNode
+from consecution.telling import tell
 
 ANSWER_S = 0.25
 """A task that has taken frames for so long answers for them before it takes more, for their batches wait for that. Not
@@ -141,10 +141,20 @@ class TaskHost(Occupied):
         for target, out in sent:
             self._outbox.send(target, out)
         failpoints.passed("task.sent")
-        if self._watch is not None and (warning := self._watch.look()) is not None:
-            print(warning, file=sys.stderr)
+        if self._watch is not None:
+            self._look_at_attributes(self._watch)
         if ack is not None:
             self._acks.setdefault(frame.origin, []).append(ack)
+
+    def _look_at_attributes(self, watch: AttributeWatch) -> None:
+        """A warning is not worth a worker, whatever an attribute does when it is looked at."""
+        try:
+            warning = watch.look()
+        except USER_ERRORS:
+            self._watch = None
+            return
+        if warning is not None:
+            tell(warning)
 
     def flush(self) -> None:
         """Acknowledge what has been received since the last flush, one message per origin.

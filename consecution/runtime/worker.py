@@ -32,6 +32,7 @@ from consecution.nodes import Node
 from consecution.plan import Plan
 from consecution.protocol.origin import FailureEntry
 from consecution.protocol.poison import Guard, Verdict
+from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import Frame, Message, TaskIndex, WorkerIndex
 from consecution.runtime import assembly, control, failpoints
 from consecution.runtime.fork_server import leave_tracker
@@ -43,6 +44,7 @@ from consecution.runtime.slots import SlotNote, map_slot
 from consecution.runtime.task_host import ANSWER_S
 from consecution.sink import Sink
 from consecution.source import Source
+from consecution.telling import tell
 from consecution.transport.salvage import salvage
 from consecution.transport.socket_folder import remove_if_empty
 from consecution.transport.sockets import Inbox, SocketOutbox
@@ -501,11 +503,10 @@ class Worker:
         if since_s is None or since_s in self._warned_of_s or time.monotonic() - since_s <= limit_s:
             return
         self._warned_of_s.add(since_s)
-        print(
-            f"the source {source.source!r} has not come back from read() for {limit_s:g} s; meanwhile nothing that it "
-            "has given is decided, and no stop is heard. read() must not wait: let it return [] while there is "
-            "nothing, and fileno() say what to wait for; or give Producer a generator, which may wait",
-            file=sys.stderr,
+        tell(
+            f"the source {shorten_repr(source.source)} has not come back from read() for {limit_s:g} s; meanwhile "
+            "nothing that it has given is decided, and no stop is heard. read() must not wait: let it return [] while "
+            "there is nothing, and fileno() say what to wait for; or give Producer a generator, which may wait"
         )
 
     def _tell_beats(self) -> None:

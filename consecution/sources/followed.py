@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-import logging
 import os
 import re
 import time
@@ -18,6 +17,7 @@ from consecution.sources.content import COMPRESSED
 from consecution.sources.files import FilesSource, Path, absolute, is_pattern
 from consecution.sources.records import MOST_LINE_BYTES, RecordFormat
 from consecution.sources.trail import FileId, FollowedFile, Known, Trail, id_of
+from consecution.telling import warn
 
 POLL_S = 0.25
 LONGEST_READ_S = 0.25
@@ -114,7 +114,7 @@ class FollowedFilesSource(Source):
                 self._follow(path).go_on(newest_ns, *positions)
         for path in self._paths:
             if not is_pattern(path) and id_of(path) is None:
-                logging.getLogger("consecution").warning("files source: no file is at %s: waiting for one", path)
+                warn("files source: no file is at %s: waiting for one", path)
         if not self.may_block:
             self._alarm = Alarm(time.monotonic)
 

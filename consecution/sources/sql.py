@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import functools
 import itertools
-import logging
 import operator
 import os
 import select
@@ -23,6 +22,7 @@ from consecution.sources import database
 from consecution.sources.database import Asked, DbApi, Page, RowDatabase
 from consecution.sources.handover import Handover
 from consecution.sources.row_keys import Key, count_known, in_utc, key_at, place_of
+from consecution.telling import warn
 
 PAGE_ROWS = 2000
 PAGES_AHEAD = 2
@@ -240,7 +240,7 @@ class _Reading:
             return
         if not self._has_worked and self._source.now() + self._wait_s > self._give_up_s:
             raise SourceError(str(error)) from error
-        logging.getLogger("consecution").warning("sql source: %s; trying again in %g s", error, self._wait_s)
+        warn("sql source: %s; trying again in %g s", error, self._wait_s)
         self._due_s = self._source.now() + self._wait_s
         self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
 

@@ -17,7 +17,6 @@ The rules it keeps:
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import stat
@@ -31,6 +30,7 @@ from consecution.sources.content import COMPRESSED, PRINT_BYTES, Content, CutSho
 from consecution.sources.files import why_no_file
 from consecution.sources.recorded import TextFile
 from consecution.sources.records import Place, RecordFormat
+from consecution.telling import warn
 
 QUIET_S = 5.0
 """So long nothing may have come to a file that was rotated away before its last line is taken without its newline."""
@@ -296,7 +296,7 @@ class Trail:
             f"{known.taken_bytes}, if anything, is lost to this run, which goes on with what is there now. If you find "
             "it, read its rest in a run of its own, and drop this entry"
         )
-        logging.getLogger("consecution").warning("files source: %s", problem)
+        warn("files source: %s", problem)
         return LostFile(known, self.path, problem)
 
     def _add(self, file: FollowedFile) -> None:
@@ -471,7 +471,7 @@ class Trail:
             self.files.insert(place, self._lose(known))
         else:
             self._note_copies(known)
-            logging.getLogger("consecution").warning(
+            warn(
                 "files source: %s was truncated: it had been taken up to byte %d, and is read from its beginning",
                 self.path,
                 known.taken_bytes,

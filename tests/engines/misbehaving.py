@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import logging
 import os
 import signal
@@ -171,6 +172,38 @@ class Rude(Node):
 
     def process(self, item: Any) -> None:
         self.push(item)
+
+
+class Deaf(Node):
+    """Leaves no standard error that could be written to, and gives cause for a warning."""
+
+    def __init__(self, name: str, way: str) -> None:
+        super().__init__(name)
+        self.way = way
+
+    def begin(self) -> None:
+        self.count = 0
+        if self.way == "closed":
+            sys.stderr.close()
+        else:
+            sys.stderr = None if self.way == "none" else io.BytesIO()  # type: ignore[assignment]
+
+    def process(self, item: Any) -> None:
+        self.count += 1
+        self.push(item)
+
+
+class Unlookable(Copy):
+    """Has an attribute that takes it amiss to be looked at."""
+
+    def begin(self) -> None:
+        self.secret = _Secret()
+
+
+class _Secret:
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("do not look")
 
 
 class Parent(Copy):

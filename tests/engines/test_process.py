@@ -31,6 +31,7 @@ from tests.engines.misbehaving import (
     ClosesBadly,
     ClosesWithError,
     Copy,
+    Deaf,
     DiesInBegin,
     DiesInClose,
     Environment,
@@ -41,6 +42,7 @@ from tests.engines.misbehaving import (
     Parent,
     Rude,
     StateReader,
+    Unlookable,
     Waiting,
     wait_for,
 )
@@ -352,6 +354,20 @@ def test_rude_nodes_do_not_disturb(tmp_path: Path) -> None:
     path = tmp_path / "out"
 
     report = Pipeline(Producer(range(COUNT)) | Rude("rude") | TextLines("out", path)).run(**OPTIONS)
+
+    assert_all_arrived(report, path)
+    assert report.restarts == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Deaf("rude", "closed"), lambda: Deaf("rude", "bytes"), lambda: Unlookable("rude")],
+    ids=["closed", "replaced", "attribute"],
+)
+def test_no_worker_dies_of_our_own_warnings(tmp_path: Path, make: Callable[[], Node]) -> None:
+    path = tmp_path / "out"
+
+    report = Pipeline(Producer(range(COUNT)) | make() | TextLines("out", path)).run(**{**OPTIONS, "batch_size": 10})
 
     assert_all_arrived(report, path)
     assert report.restarts == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -411,6 +413,33 @@ def test_a_source_that_waits_in_read_is_warned_of_once(bench: Make, capfd: pytes
     warned += capfd.readouterr().err
 
     assert warned.count("the source Blocks() has not come back from read() for 0.05 s; meanwhile") == 1
+
+
+class BlocksUnseen(Blocks):
+    def __repr__(self) -> str:
+        raise RuntimeError("no looking")
+
+
+def test_it_goes_on_telling_that_it_lives_where_nobody_can_be_warned(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            tried.set()
+            raise RuntimeError("no")
+
+    tried = threading.Event()
+    monkeypatch.setattr(sys, "stderr", Broken())
+    blocks = BlocksUnseen()
+    one = bench(source=blocks, timeout_s=0.05)
+    one.wire()
+    one.tell(control.Replay(after_death=False))
+    try:
+        assert tried.wait(WAIT_S)
+        for _ in range(3):
+            one.hear(control.Beats)
+    finally:
+        blocks.leave.set()
 
 
 def test_a_source_tells_at_once_that_it_has_finished(bench: Make) -> None:
