@@ -273,7 +273,7 @@ class ThreadRunning(Running):
         try:
             self._serve(host, queue)
         except BaseException as error:
-            self._inbox.put(_Told(host.task, "failed", task_error(host.name, error)))
+            self._inbox.put(_Told(host.task, "failed", task_error(host.name, error, host.raised_in or "process")))
             self._await_quit(queue)
 
     @staticmethod

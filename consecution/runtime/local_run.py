@@ -445,8 +445,11 @@ def end_error(task: str, error: BaseException) -> WorkerError:
     return _user_error(task, "end", error, "what the node had collected is not passed on")
 
 
-def task_error(task: str, error: BaseException) -> BaseException:
-    """What a run ends with when a task's thread does: our own errors as they are, the user's with the task's name."""
+def task_error(task: str, error: BaseException, what: str) -> BaseException:
+    """What a run ends with when a task's thread does: our own errors as they are, the user's with the task's name.
+
+    ``what`` is the step that raised.
+    """
     if isinstance(error, (ConsecutionError, BdbQuit)):
         return error
-    return _user_error(task, "process", error, "that ends the run")
+    return _user_error(task, what, error, "that ends the run")

@@ -11,11 +11,16 @@ class Occupied:
 
     occupied_with: str = ""
     """The name of the step, empty between them."""
+    raised_in: str = ""
+    """The name of the last step that has raised."""
 
     @contextlib.contextmanager
     def _occupied(self, what: str) -> Iterator[None]:
         self.occupied_with = what
         try:
             yield
+        except BaseException:
+            self.raised_in = what
+            raise
         finally:
             self.occupied_with = ""

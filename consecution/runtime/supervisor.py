@@ -43,6 +43,7 @@ STANDSTILL_S = 1.0
 """Turns further apart than this: it was us who stood still (a stopped job, a frozen machine), not the workers."""
 FIRST_BACK_OFF_S = 0.1
 LONGEST_BACK_OFF_S = 5.0
+LONGEST_REASON = 300
 MOST_GUILTY = 100
 """So many items of one node found guilty, and nothing completed between: it is the node, not its items."""
 
@@ -408,8 +409,7 @@ class Supervisor:
             raise error
         never_began = self.restarts == 0 and not watched.began
         if never_began or failed.doing in ("end", "close") or task in self._sources:
-            what = failed.message if failed.doing == "start" else f"{failed.doing}() raised {failed.message}"
-            raise _worker_error(self._name(task), watched, what)
+            raise _worker_error(self._name(task), watched, _last_words(failed))
 
     # -- deaths ----------------------------------------------------------------------------------
 
@@ -423,7 +423,7 @@ class Supervisor:
             name = watched.plan.name
             raise WorkerError(f"{name}: process {process.pid} cannot be killed", task=name)
         self._hear(watched)
-        how = process.death() + watched.hung
+        how = process.death() + watched.hung + _reason(watched)
         process.pipe.close()
         self._forget_process(watched)
         if watched.closed is not None or self._gone:
@@ -433,7 +433,7 @@ class Supervisor:
             raise error
         if not self.plan.options.robust and self._lose(watched, how):
             return
-        if self._investigate(process, how):
+        if self._investigate(watched, process, how):
             watched.start_due_s = self._clock()
         else:
             self._count_death(watched, how)
@@ -453,13 +453,15 @@ class Supervisor:
         """What a new incarnation of a worker that hosts this node must know of poison."""
         return self._suspicion.verdicts(node)
 
-    def _investigate(self, process: WorkerProcess, how: str) -> bool:
+    def _investigate(self, watched: _Watched, process: WorkerProcess, how: str) -> bool:
         """Ask what it died at. Whether that leads to a verdict, which is progress: such a death does not count."""
         in_hand = process.in_hand() if self.plan.options.robust else None
         if in_hand is None or in_hand.task not in self._tasks:
             return False
         node = self.plan.task(in_hand.task).node
-        verdict = self._suspicion.died(node, in_hand, how, process.native_stack)
+        failure = watched.failure
+        stack = process.native_stack if failure is None else lambda: failure.traceback
+        verdict = self._suspicion.died(node, in_hand, how, stack)
         if verdict is None:
             return False
         self._proclaim(in_hand.task, node, verdict)
@@ -496,11 +498,10 @@ class Supervisor:
         watched.completed_at_death = completed
         most = self.plan.options.max_restarts
         if watched.deaths > most:
-            reason = f": {watched.failure.message}" if watched.failure is not None else ""
             raise _worker_error(
                 self._name(watched.failure.task) if watched.failure is not None else watched.plan.name,
                 watched,
-                f"died {watched.deaths} times without progress between ({how}{reason}); what is open is kept: mend "
+                f"died {watched.deaths} times without progress between ({how}); what is open is kept: mend "
                 f"the node and run again with the same state directory (max_restarts={most})",
             )
         delay_s = 0.0 if watched.deaths == 1 else FIRST_BACK_OFF_S * 2.0 ** (watched.deaths - 2)
@@ -677,6 +678,18 @@ def _next_word(pipe: Any) -> Any:
     except (EOFError, OSError):
         pipe.close()
         return None
+
+
+def _last_words(failed: control.Failed) -> str:
+    return failed.message if failed.doing == "start" else f"{failed.doing}() raised {failed.message}"
+
+
+def _reason(watched: _Watched) -> str:
+    """Why a worker has left, where it has said so, to follow how; not at length, for it may do so again and again."""
+    if watched.failure is None:
+        return ""
+    said = _last_words(watched.failure).rstrip(": ")
+    return f": {said if len(said) <= LONGEST_REASON else said[: LONGEST_REASON - 3] + '...'}"
 
 
 def _worker_error(name: str, watched: _Watched, what: str) -> WorkerError:

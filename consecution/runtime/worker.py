@@ -154,7 +154,7 @@ def _die_with_parent() -> None:
 
 def _report(pipe: Any, spec: WorkerSpec, worker: Worker | None, error: BaseException) -> None:
     """Tell the supervisor which task this worker dies of, and in what it was."""
-    task, doing = (spec.tasks[0], "start") if worker is None else (worker.at, worker.doing)
+    task, doing = (spec.tasks[0], "start") if worker is None else (worker.at, worker.raised_in)
     tell = pipe.send if worker is None else worker._tell  # which no beat comes in between
     with contextlib.suppress(Exception):
         tell(control.Failed(task, doing, text_of(error), traceback_of(error), _pickled(error)))
@@ -291,6 +291,12 @@ class Worker:
         while not self._quit:
             self._turn()
         self._close()
+
+    @property
+    def raised_in(self) -> str:
+        """Which step it was, once one has raised: a turn of a task may have run its timer."""
+        host = self._hosts.get(self.at)
+        return self.doing if host is None or self.doing != "process" else host.raised_in or self.doing
 
     def _begin(self) -> None:
         """Sources last: they must not read before all that they read for have begun."""

@@ -629,7 +629,7 @@ def test_an_error_that_cannot_say_what_it_is_ends_the_run_and_lets_go_of_its_sta
         run_to_the_end()
 
     if isinstance(told.value, WorkerError):
-        assert "ReprRaises" in str(told.value)
+        assert f"{step}() raised ReprRaises" in str(told.value)
     assert_all_done(run(nodes.Mute("mute", "") | run.sink, [1], fresh=True), 1)
 
 

@@ -181,6 +181,19 @@ def test_a_task_that_ends_its_thread_ends_the_run_by_name(tmp_path: Path) -> Non
     assert our_threads() == set()
 
 
+def test_whichever_step_ends_a_tasks_thread_is_named(tmp_path: Path) -> None:
+    class Tired(Node):
+        def process(self, item: Any) -> None:
+            self.push(item)
+
+        def on_timer(self) -> None:
+            raise KeyboardInterrupt("enough")
+
+    pipeline = Pipeline(Producer("manual") | Tired("tired").every(0.01))
+    with pytest.raises(WorkerError, match=r"tired\.0: on_timer\(\) raised KeyboardInterrupt: enough"):
+        pipeline.start(**THREAD, state_dir=tmp_path / "state").join(nodes.LONGEST_WAIT_S)
+
+
 def test_a_hanging_task_does_not_hold_up_a_stop_and_its_items_go_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -599,7 +599,8 @@ def test_a_worker_that_always_dies_is_given_up_with_its_reason_and_longer_and_lo
     with pytest.raises(WorkerError) as caught:
         world.run()
 
-    assert "a.0: died 5 times without progress between (exit code 70: ValueError: no)" in str(caught.value)
+    reason = "exit code 70: begin() raised ValueError: no"
+    assert f"a.0: died 5 times without progress between ({reason})" in str(caught.value)
     assert "max_restarts=4" in str(caught.value)
     assert (caught.value.task, caught.value.cause_text) == (LEFT, "Traceback: no")
     waits = [later - earlier for earlier, later in itertools.pairwise(times)]
@@ -636,6 +637,34 @@ def test_deaths_that_lead_to_a_verdict_do_not_count(max_restarts: int) -> None:
     found = supervisor.verdicts("b")
     assert [verdict.item for verdict in found] == [b"", *items]
     assert {(v.how, v.stack) for v in found[1:]} == {("killed by SIGSEGV", "the stack")}
+
+
+def test_why_a_worker_left_is_said_and_is_what_its_item_is_given_up_with() -> None:
+    names = [b"", b"", b"item", b"item"]
+
+    def leave(worker: FakeWorker, order: Any) -> None:
+        if names:
+            worker.at = InHand(worker.tasks[0], FrameKey(TaskIndex(0), 0, (1,)), names.pop(0))
+            worker.fail("on_timer")
+        else:
+            finish(world.newest(SOURCE), None)
+
+    world = World(script=QUIET_SOURCE | {(LAST, "Replay"): leave})
+
+    found = world.run().verdicts("b")[-1]
+
+    assert (found.how, found.stack) == ("exit code 70: on_timer() raised ValueError: no", "Traceback: no")
+    assert "b.0 died: exit code 70: on_timer() raised ValueError: no; starting it again" in world.said
+
+
+def test_a_death_that_nobody_can_make_up_for_is_said_with_its_reason_too() -> None:
+    def leave_once(worker: FakeWorker, order: Any) -> None:
+        worker.fail("process") if worker.incarnation == 1 else finish(world.newest(SOURCE), None)
+
+    world = World(robustness="track", script=QUIET_SOURCE | {(LAST, "Replay"): leave_once})
+    world.run()
+
+    assert "b.0 died: exit code 70: process() raised ValueError: no; starting it again" in world.said
 
 
 def test_every_replica_is_told_the_verdict_before_the_replay() -> None:
