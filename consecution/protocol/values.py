@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NewType
 
+from consecution.errors import text_of
+
 TaskIndex = NewType("TaskIndex", int)
 """Position of a task in ``Plan.tasks``; the same in every process of a run."""
 
@@ -32,7 +34,8 @@ class PartlyFailedError(Exception):
     """
 
     def __init__(self, failed: list[tuple[Any, BaseException]]) -> None:
-        super().__init__(f"{len(failed)} of what was taken in at once have failed; the first with {failed[0][1]!r}")
+        first = text_of(failed[0][1])
+        super().__init__(f"{len(failed)} of what was taken in at once have failed; the first with {first}")
         self.failed = failed
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import KeyEncodingError, UsageError
+from consecution.errors import KeyEncodingError, UsageError, text_of
 from consecution.protocol.poison import PartlyDecodedError
 from consecution.protocol.step import shorten_repr
 from consecution.runtime.failures import is_plain
@@ -142,7 +142,7 @@ def _check_items(batch: PendingBatch, codec: PickleCodec) -> None:
     except (AttributeError, ImportError) as error:
         raise UsageError(
             f"{batch.origin}: batch {batch.seq}, which is pending at {batch.node}, cannot be decoded "
-            f"({type(error).__name__}: {error}): run the pipeline with the code that it was written with until nothing "
+            f"({text_of(error)}): run the pipeline with the code that it was written with until nothing "
             "is pending (consecution drain), or keep its classes under their old names"
         ) from error
 
