@@ -18,6 +18,7 @@ import multiprocess.forkserver
 import multiprocess.process
 import multiprocess.resource_tracker
 import multiprocess.util
+from multiprocess import spawn
 
 from consecution.errors import UsageError
 from consecution.transport.socket_folder import SocketFolder
@@ -26,6 +27,8 @@ START_WITHIN_S = 5.0
 ASK_AGAIN_S = 0.01
 EXIT_UNGUARDED = 71
 PROCESS_NAME = "consecution worker "
+MAIN_KEYS = ("init_main_from_name", "init_main_from_path")
+"""Where multiprocess tells a new process of the main module."""
 NURSERY = "consecution.runtime.nursery"
 
 Started = TypeVar("Started")
@@ -89,6 +92,32 @@ def without_tracker() -> Iterator[None]:
         finally:
             os.close(tracker._fd)
             tracker._fd = None
+
+
+@contextlib.contextmanager
+def without_main(*, unless: bool) -> Iterator[None]:
+    """Let the workers that are started meanwhile import no main module. Within `without_tracker`, whose lock it needs.
+
+    What is told to them is changed, not the main module: others work with that at the same time, a source that is
+    read in this process, say. Nor does it concern processes that others start just now: these have another name.
+    """
+    if unless:
+        yield
+        return
+    describe = spawn.get_preparation_data
+
+    def describe_without_main(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = describe(name)
+        if name.startswith(PROCESS_NAME):
+            for key in MAIN_KEYS:
+                found.pop(key, None)
+        return found
+
+    spawn.get_preparation_data = describe_without_main
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = describe
 
 
 def leave_tracker() -> None:

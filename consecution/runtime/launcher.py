@@ -8,8 +8,6 @@ import signal
 import sys
 import threading
 import time
-import types
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import multiprocess
@@ -149,7 +147,7 @@ def _start_process(spec: WorkerSpec, parcel: Parcel, mark: str, slot: SlotFile |
     args = (spec, theirs, log, sent, lent)
     process = made.Process(target=run_worker, args=args, name=fork_server.PROCESS_NAME + mark, daemon=True)
     try:
-        with _main_if_needed(), fork_server.without_tracker():
+        with fork_server.without_tracker(), fork_server.without_main(unless=_main_is_needed()):
             process.start()
     except BaseException:
         os.close(log_read)
@@ -209,18 +207,9 @@ class ThreadWorker:
         return not self._thread.is_alive()
 
 
-@contextlib.contextmanager
-def _main_if_needed() -> Iterator[None]:
-    """Keep workers from importing a main module that is no file, or defines nothing they could need."""
-    main = sys.modules["__main__"]
-    if not main_travels() and any(_is_of_main(value) for value in list(vars(main).values())):
-        yield
-        return
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+def _main_is_needed() -> bool:
+    """Not a main module that is no file, or defines nothing that workers could need."""
+    return not main_travels() and any(_is_of_main(value) for value in list(vars(sys.modules["__main__"]).values()))
 
 
 def _is_of_main(value: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import multiprocess.forkserver
 import multiprocess.process
+import multiprocess.spawn
 import pytest
 
 from consecution import Node, Pipeline, Producer
@@ -307,10 +308,33 @@ def test_workers_import_the_main_module_only_if_they_need_and_can(
     make(module)
     monkeypatch.setitem(sys.modules, "__main__", module)
 
-    with launcher._main_if_needed():
-        assert (sys.modules["__main__"] is module) is imported
+    with fork_server.without_tracker(), fork_server.without_main(unless=launcher._main_is_needed()):
+        told = multiprocess.spawn.get_preparation_data(fork_server.PROCESS_NAME + "node.0")
+        told_others = multiprocess.spawn.get_preparation_data("another")
+        assert sys.modules["__main__"] is module
 
-    assert sys.modules["__main__"] is module
+    assert ("init_main_from_path" in told) is imported
+    assert ("init_main_from_path" in told_others) is hasattr(module, "__file__")
+
+
+def test_the_main_module_stays_while_workers_that_need_none_of_it_are_started(
+    pad: Launchpad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    seen: list[Any] = []
+    describe = multiprocess.spawn.get_preparation_data
+
+    def look(name: str) -> Any:
+        seen.append(sys.modules["__main__"])
+        return describe(name)
+
+    monkeypatch.setattr(multiprocess.spawn, "get_preparation_data", look)
+
+    assert next_word(pad.process(), control.Began)
+    assert seen
+    assert all(module is main for module in seen)
+    assert multiprocess.spawn.get_preparation_data is look
 
 
 class Raising:
