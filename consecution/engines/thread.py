@@ -24,6 +24,7 @@ from consecution.protocol.values import USER_ERRORS, Frame, Message, TaskIndex
 from consecution.report import Report, Status
 from consecution.runtime.assembly import Host, drain_stages, end_stages
 from consecution.runtime.local_run import LocalRun, end_error, finished_before, push_into, task_error
+from consecution.runtime.offspring import end_if_forked
 from consecution.runtime.task_host import ANSWER_S
 from consecution.sources.manual import Receipt
 
@@ -161,6 +162,7 @@ class ThreadRunning(Running):
         self._queues: dict[TaskIndex, SimpleQueue[Any]] = {
             TaskIndex(task.index): SimpleQueue() for task in plan.tasks if task.index not in plan.source_tasks
         }
+        self._home = os.getpid()
         self._stopping = False
         self._aborted = False
         self._opened = threading.Event()
@@ -273,6 +275,7 @@ class ThreadRunning(Running):
         try:
             self._serve(host, queue)
         except BaseException as error:
+            end_if_forked(self._home)
             self._inbox.put(_Told(host.task, "failed", task_error(host.name, error, host.raised_in or "process")))
             self._await_quit(queue)
 
@@ -293,7 +296,9 @@ class ThreadRunning(Running):
                     self._end(host, message)
                 elif not isinstance(message, _Woken):
                     host.receive(message)
+                    end_if_forked(self._home)
             worked = host.turn()
+            end_if_forked(self._home)
             host.flush()
             if ending and host.ended:
                 ending = False
@@ -353,6 +358,7 @@ class ThreadRunning(Running):
                 run.source_hosts[message.target].receive(message.message)
         for source in run.source_hosts.values():
             worked = source.turn() or worked
+            end_if_forked(self._home)
         if not self._stopping and run.sources_finished:
             self._order_end(self._ending.source_finished())
         elif self._stopping and not self._ending.started and run.sources_drained:

@@ -17,6 +17,7 @@ from consecution.errors import ConsecutionError
 from consecution.protocol.poison import InHand
 from consecution.runtime import fork_server
 from consecution.runtime.logs import LogPump
+from consecution.runtime.offspring import end_if_forked
 from consecution.runtime.patient_pipe import PatientPipe
 from consecution.runtime.shipping import Parcel, Shipment, main_travels
 from consecution.runtime.slots import SlotFile
@@ -176,9 +177,10 @@ class ThreadWorker:
     def _run(self, pipe: Any) -> None:
         worker: Worker | None = None
         try:
-            worker = Worker(self._spec, pipe, self._shipment, in_process=False)
+            worker = Worker(self._spec, pipe, self._shipment, None)
             worker.run()
         except BaseException as error:
+            end_if_forked(self.pid)
             if worker is not None:
                 worker.close_after_error()
             _report(pipe, self._spec, worker, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -42,6 +43,7 @@ from consecution.protocol.values import (
 from consecution.report import Failure
 from consecution.runtime import failpoints
 from consecution.runtime.journal import NotesTaken
+from consecution.runtime.offspring import end_if_forked
 from consecution.source import Note, Rejected, Source
 from consecution.transport.codec import LiveCodec, ReusingCodec
 
@@ -166,6 +168,7 @@ class OriginHost:
         self.task = task
         self.origin = origin
         self.store = store
+        self._home = os.getpid()
         self._dispatch = dispatch
         self._codec = codec
         self._outbox = outbox
@@ -255,6 +258,8 @@ class OriginHost:
                 self._on_stop(self.task, entry)
         beside = self.companion.take_changes() if self.companion is not None else []
         if turn.changes or beside:
+            if self._stored is not None:
+                end_if_forked(self._home)  # a journal has one writer
             changes = [*beside, *turn.changes, *self.origin.take_forgotten()]
             if self.companion is not None:
                 self.companion.prepare(changes)

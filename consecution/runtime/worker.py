@@ -37,6 +37,7 @@ from consecution.protocol.values import Frame, Message, TaskIndex, WorkerIndex
 from consecution.runtime import assembly, control, failpoints
 from consecution.runtime.fork_server import leave_tracker
 from consecution.runtime.memory import limit_memory
+from consecution.runtime.offspring import PR_SET_PDEATHSIG, Offspring, end_if_forked
 from consecution.runtime.origin_host import SourceHost, process_codec
 from consecution.runtime.replicas import share_nodes
 from consecution.runtime.shipping import Shipment, read_parcel, unship
@@ -57,7 +58,6 @@ DELIVER_S = 0.05
 BEAT_EVERY_S = 0.25
 ASK_EVERY_S = 0.005
 """How often a source without a descriptor is asked, while it has nothing."""
-PR_SET_PDEATHSIG = 1
 EXIT_FAILED = 70
 
 
@@ -89,22 +89,25 @@ def run_worker(spec: WorkerSpec, pipe: Any, log: Any, parcel: Any, slot: Any = N
         signal.signal(number, _leave_it_to_the_supervisor)
     _die_with_parent()
     failpoints.arm(spec.failpoints)
+    home, offspring = os.getpid(), Offspring()
     worker: Worker | None = None
     try:
         limit_memory(spec.memory_limit_bytes)
         shipment = unship(read_parcel(parcel))
-        worker = Worker(spec, pipe, shipment, in_process=True, slot=None if slot is None else map_slot(slot))
+        worker = Worker(spec, pipe, shipment, offspring, slot=None if slot is None else map_slot(slot))
         worker.run()
     except BaseException as error:
+        end_if_forked(home)
         _report(pipe, spec, worker, error)
         if worker is not None:
             worker.close_sockets()
-        _leave(EXIT_FAILED)
-    _leave(0)
+        _leave(EXIT_FAILED, offspring)
+    _leave(0, offspring)
 
 
-def _leave(code: int) -> None:
-    """Exit without waiting for threads that user code has left behind."""
+def _leave(code: int, offspring: Offspring) -> None:
+    """Exit without waiting for threads that user code has left behind, nor for its processes."""
+    offspring.end()
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -197,17 +200,27 @@ class _Outbox:
 
 
 class Worker:
-    """The loop of one worker. ``at`` and ``doing`` say whose user code runs just now, and which step of it."""
+    """The loop of one worker. ``at`` and ``doing`` say whose user code runs just now, and which step of it.
+
+    ``offspring`` is None where the worker is a thread, whose process is the user's.
+    """
 
     def __init__(
-        self, spec: WorkerSpec, pipe: Any, shipment: Shipment, *, in_process: bool, slot: mmap.mmap | None = None
+        self,
+        spec: WorkerSpec,
+        pipe: Any,
+        shipment: Shipment,
+        offspring: Offspring | None,
+        *,
+        slot: mmap.mmap | None = None,
     ) -> None:
         self.worker = spec.worker
         self.at = spec.tasks[0]
         self.doing = "start"
         self._spec = spec
         self._pipe = pipe
-        self._in_process = in_process
+        self._home = os.getpid()
+        self._offspring = offspring
         self._lock = threading.Lock()
         self._orders: deque[Any] = deque()
         self._waking = threading.Lock()
@@ -283,7 +296,7 @@ class Worker:
         threading.Thread(target=self._beat, name="consecution-beat", daemon=True).start()
         self._tell(control.Hello(self.worker, self._inbox.endpoint, os.getpid()))
         self._begin()
-        if self._in_process:
+        if self._offspring is not None:
             gc.freeze()  # Code and inputs stay to the end: no collection has to go through them.
         self._tell(control.Began(self.worker))
         failpoints.passed("worker.begun")
@@ -303,6 +316,7 @@ class Worker:
         for task, host in self._hosts.items():
             self.at, self.doing = task, "open" if isinstance(host.node, Sink) else "begin"
             host.begin()
+            end_if_forked(self._home)
         for task, source in self._sources.items():
             self.at, self.doing = task, "begin"
             source.open()
@@ -368,12 +382,15 @@ class Worker:
         host = self._hosts.get(target)
         if host is not None:
             host.receive(message)
+            end_if_forked(self._home)
         elif (source := self._sources.get(target)) is not None:
             source.receive(message)
 
     def _turn_source(self, task: TaskIndex, source: SourceHost) -> bool:
         self.at = task
-        if source.turn():
+        worked = source.turn()
+        end_if_forked(self._home)
+        if worked:
             return True
         # Only now: a decision that is just being committed looks done to the thread that beats.
         over = self._over[task] = _Over(source.origin.finished, source.drained)
@@ -385,6 +402,7 @@ class Worker:
     def _turn_task(self, task: TaskIndex, host: assembly.Host) -> bool:
         self.at = task
         worked = host.turn()
+        end_if_forked(self._home)
         host.flush()
         if task in self._ending and host.ended:
             self._ending.discard(task)
@@ -471,6 +489,7 @@ class Worker:
         self._ending.add(task)
         self.at, self.doing = task, "end"
         self._hosts[task].end()
+        end_if_forked(self._home)
         self.doing = "process"
 
     # -- the supervisor --------------------------------------------------------------------------
@@ -484,14 +503,16 @@ class Worker:
         except (EOFError, OSError):
             if self._quit:
                 return
-            if self._in_process:
+            if self._offspring is not None:
                 self.remove_socket_file()
+                self._offspring.end()
                 os._exit(EXIT_FAILED)
             self._quit = True
             self._wake()
 
     def _wake(self) -> None:
         """Not after the end: in a thread, the descriptor's number is somebody else's by then."""
+        end_if_forked(self._home)  # where what runs beside the loop comes back
         with self._waking:
             if self._wake_write >= 0:
                 os.write(self._wake_write, b".")
@@ -550,6 +571,7 @@ class Worker:
         self._tell(control.StopAsked(origin, entry))
 
     def _tell(self, word: Any) -> None:
+        end_if_forked(self._home)
         with self._lock:
             self._pipe.send(word)
 

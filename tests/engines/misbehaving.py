@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import ctypes
 import io
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -14,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from consecution import Node, Sink, Source
+from consecution import KeyedNode, Node, Sink, Source
 
 LONGEST_WAIT_S = 30.0
 
@@ -219,6 +221,68 @@ class Parent(Copy):
             time.sleep(60)
             os._exit(0)
         self.note.write_text(str(pid))
+
+
+class Forks(Copy):
+    """Leaves the child of a fork behind in its own ``step``, where it goes on as the parent does; notes the pids."""
+
+    def __init__(self, name: str, step: str, note: Path) -> None:
+        super().__init__(name)
+        self.step, self.note = step, note
+
+    def begin(self) -> None:
+        self._fork("begin")
+
+    def process(self, item: Any) -> None:
+        if item == 3:
+            self._fork("process")
+        self.push(item)
+
+    def _fork(self, step: str) -> None:
+        if step != self.step:
+            return
+        pid = os.fork()
+        if pid != 0:
+            with self.note.open("a") as note:
+                note.write(f"{pid}\n")
+
+
+class ForksAndCounts(Forks, KeyedNode):
+    """The same in a durable node."""
+
+    def key(self, item: Any) -> Any:
+        return item % 3
+
+
+class Pools(Copy):
+    """Lets processes of multiprocessing work for it, and never ends them; notes their pids."""
+
+    def __init__(self, name: str, note: Path) -> None:
+        super().__init__(name)
+        self.note = note
+
+    def begin(self) -> None:
+        context = multiprocessing.get_context("fork")
+        self.executor = concurrent.futures.ProcessPoolExecutor(2, mp_context=context)
+        self.pool = context.Pool(2)
+        assert self.executor.submit(abs, -1).result() == self.pool.apply(abs, (-1,))
+        children = multiprocessing.active_children()
+        with self.note.open("a") as note:
+            note.write("".join(f"{child.pid}\n" for child in children))
+
+
+def pids_in(note: Path) -> list[int]:
+    return [int(line) for line in note.read_text().split()]
+
+
+def is_gone(pid: int) -> bool:
+    """Dead, though perhaps nobody has reaped it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 class Environment(Node):

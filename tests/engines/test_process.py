@@ -37,13 +37,18 @@ from tests.engines.misbehaving import (
     Environment,
     FailsIn,
     FailsInBegin,
+    Forks,
+    ForksAndCounts,
     Gate,
     Misbehaving,
     Parent,
+    Pools,
     Rude,
     StateReader,
     Unlookable,
     Waiting,
+    is_gone,
+    pids_in,
     wait_for,
 )
 
@@ -388,6 +393,52 @@ def test_children_of_a_killed_worker_do_not_hold_up_the_run(tmp_path: Path) -> N
 
     for child in (first, int(parent.note.read_text())):
         os.kill(child, signal.SIGKILL)
+    assert_all_arrived(report, tmp_path / "out")
+
+
+@pytest.mark.parametrize("forks", [Forks, ForksAndCounts])
+@pytest.mark.parametrize("step", ["begin", "process"])
+def test_a_forked_child_that_comes_back_from_user_code_ends(
+    forks: type[Forks], step: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = tmp_path / "children"
+    pipeline = Pipeline(Producer(range(COUNT)) | forks("forks", step, note) | TextLines("out", tmp_path / "out"))
+
+    report = pipeline.run(**OPTIONS)
+
+    for child in pids_in(note):
+        wait_for(lambda child=child: is_gone(child))
+    assert_all_arrived(report, tmp_path / "out")
+    assert report.restarts == 0
+    assert "let the child leave by os._exit(0)" in capsys.readouterr().err
+
+
+def test_what_multiprocessing_has_started_in_a_worker_ends_with_it(tmp_path: Path) -> None:
+    note = tmp_path / "children"
+
+    report = Pipeline(Producer(range(COUNT)) | Pools("pools", note) | TextLines("out", tmp_path / "out")).run(**OPTIONS)
+
+    assert_all_arrived(report, tmp_path / "out")
+    assert len(pids_in(note)) == 4
+    for child in pids_in(note):
+        wait_for(lambda child=child: is_gone(child))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system ends children with their parent")
+def test_what_multiprocessing_has_forked_in_a_worker_ends_also_where_that_is_killed(tmp_path: Path) -> None:
+    note, gate = tmp_path / "children", Gate("gate", COUNT // 2, tmp_path)
+    pipeline = Pipeline(Producer(range(COUNT)) | Pools("pools", note) | gate | TextLines("out", tmp_path / "out"))
+
+    with pipeline.start(**OPTIONS) as running:
+        wait_for(gate.reached.exists)
+        first = pids_in(note)
+        kill(running, "pools.0")
+        for child in first:
+            wait_for(lambda child=child: is_gone(child))
+        wait_until_restarted(running)
+        gate.opened.touch()
+        report = running.wait(60)
+
     assert_all_arrived(report, tmp_path / "out")
 
 

@@ -25,7 +25,7 @@ from consecution.runtime.logs import LogPump
 from consecution.runtime.shipping import Parcel, Shipment, ship
 from consecution.runtime.slots import SlotFile, SlotNote, map_slot
 from consecution.runtime.worker import EXIT_FAILED, WorkerSpec
-from tests.engines.misbehaving import Misbehaving, wait_for
+from tests.engines.misbehaving import Misbehaving, is_gone, wait_for
 
 WAIT_S = 30.0
 
@@ -194,16 +194,6 @@ def test_a_worker_that_went_with_its_fork_server_is_not_blamed(pad: Launchpad) -
     next_word(pad.process(), control.Began)
     assert "fork server" in worker.death(), "it has been reaped since"
     slot.close()
-
-
-def is_gone(pid: int) -> bool:
-    """Dead, though perhaps nobody has reaped it."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_new_fork_server_takes_the_place_of_a_dead_one(pad: Launchpad) -> None:

@@ -88,7 +88,7 @@ class Bench:
         spec = WorkerSpec(self.home, tasks, 1, "memory", {}, self.folder.path, "", {})
         self.pipe, theirs = multiprocess.Pipe()
         self.error: BaseException | None = None
-        self.worker = Worker(spec, theirs, shipment, in_process=False)
+        self.worker = Worker(spec, theirs, shipment, None)
         self._context: Any = zmq.Context()
         self.inbox = Inbox(self._context, self.folder.path, "test")
         self._outbox = SocketOutbox(self._context, [WorkerIndex(index) for index in range(3)])
@@ -528,7 +528,7 @@ def whole_pipeline(pipeline: Pipeline, path: Path, **options: Any) -> Iterator[t
         WorkerSpec(WorkerIndex(0), tasks, 1, epoch, stores, sockets.path, "", {}),
         pipe[1],
         shipment,
-        in_process=False,
+        None,
     )
     try:
         worker._begin()
