@@ -387,7 +387,7 @@ class LocalRun:
     @property
     def readable_fds(self) -> list[int | None]:
         """What to wait for at the sources that may be read; None: that one cannot be waited for, only asked."""
-        return [source.source.fileno() for source in self.source_hosts.values() if source.wants_to_read]
+        return [source.fileno() for source in self.source_hosts.values() if source.wants_to_read]
 
     def next_wake_s(self) -> float | None:
         """Seconds until something is due at a source or a task; None: not before a message."""

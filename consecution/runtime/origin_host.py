@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -414,7 +415,8 @@ class SourceHost:
         self.source = source
         self._notes = notes
         self._node_of = node_of
-        self._births = host.companion = _Births(source)
+        self._calls = _Calls(source)
+        self._births = host.companion = _Births(source, self._calls, self._tell)
         self._reader = _Reader(source, linger_s, time.monotonic)
         self._reads_ahead = reads_ahead
         self._trial_until_s: float | None = None
@@ -457,14 +459,21 @@ class SourceHost:
         try:
             worked = self._read()
         except SourceError as error:
-            self._problem, worked = error, True
-            self.stop_reading()
+            if self._births.halfway:
+                raise
+            self._fail(error)
+            worked = True
         worked = self.host.turn() or worked
         if worked:
             self.counts.busy_s += time.monotonic() - started_s - (self.host.committed_s - committed_s)
         if self.origin.settled:
             self.raise_problem()
         return worked
+
+    def _fail(self, error: SourceError) -> None:
+        """Read it no more; the run ends with its first error, when what is open is completely processed."""
+        self._problem = self._problem or error
+        self.stop_reading()
 
     def raise_problem(self) -> None:
         """Raise what the source has raised, if it has."""
@@ -475,6 +484,14 @@ class SourceHost:
     def reading_since_s(self) -> float | None:
         """When (monotonic) the source was asked for items, while it has not answered."""
         return self._reader.asked_s
+
+    def fileno(self) -> int | None:
+        """What to wait for before it is read again; None: it is to be asked."""
+        try:
+            return _checked_fileno(self.source, self._calls(self.source.fileno))
+        except SourceError as error:
+            self._fail(error)
+            return None
 
     @property
     def wants_to_read(self) -> bool:
@@ -519,7 +536,7 @@ class SourceHost:
                 break
             items = self._read_batch(room)
             if items is None:
-                self.origin.exhaust(self.source.position())
+                self.origin.exhaust(self._calls(self.source.position))
                 return True
             if not items:
                 break
@@ -546,10 +563,9 @@ class SourceHost:
         if self.source.rejects:
             rejected = [item for item in items if type(item) is Rejected]
             items = [item for item in items if type(item) is not Rejected] if rejected else items
-        seq = self.host.born(items, self.source.position(), rejected)
+        seq = self.host.born(items, self._calls(self.source.position), rejected)
         self._born_s[seq] = time.monotonic()
-        self.source.batch_born(seq, count)
-        self._births.add(seq)
+        self._births.add(seq, count)
 
     def _stop(self) -> bool:
         released = self._release()
@@ -599,8 +615,15 @@ class SourceHost:
         self.counts.frames += 1
         self.counts.took(self._born_s.pop(settled.seq, 0.0), time.monotonic())
         if settled.given_up:
-            self.source.items_failed(settled.seq, [self._failure(entry) for entry in settled.given_up])
-        self.source.batch_settled(settled.seq, settled.failed, settled.confirmed)
+            self._tell(self.source.items_failed, settled.seq, [self._failure(entry) for entry in settled.given_up])
+        self._tell(self.source.batch_settled, settled.seq, settled.failed, settled.confirmed)
+
+    def _tell(self, hook: Callable[..., None], *what: Any) -> None:
+        """What becomes of a batch. A source that cannot take it must not keep the others from being told."""
+        try:
+            self._calls(hook, *what)
+        except SourceError as error:
+            self._fail(error)
 
     def _failure(self, entry: FailureEntry) -> Failure:
         failed = entry.failed
@@ -616,18 +639,62 @@ class SourceHost:
             self.host.close()
 
 
-class _Births:
-    """The batches of one commit, and what the source keeps with them (a `Companion`)."""
+class _Calls:
+    """Calls of the source's methods, each of which may raise what it likes: that becomes a SourceError."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
+
+    def __call__(self, method: Callable[..., _T], *given: Any) -> _T:
+        try:
+            return method(*given)
+        except SourceError:
+            raise
+        except USER_ERRORS as error:
+            name = getattr(method, "__name__", repr(method))
+            raise SourceError(
+                f"the source {self._source!r}: {name}() raised {type(error).__name__}: {error}; what came before it "
+                f"was taken: mend {name}() and run again"
+            ) from error
+
+
+def _checked_fileno(source: Source, found: Any) -> int | None:
+    if found is None or (type(found) is int and found >= 0):
+        return found
+    raise SourceError(
+        f"the source {source!r}: fileno() gave {reprlib.repr(found)}; expected the number of an open descriptor, or "
+        "None. A closed socket gives -1: keep it open until close() is called, or return None: read() is asked then"
+    )
+
+
+def _checked_items(source: Source, found: Any) -> Sequence[Any] | None:
+    if found is None or (isinstance(found, Sequence) and not isinstance(found, (str, bytes))):
+        return found
+    raise SourceError(
+        f"the source {source!r}: read() gave {reprlib.repr(found)}, a {type(found).__name__}; expected a list of "
+        "items, a range, [] while there is nothing, or None at the end: return [item] of one, list(...) of an iterator"
+    )
+
+
+class _Births:
+    """The batches of one commit, and what the source keeps with them (a `Companion`)."""
+
+    def __init__(self, source: Source, calls: _Calls, tell: Callable[..., None]) -> None:
+        self._source = source
+        self._calls = calls
+        self._tell = tell
+        self.halfway = False
+        """A batch is born, and what the source was to keep with it is missing: it must not be committed like that."""
         self._born: list[int] = []
         self._notes: dict[int, Note] = {}
         self._committing: list[int] = []
 
-    def add(self, seq: int) -> None:
+    def add(self, seq: int, count: int) -> None:
+        self.halfway = True
+        self._calls(self._source.batch_born, seq, count)
+        note = self._calls(self._source.take_note, seq)
+        self.halfway = False
         self._born.append(seq)
-        note = self._source.take_note(seq)
         if note is not None:
             self._notes[seq] = note
 
@@ -649,7 +716,7 @@ class _Births:
     def committed(self) -> bool:
         born, self._committing = self._committing, []
         for seq in born:
-            self._source.batch_journalled(seq)
+            self._tell(self._source.batch_journalled, seq)
         return bool(born)
 
 
@@ -692,7 +759,9 @@ class _Reader:
         """What the source has; None at its end, and where it raises after something was kept: that goes first."""
         self.asked_s = self._clock()
         try:
-            found = self._source.read(max_items)
+            found: Sequence[Any] | None = self._source.read(max_items)
+            if type(found) is not list:
+                found = _checked_items(self._source, found)
         except USER_ERRORS as error:
             if not self._kept:
                 raise

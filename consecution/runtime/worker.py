@@ -423,7 +423,7 @@ class Worker:
 
     def _watch_sources(self) -> bool:
         """Wait for the sources too that may be read. False: one cannot be waited for, only asked."""
-        found = [source.source.fileno() for source in self._sources.values() if source.wants_to_read]
+        found = [source.fileno() for source in self._sources.values() if source.wants_to_read]
         fds = {fd for fd in found if fd is not None}
         for fd in self._watched_fds - fds:
             self._poller.unregister(fd)

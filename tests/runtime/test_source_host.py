@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from consecution import IterableSource, Map, Pipeline, Producer, TextLines
-from consecution.errors import BadRecordError, StoppedByItemError, WorldError
+from consecution.errors import BadRecordError, SourceError, StoppedByItemError, WorldError
 from consecution.protocol.dispatch import Dispatch, SingleEdge
 from consecution.protocol.origin import BatchBorn, Change, Origin, OriginLimits
 from consecution.protocol.values import Ack, Acks, FailedItem, Frame, FrameId, Message, Stage, TaskIndex
@@ -328,3 +328,103 @@ def test_what_was_noted_is_recalled_before_the_source_is_opened(tmp_path: Path) 
     host.open()
 
     assert shell.diary == [("recall", [(3, b"of 3")]), ("open", None)]
+
+
+# -- wrong answers -----------------------------------------------------------------------------------
+
+
+class Wrong(Source):
+    """Gives an item, then, in ``method``, whatever ``answer`` is; an exception is raised."""
+
+    def __init__(self, method: str, answer: Any) -> None:
+        self.method, self.answer, self.at = method, answer, 0
+
+    def __repr__(self) -> str:
+        return "Wrong()"
+
+    def _say(self, method: str, right: Any) -> Any:
+        if self.method != method or not self.at:
+            return right
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return {"generator": iter(()), "text": "abc"}.get(self.answer, self.answer)
+
+    def read(self, max_items: int) -> Any:
+        if self.method == "fileno" and self.at:
+            return []
+        found = self._say("read", [self.at] if self.at < 3 else None)
+        self.at += 1
+        return found
+
+    def position(self) -> Any:
+        return self._say("position", self.at)
+
+    def fileno(self) -> Any:
+        return self._say("fileno", None)
+
+    def take_note(self, seq: int) -> Note | None:
+        return self._say("take_note", None)
+
+    def batch_journalled(self, seq: int) -> None:
+        self._say("batch_journalled", None)
+
+    def batch_settled(self, seq: int, failed: int, confirmed: bool) -> None:
+        self._say("batch_settled", None)
+
+    def items_failed(self, seq: int, failures: Any) -> None:
+        self._say("items_failed", None)
+
+
+def refuse(item: Any) -> None:
+    raise ValueError(item)
+
+
+OOPS = ValueError("oops")
+RAISED = r"\(\) raised ValueError: oops; .* mend {}\(\)"
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+@pytest.mark.parametrize(
+    ("method", "answer", "match"),
+    [
+        ("read", 5, r"\(\) gave 5, a int; expected a list"),
+        ("read", "generator", r"\(\) gave .*, a tuple_iterator; expected a list"),
+        ("read", "text", r"\(\) gave 'abc', a str; expected a list"),
+        ("fileno", -1, r"\(\) gave -1; expected the number of an open descriptor.*keep it open"),
+        *((name, OOPS, RAISED.format(name)) for name in ("position", "fileno", "take_note")),
+        *((name, OOPS, RAISED.format(name)) for name in ("batch_journalled", "batch_settled", "items_failed")),
+    ],
+)
+def test_a_wrong_answer_of_a_source_ends_the_run_and_names_both(
+    method: str, answer: Any, match: str, mode: Any, tmp_path: Path
+) -> None:
+    source = Wrong(method, answer)
+    options: dict[str, Any] = {"mode": mode, "retries": 0, "sync": "process", "batch_size": 1, "max_pending": 1}
+
+    with pytest.raises(SourceError, match=rf"the source Wrong\(\): {method}{match}"):
+        Pipeline(Producer(source) | refuse).run(state_dir=tmp_path / "state", **options)
+
+
+def test_a_source_that_cannot_take_what_became_of_a_batch_is_still_told_of_the_others() -> None:
+    shell = telling([["a"], ["b"], ["c"]], cuts=[True, False])
+
+    def journalled(seq: int) -> None:
+        shell.diary.append(("journalled", seq))
+        raise OOPS
+
+    shell.source.batch_journalled = journalled  # type: ignore[method-assign]
+    shell.source_host.turn()
+
+    assert shell.diary.all("journalled") == [0, 1]
+    shell.source_host.turn()
+    assert shell.diary.all("born") == [(0, 1), (1, 1)]
+
+
+def test_a_batch_whose_note_is_missing_is_not_committed() -> None:
+    shell = telling([["a"]])
+    shell.source.take_note = lambda seq: refuse("note")  # type: ignore[method-assign]
+
+    with pytest.raises(SourceError, match="raised ValueError: note"):
+        shell.source_host.turn()
+
+    assert "commit" not in shell.diary.words()
