@@ -69,6 +69,8 @@ class _Watched:
     plan: WorkerPlan
     incarnation: int = 0
     process: WorkerProcess | None = None
+    greeted: bool = False
+    """It has said hello: what it dies of from then on is not its start."""
     began: bool = False
     occupied_with: str = ""
     changed_s: float = 0.0
@@ -326,6 +328,7 @@ class Supervisor:
         if isinstance(word, control.Beats):
             self._take_beats(watched, word.beats)
         elif isinstance(word, control.Hello):
+            watched.greeted = True
             watched.changed_s = self._clock()
             self._carry_out(self._recovery.started(word.worker, word.endpoint))
             self._tell_again(word.worker)
@@ -423,13 +426,13 @@ class Supervisor:
             name = watched.plan.name
             raise WorkerError(f"{name}: process {process.pid} cannot be killed", task=name)
         self._hear(watched)
-        how = process.death() + watched.hung + _reason(watched)
+        how, greeted = process.death() + watched.hung + _reason(watched), watched.greeted
         process.pipe.close()
         self._forget_process(watched)
         if watched.closed is not None or self._gone:
             return
         failpoints.passed("supervisor.mourned")
-        if (error := process.start_error()) is not None:
+        if not greeted and (error := process.start_error()) is not None:
             raise error
         if not self.plan.options.robust and self._lose(watched, how):
             return
@@ -445,7 +448,8 @@ class Supervisor:
             seen = self._tasks[task]
             seen.before = _sum_counts(seen)
             seen.beat = None if seen.beat is None else replace(seen.beat, **_NOTHING)
-        watched.process, watched.began, watched.aborted_s, watched.hung = None, False, None, ""
+        watched.process, watched.greeted, watched.began = None, False, False
+        watched.aborted_s, watched.hung = None, ""
 
     # -- poison ----------------------------------------------------------------------------------
 

@@ -823,6 +823,18 @@ def test_what_makes_every_start_impossible_is_raised_at_once() -> None:
     assert world.launched(LEFT) == 1
 
 
+def test_who_has_said_hello_does_not_die_of_its_start_whatever_its_exit_code() -> None:
+    def exit_once(worker: FakeWorker, order: Any) -> None:
+        worker.refusal = UsageError("guard your script")
+        worker.die("exit code 71")
+
+    world = World(script={(LEFT, 1, "Wire"): exit_once})
+
+    supervisor = world.run()
+
+    assert (supervisor.restarts, world.launched(LEFT)) == (1, 2)
+
+
 def test_begin_that_fails_in_a_later_life_counts_as_a_death() -> None:
     world = World(
         script={(LEFT, 1, "Wire"): die, (LEFT, 2, "start"): lambda w, order: (w.hello(), w.fail("begin"))}  # type: ignore[dict-item]
