@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import importlib
 import signal
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -183,7 +183,7 @@ def run(pipeline: Pipeline, iterable: Any, options: Options, *, on_status: OnSta
         running = start(pipeline, iterable, options)
         try:
             signals.stop_from_now_on(running)
-            return _join_telling(running, signals, tell)
+            return _join_telling(running, tell)
         except BaseException:
             running.abort()
             with contextlib.suppress(Exception):
@@ -191,13 +191,11 @@ def run(pipeline: Pipeline, iterable: Any, options: Options, *, on_status: OnSta
             raise
 
 
-def _join_telling(running: Running, signals: _Signals, tell: list[OnStatus]) -> Report:
+def _join_telling(running: Running, tell: list[OnStatus]) -> Report:
     running.finish_input()
     while (report := running.join(STATUS_EVERY_S)) is None:
         for on_status in tell:
             on_status(running.status())
-        if signals.overdue():
-            running.abort()
     return report
 
 
@@ -215,16 +213,22 @@ class _Signals:
     """Lets SIGINT and SIGTERM stop a run, in the main thread.
 
     What comes while the run is started is remembered; a second one then breaks the start off. What is
-    ignored (``nohup``) stays so, and so does what only C could put back.
+    ignored (``nohup``) stays so, and so does what only C could put back. The end of the grace time is a second
+    signal, from ourselves: where the main thread hangs in user code, nothing else reaches it.
     """
 
     def __init__(self, grace_s: float) -> None:
-        self._grace_s = grace_s
-        self._since_s: float | None = None
+        self._grace_s = min(grace_s, threading.TIMEOUT_MAX)
+        self._main = threading.get_ident()
+        self._asked = False
+        self._over = threading.Lock()
+        """Held until the run is over: who waits for that has it when it is."""
+        self._sending = threading.Lock()
         self._running: Running | None = None
         self._old: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> _Signals:
+        self._over.acquire()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 found = signal.getsignal(number)
@@ -234,22 +238,31 @@ class _Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with self._sending:  # a signal of ours must not meet the handlers of others
+            self._over.release()
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
     def stop_from_now_on(self, running: Running) -> None:
         """The run has been started."""
         self._running = running
-        if self._since_s is not None:
+        if self._asked:
             running.request_stop()
 
-    def overdue(self) -> bool:
-        """Whether the grace time of a stop is over."""
-        return self._since_s is not None and time.monotonic() - self._since_s > self._grace_s
+    def _await_grace(self, signum: int) -> None:
+        """In a thread of its own."""
+        if self._over.acquire(timeout=self._grace_s):
+            return
+        with self._sending:
+            if self._over.locked():
+                signal.pthread_kill(self._main, signum)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self._since_s is None:
-            self._since_s = time.monotonic()
+        if not self._asked:
+            self._asked = True
+            # Not by `threading`: the main thread may hold that one's lock just now.
+            with contextlib.suppress(RuntimeError):  # no thread can be started; a second signal still helps
+                _thread.start_new_thread(self._await_grace, (signum,))
             if self._running is not None:
                 self._running.request_stop()
         elif self._running is not None:

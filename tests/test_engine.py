@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from consecution import Map, Pipeline, Producer, Report, Status
+from consecution import Map, Pipeline, Producer, Report, Source, Status
 from consecution.engine import Running
 from consecution.engines import thread
-from consecution.errors import OptionError
+from consecution.errors import OptionError, SourceError, WorkerError
+from consecution.runtime import supervisor
 from tests.engines import nodes
 from tests.engines.nodes import Collect, Gate, collected
 
@@ -83,6 +84,100 @@ def run_into_gate(tmp_path: Path, mode: Any, **options: Any) -> Report:
         return pipeline.run(range(5), mode=mode, sync="process", state_dir=tmp_path / "state", **options)
     finally:
         gate.touch()
+
+
+class HangingEnd(Pipeline):
+    """Its ``end`` sends itself signals, then hangs until the test is over."""
+
+    signals = 0
+
+    def begin(self) -> None:
+        self.over = threading.Event()
+
+    def end(self) -> None:
+        for _ in range(self.signals):
+            signal.raise_signal(signal.SIGTERM)
+        self.over.wait(nodes.LONGEST_WAIT_S)
+
+
+def test_an_end_that_hangs_does_not_hold_up_a_stop_at_once(
+    options: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(thread, "QUIT_WAIT_S", 0.05)
+    monkeypatch.setattr("consecution.engines.process.HOOK_WAIT_S", 0.05)
+    pipeline = HangingEnd(Collect("sink", tmp_path / "out"))
+    pipeline.signals = 2 if options["mode"] == "inline" else 0  # in the main thread, where signals are handled
+
+    try:
+        with pytest.raises(WorkerError, match=r"the pipeline's end\(\) "):
+            pipeline.run([1], **options, on_status=lambda status: signal.raise_signal(signal.SIGTERM))
+    finally:
+        pipeline.over.set()
+
+    assert collected(tmp_path / "out") == [1]
+    monkeypatch.setattr(HangingEnd, "end", lambda self: "ended")
+    assert pipeline.run([1], **options).result == "ended"
+
+
+def test_after_the_grace_of_a_stop_user_code_in_the_main_thread_is_broken_off(options: Any) -> None:
+    pipeline = HangingEnd(Map(nodes.increase))
+    pipeline.signals = 1
+
+    with pytest.raises(WorkerError, match=r"the pipeline's end\(\) was broken off"):
+        pipeline.run([1], mode="inline", robustness="none", stop_timeout_s=0.05)
+
+    assert not pipeline.over.is_set()
+
+
+class HangingSource(Source):
+    """Read in this process; its ``method`` hangs after the first item, until the test is over."""
+
+    in_parent = True
+
+    def __init__(self, method: str) -> None:
+        self.method, self.at = method, 0
+        self.hangs, self.over = threading.Event(), threading.Event()
+
+    def open(self, position: Any) -> None:
+        self.at = position or 0
+
+    def read(self, max_items: int) -> list[int] | None:
+        self._hang_in("read")
+        self.at += 1
+        return [self.at] if self.at < 3 else None
+
+    def position(self) -> int:
+        return self.at
+
+    def batch_settled(self, seq: int, failed: int, confirmed: bool) -> None:
+        self._hang_in("batch_settled")
+
+    def _hang_in(self, method: str) -> None:
+        if self.at and method == self.method:
+            self.hangs.set()
+            self.over.wait(nodes.LONGEST_WAIT_S)
+
+
+@pytest.mark.parametrize("method", ["read", "batch_settled"])
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_a_source_that_hangs_does_not_hold_up_a_stop_and_goes_on_later(
+    mode: Any, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(thread, "QUIT_WAIT_S", 0.05)
+    monkeypatch.setattr(supervisor, "QUIT_WAIT_S", 0.5)
+    source, options = HangingSource(method), {"mode": mode, "sync": "process", "state_dir": tmp_path / "state"}
+    running = Pipeline(Producer(source) | Map(nodes.increase)).start(**options)
+
+    try:
+        assert source.hangs.wait(nodes.LONGEST_WAIT_S)
+        with pytest.raises(SourceError, match=rf"HangingSource.* has not come back from {method}\(\)"):
+            running.stop(timeout_s=0.05)
+    finally:
+        source.over.set()
+    for left in [found for found in threading.enumerate() if found.name.startswith("consecution-")]:
+        left.join(nodes.LONGEST_WAIT_S)
+
+    assert Pipeline(Producer(source) | Map(nodes.increase)).run(**options).pending == 0
 
 
 class SignalledBegin(Pipeline):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from consecution.engine import Running
+from consecution.errors import WorkerError
 from consecution.plan import Plan
 from consecution.protocol.ending import Ending
 from consecution.protocol.values import USER_ERRORS, Message, TaskIndex
@@ -57,6 +58,7 @@ class InlineRunning(Running):
         self._queue = _Queue()
         self._lock = threading.RLock()
         self._turning: int | None = None
+        self._finishing: int | None = None
         self._error: BaseException | None = None
         self._end_problems: dict[TaskIndex, BaseException] = {}
         self._stopping = False
@@ -98,7 +100,9 @@ class InlineRunning(Running):
         """Abort; user code that runs in this thread just now is broken off, or a hanging item would hang us."""
         self._aborted = True
         if self._turning == threading.get_ident():
-            raise _BrokenOff
+            raise _BrokenOff("a turn")
+        if self._finishing == threading.get_ident() and (hook := self._run.in_last_user_code):
+            raise _BrokenOff(hook)
 
     def pause(self) -> None:
         self._run.pause(paused=True)
@@ -157,12 +161,19 @@ class InlineRunning(Running):
             if self._run.closed or self._turning is not None or not self._is_over():
                 return
             try:
+                self._finishing = threading.get_ident()
                 self._drain()
                 self._run.finish(stopped=self._aborted or not self._ending.finished)
                 self._error = self._run.stop_error
+            except _BrokenOff as hook:
+                error = WorkerError(f"{hook} was broken off by the stop: what it had to do may be missing")
+                self._break(error)
+                raise error from None
             except BaseException as error:
                 self._break(error)
                 raise
+            finally:
+                self._finishing = None
 
     def _drain(self) -> None:
         """Nothing is open any more: each task gives what it wrote its final form."""

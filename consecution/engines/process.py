@@ -23,6 +23,7 @@ from consecution.runtime.local_run import finished_before, manual_sources, open_
 from consecution.runtime.log_file import LogFile
 from consecution.runtime.logs import LogPump, LogStream
 from consecution.runtime.memory import can_limit_memory
+from consecution.runtime.occupation import GivenUp, LastHook, wait_looking
 from consecution.runtime.service_manager import VARIABLES, ServiceManager
 from consecution.runtime.shipping import Parcel, Shipment, can_ship, ship
 from consecution.runtime.slots import SlotFile
@@ -36,6 +37,8 @@ from consecution.transport.socket_folder import SocketFolder, base_folder, sweep
 if TYPE_CHECKING:
     from consecution.runtime.endpoint import Endpoint
 
+HOOK_WAIT_S = 5.0
+"""How long a pipeline's end() is waited for when a run is aborted; a thread cannot be killed."""
 LIVE_WITHIN_S = 30.0
 """More than the loop ever waits for one thing: a worker's start, or a dead one to be gone."""
 
@@ -54,6 +57,10 @@ class ProcessRunning(Running):
         self._started_s = time.monotonic()
         self._last_status: Status | None = None
         self._stopping = False
+        self._aborted_s: float | None = None
+        self._given_up = False
+        self._end_hook = LastHook(pipeline._call_user_end)
+        self._threads: list[ThreadWorker] = []
         self._over = threading.Event()
         self._report: Report | None = None
         self._error: BaseException | None = None
@@ -176,7 +183,9 @@ class ProcessRunning(Running):
             memory_limit_bytes=plan.options.memory_limit_bytes,
         )
         if not self._read_here.isdisjoint(tasks):
-            return ThreadWorker(spec, planned.name, Shipment(plan, {}, self._sources_of(tasks), None))
+            started = ThreadWorker(spec, planned.name, Shipment(plan, {}, self._sources_of(tasks), None))
+            self._threads.append(started)
+            return started
         return ProcessWorker(spec, self._parcels[worker], planned.name, self._logs, self._slots.get(worker))
 
     def _say(self, mark: str, text: str) -> None:
@@ -190,20 +199,39 @@ class ProcessRunning(Running):
     def _run(self) -> None:
         try:
             self._supervisor.run()
+            self._look_for_hanging_sources()
             self._finish()
+        except GivenUp:
+            return
         except BaseException as error:
-            self._abandon(error)
-        finally:
             try:
-                self._close()
-                self._tell_service_manager_the_end()
+                self._abandon(error)
             finally:
-                self._over.set()
+                self._leave()
+            return
+        self._leave()
+
+    def _leave(self) -> None:
+        try:
+            self._close()
+            self._tell_service_manager_the_end()
+        finally:
+            self._over.set()
+
+    def _look_for_hanging_sources(self) -> None:
+        """One that is read in this process is read by a thread, which nobody can kill."""
+        for hanging in self._hanging_sources().values():
+            raise hanging
+
+    def _hanging_sources(self) -> dict[TaskIndex, ConsecutionError]:
+        found = ((worker, worker.hanging_source()) for worker in self._threads)
+        return {task: hanging for worker, hanging in found if hanging is not None for task in worker.tasks}
 
     def _abandon(self, error: BaseException) -> None:
         """After ``error``: keep what is open in the state directory."""
         self._error = error
         try:
+            self._look_for_hanging_sources()  # whose journals cannot be read
             books, _ = self._final_books()
             keep = bool(books.pending)
         except ConsecutionError:
@@ -220,8 +248,9 @@ class ProcessRunning(Running):
             add_note(error, f"what was open is kept: run again with state_dir={str(self._state.path)!r}")
 
     def _close(self) -> None:
-        """Close everything, whatever a user's source does when it is closed."""
-        sources = [source.close for source in self._sources.values()]
+        """Close everything, whatever a user's source does when it is closed; one that hangs closes itself, if ever."""
+        hanging = self._hanging_sources()
+        sources = [source.close for task, source in self._sources.items() if task not in hanging]
         ours = (self._close_endpoint, self._close_parcels, self._folder.close, self._logs.close, self._stream.close)
         for close in (*sources, *ours):
             try:
@@ -233,7 +262,7 @@ class ProcessRunning(Running):
         supervisor, state = self._supervisor, self._state
         books, failures = self._final_books()
         status = self._last_status = self._status("stopped" if supervisor.stopped else "finished", books)
-        result = None if supervisor.stopped else self._pipeline._call_user_end()
+        result = None if supervisor.stopped else self._end_hook.call()
         cause = supervisor.stop_cause
         keep = state is not None and (not state.temporary or bool(status.open) or cause is not None)
         report = assembly.make_report(
@@ -338,6 +367,7 @@ class ProcessRunning(Running):
 
     def abort(self) -> None:
         self._stopping = True
+        self._aborted_s = self._aborted_s or time.monotonic()
         self._supervisor.abort()
 
     def pause(self) -> None:
@@ -351,10 +381,19 @@ class ProcessRunning(Running):
             manual.finish()
 
     def join(self, timeout_s: float | None) -> Report | None:
-        if not self._over.wait(timeout_s):
+        if not wait_looking(self._over, timeout_s, self._give_up_what_hangs):
             return None
-        if self._thread is not None:
+        if self._thread is not None and not self._given_up:
             self._thread.join()
         if self._error is not None:
             raise self._error
         return self._report
+
+    def _give_up_what_hangs(self) -> None:
+        """After an abort: what the supervisor's thread would have done after a hook that hangs is done here."""
+        since_s = time.monotonic() - HOOK_WAIT_S
+        if self._aborted_s is None or self._aborted_s > since_s or (error := self._end_hook.give_up(since_s)) is None:
+            return
+        self._given_up = True
+        self._abandon(error)
+        self._leave()

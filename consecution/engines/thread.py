@@ -24,6 +24,7 @@ from consecution.protocol.values import USER_ERRORS, Frame, Message, TaskIndex
 from consecution.report import Report, Status
 from consecution.runtime.assembly import Host, drain_stages, end_stages
 from consecution.runtime.local_run import LocalRun, end_error, finished_before, push_into, task_error
+from consecution.runtime.occupation import wait_looking
 from consecution.runtime.offspring import end_if_forked
 from consecution.runtime.task_host import ANSWER_S
 from consecution.sources.manual import Receipt
@@ -165,6 +166,8 @@ class ThreadRunning(Running):
         self._home = os.getpid()
         self._stopping = False
         self._aborted = False
+        self._aborted_s = 0.0
+        self._given_up = False
         self._opened = threading.Event()
         self._over = threading.Event()
         self._open_error: BaseException | None = None
@@ -324,7 +327,7 @@ class ThreadRunning(Running):
             if self._closed_problem is not None:
                 raise self._closed_problem
             self._run.finish(stopped=self._aborted or not self._ending.finished)
-            self._error = self._run.stop_error
+            self._error = self._error or self._run.stop_error
         except BaseException as error:
             self._end_with(error)
         finally:
@@ -343,7 +346,7 @@ class ThreadRunning(Running):
             self._opened.set()
 
     def _end_with(self, error: BaseException) -> None:
-        self._error = error
+        self._error = self._error or error
         self._quit_tasks(wait_s=QUIT_WAIT_S)
         self._run.abandon(error)
         self._inbox.close()
@@ -420,6 +423,7 @@ class ThreadRunning(Running):
         self._inbox.wake()
 
     def abort(self) -> None:
+        self._aborted_s = self._aborted_s or time.monotonic()
         self._aborted = True
         self._inbox.wake()
 
@@ -435,16 +439,26 @@ class ThreadRunning(Running):
         self._run.finish_input()
 
     def join(self, timeout_s: float | None) -> Report | None:
-        if not self._over.wait(timeout_s):
+        if not wait_looking(self._over, timeout_s, self._give_up_what_hangs):
             return None
         self._join_threads()
         if self._error is not None:
             raise self._error
         return self._run.report
 
+    def _give_up_what_hangs(self) -> None:
+        """After an abort: do not wait for a director that hangs in user code; the tasks need not wait for it either."""
+        since_s = time.monotonic() - QUIT_WAIT_S
+        if not self._aborted or self._aborted_s > since_s or (error := self._run.give_up(since_s)) is None:
+            return
+        self._error, self._given_up = error, True
+        for queue in self._queues.values():
+            queue.put(_Quit())
+        self._over.set()
+
     def _join_threads(self) -> None:
         """No thread is left behind, but for one that hangs in user code."""
-        if self._director is not None:
+        if self._director is not None and not self._given_up:
             self._director.join()
         for task, thread in self._threads.items():
             if task not in self._alive:

@@ -169,15 +169,17 @@ class ThreadWorker:
     def __init__(self, spec: WorkerSpec, mark: str, shipment: Shipment) -> None:
         self.pipe, theirs = multiprocess.Pipe()
         self.pid = os.getpid()
+        self.tasks = spec.tasks
         self._spec = spec
         self._shipment = shipment
+        self._worker: Worker | None = None
         self._thread = threading.Thread(target=self._run, args=(theirs,), name=f"consecution-{mark}", daemon=True)
         self._thread.start()
 
     def _run(self, pipe: Any) -> None:
         worker: Worker | None = None
         try:
-            worker = Worker(self._spec, pipe, self._shipment, None)
+            worker = self._worker = Worker(self._spec, pipe, self._shipment, None)
             worker.run()
         except BaseException as error:
             end_if_forked(self.pid)
@@ -207,6 +209,10 @@ class ThreadWorker:
     def join(self, timeout_s: float) -> bool:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def hanging_source(self) -> ConsecutionError | None:
+        """What to raise if it has not ended, as its source has not come back from a call."""
+        return self._worker.hanging_source() if self._worker is not None and self._thread.is_alive() else None
 
 
 def _main_is_needed() -> bool:

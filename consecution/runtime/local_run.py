@@ -27,6 +27,7 @@ from consecution.report import Report, Status
 from consecution.runtime import assembly
 from consecution.runtime.books import Books, read_books
 from consecution.runtime.main_module import know_script_by_all_names
+from consecution.runtime.occupation import LastHook
 from consecution.runtime.origin_host import OriginHost, Outbox, SourceHost, live_codec
 from consecution.runtime.replicas import make_replicas
 from consecution.runtime.state import StateDir, open_state_dir
@@ -118,6 +119,7 @@ class LocalRun:
         self.report: Report | None = None
         self.closed = False
         self.steering: Steering | None = None
+        self._end_hook = LastHook(pipeline._call_user_end)
         self._stop = stop
         self._wake_of = wake_of
         self._stop_cause: tuple[TaskIndex, FailureEntry] | None = None
@@ -241,7 +243,7 @@ class LocalRun:
         for close in closers:
             try:
                 close()
-            except Exception as error:
+            except BaseException as error:  # what is still open would stay locked
                 problem = problem or error
         if problem is not None:
             raise problem
@@ -289,7 +291,7 @@ class LocalRun:
             books, failures = read_books(state, plan, self._books().sources)
             self._last_status = self._status(seen_as, books)
         status = self.status(seen_as)
-        result = None if stopped else self.pipeline._call_user_end()
+        result = None if stopped else self._end_hook.call()
         keep_state = bool(status.open) or self._stop_cause is not None or (state is not None and not state.temporary)
         report = assembly.make_report(
             plan,
@@ -308,6 +310,33 @@ class LocalRun:
             state.close(keep=keep_state)
         self.report = report
         return report
+
+    def give_up(self, since_s: float) -> ConsecutionError | None:
+        """What the run is to end with if user code hangs since before ``since_s`` in the thread that drives it.
+
+        Where it is a source, that thread closes the run should it ever come back; after the pipeline's ``end`` nothing
+        but the state directory is open, and that is closed here.
+        """
+        for source in self.source_hosts.values():
+            if (hanging := source.hanging(since_s)) is not None:
+                if self.state is not None and self.state.temporary:
+                    hanging.add_note(f"what was open is kept: run again with state_dir={str(self.state.path)!r}")
+                return hanging
+        error = self._end_hook.give_up(since_s)
+        if error is not None:
+            self.abandon(error)
+        return error
+
+    @property
+    def in_last_user_code(self) -> str:
+        """Which user code runs just now while the run is closed; "" if none does."""
+        for source in self.source_hosts.values():
+            if source.in_source:
+                return f"a method of the source {source.source!r}"
+        for host in self.tasks.values():
+            if host.occupied_with:
+                return f"{host.name}: {host.occupied_with}()"
+        return "" if self._end_hook.since_s is None else "the pipeline's end()"
 
     def _failures_in_memory(self) -> list[FailureEntry]:
         keep = self.plan.options.keep_failed

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import reprlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -44,6 +45,7 @@ from consecution.protocol.values import (
 from consecution.report import Failure
 from consecution.runtime import failpoints
 from consecution.runtime.journal import NotesTaken
+from consecution.runtime.occupation import not_back
 from consecution.runtime.offspring import end_if_forked
 from consecution.source import Note, Rejected, Source
 from consecution.transport.codec import LiveCodec, ReusingCodec
@@ -55,6 +57,7 @@ BATCHES_PER_TURN = 8
 TRIAL_S = 0.01
 """So long a source holds back while batches are under way that show what size is right."""
 QUICK_READ_S = 0.002
+NO_CALL = ("", 0.0)
 COMMIT_STRETCH = 4
 """Reading for one commit may take so many times as long as the commit before it: a slow disk gets larger commits."""
 
@@ -417,7 +420,7 @@ class SourceHost:
         self._node_of = node_of
         self._calls = _Calls(source)
         self._births = host.companion = _Births(source, self._calls, self._tell)
-        self._reader = _Reader(source, linger_s, time.monotonic)
+        self._reader = _Reader(source, linger_s, time.monotonic, self._calls)
         self._reads_ahead = reads_ahead
         self._trial_until_s: float | None = None
         self._problem: SourceError | None = None
@@ -437,8 +440,9 @@ class SourceHost:
         notes, self._notes = self._notes, ()
         try:
             if notes:
-                self.source.recall(notes)
-            self.source.open(self.origin.position)
+                self._calls(self.source.recall, notes)
+            with self._calls.noted("open"):
+                self.source.open(self.origin.position)
         except SourceError:
             raise
         except USER_ERRORS as error:
@@ -483,7 +487,18 @@ class SourceHost:
     @property
     def reading_since_s(self) -> float | None:
         """When (monotonic) the source was asked for items, while it has not answered."""
-        return self._reader.asked_s
+        method, since_s = self._calls.latest
+        return since_s if method == "read" else None
+
+    @property
+    def in_source(self) -> bool:
+        """Whether a method of the source runs just now."""
+        return bool(self._calls.latest[0])
+
+    def hanging(self, since_s: float) -> SourceError | None:
+        """What to raise if a method was called before ``since_s`` and has not come back. Any thread may ask."""
+        method, called_s = self._calls.latest
+        return None if not method or called_s > since_s else not_back(self.source, method, called_s)
 
     def fileno(self) -> int | None:
         """What to wait for before it is read again; None: it is to be asked."""
@@ -631,7 +646,8 @@ class SourceHost:
 
     def close(self) -> None:
         try:
-            self.source.close()
+            with self._calls.noted("close"):
+                self.source.close()
         except USER_ERRORS as error:
             what = text_of(error)
             raise SourceError(f"the source {self.source!r} cannot be closed: {what}") from error
@@ -644,18 +660,31 @@ class _Calls:
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self.latest = NO_CALL
+        """Which method has not come back, and since when (monotonic); any thread may look."""
+
+    @contextlib.contextmanager
+    def noted(self, method: str) -> Iterator[None]:
+        self.latest = method, time.monotonic()
+        try:
+            yield
+        finally:
+            self.latest = NO_CALL
 
     def __call__(self, method: Callable[..., _T], *given: Any) -> _T:
+        name = getattr(method, "__name__", "a method")
+        self.latest = name, time.monotonic()
         try:
             return method(*given)
         except SourceError:
             raise
         except USER_ERRORS as error:
-            name = getattr(method, "__name__", repr(method))
             raise SourceError(
                 f"the source {self._source!r}: {name}() raised {type(error).__name__}: {error}; what came before it "
                 f"was taken: mend {name}() and run again"
             ) from error
+        finally:
+            self.latest = NO_CALL
 
 
 def _checked_fileno(source: Source, found: Any) -> int | None:
@@ -723,15 +752,15 @@ class _Births:
 class _Reader:
     """Reads a batch; with a linger, waits a little for a small one to fill."""
 
-    def __init__(self, source: Source, linger_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, source: Source, linger_s: float, clock: Callable[[], float], calls: _Calls) -> None:
         self._source = source
+        self._calls = calls
         self._linger_s = linger_s
         self._clock = clock
         self._kept: list[Any] = []
         self._since_s = 0.0
         self._ended = False
         self._error: BaseException | None = None
-        self.asked_s: float | None = None
 
     def read(self, max_items: int) -> Sequence[Any] | None:
         if self._error is not None:
@@ -757,7 +786,7 @@ class _Reader:
 
     def _ask(self, max_items: int) -> Sequence[Any] | None:
         """What the source has; None at its end, and where it raises after something was kept: that goes first."""
-        self.asked_s = self._clock()
+        self._calls.latest = "read", self._clock()
         try:
             found: Sequence[Any] | None = self._source.read(max_items)
             if type(found) is not list:
@@ -768,7 +797,7 @@ class _Reader:
             self._error = error
             return None
         finally:
-            self.asked_s = None
+            self._calls.latest = NO_CALL
         self._ended = found is None
         return found
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import multiprocess.forkserver
 import zmq
 
-from consecution.errors import ConsecutionError, WorldError, text_of, traceback_of
+from consecution.errors import ConsecutionError, SourceError, WorldError, text_of, traceback_of
 from consecution.nodes import Node
 from consecution.plan import Plan
 from consecution.protocol.origin import FailureEntry
@@ -535,6 +535,11 @@ class Worker:
             "nothing that it has given is decided, and no stop is heard. read() must not wait: let it return [] while "
             "there is nothing, and fileno() say what to wait for; or give Producer a generator, which may wait"
         )
+
+    def hanging_source(self) -> SourceError | None:
+        """What to raise where a method of a source of this worker has not come back yet. Any thread may ask."""
+        found = (source.hanging(time.monotonic()) for source in self._sources.values())
+        return next((error for error in found if error is not None), None)
 
     def _tell_beats(self) -> None:
         self._tell(control.Beats(self.beats()))
