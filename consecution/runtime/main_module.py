@@ -15,6 +15,8 @@ from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
 
+from consecution.errors import text_of
+
 NAME_IN_WORKERS = "__mp_main__"
 """What multiprocess calls the script that it imports as the main module of a worker."""
 
@@ -75,7 +77,7 @@ def _import_name(main: ModuleType) -> str | None:
 
 def is_of_a_script(error: BaseException) -> bool:
     """Whether what could not be loaded is sought in a main module."""
-    return any(name in str(error) for name in ("__main__", NAME_IN_WORKERS))
+    return any(name in text_of(error) for name in ("__main__", NAME_IN_WORKERS))
 
 
 def where_to_load(error: BaseException) -> str:
