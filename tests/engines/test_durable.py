@@ -43,7 +43,8 @@ def mode(request: pytest.FixtureRequest) -> Any:
 
 def options(mode: str, folder: Path, **given: Any) -> Any:
     engine = {"mode": "process", "workers": WORKERS[mode]} if mode in WORKERS else {"mode": mode}
-    return {**engine, "sync": "process", "retry_delay_s": 0.01, "state_dir": folder / "state", **given}
+    kept = {"state_dir": folder / "state"} if given.get("robustness", "robust") == "robust" else {}
+    return {**engine, "sync": "process", "retry_delay_s": 0.01, **kept, **given}
 
 
 def pass_on(item: Any) -> Any:

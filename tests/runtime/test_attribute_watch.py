@@ -153,11 +153,8 @@ def test_a_run_in_processes_warns_in_its_log(
 
 
 @pytest.mark.parametrize("options", [{"mode": "thread"}, {"mode": "process", "robustness": "track"}])
-def test_where_nothing_was_promised_nothing_is_told(
-    options: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    given: Any = {"batch_size": 10, "state_dir": tmp_path / "state", **options}
-    Pipeline(Numbers("numbers") | Map(str, "text")).run(range(100), **given)
+def test_where_nothing_was_promised_nothing_is_told(options: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    Pipeline(Numbers("numbers") | Map(str, "text")).run(range(100), batch_size=10, **options)
 
     captured = capfd.readouterr()
     assert "keeps data" not in captured.out + captured.err

@@ -514,7 +514,9 @@ class Written(Sink):
 @contextmanager
 def whole_pipeline(pipeline: Pipeline, path: Path, **options: Any) -> Iterator[tuple[Worker, dict[TaskIndex, str]]]:
     """A worker with all tasks of a pipeline, to be turned by hand; and where the stores of some of them are."""
-    plan = pipeline.plan(mode="process", workers=1, state_dir=path, sync="process", **options)
+    if options.get("robustness", "robust") == "robust":
+        options["state_dir"] = path
+    plan = pipeline.plan(mode="process", workers=1, sync="process", **options)
     state, sockets, pipe = open_run_state(plan), SocketFolder(), multiprocess.Pipe()
     producer: Any = pipeline.top_node
     nodes = {node.name: node.node for node in plan.nodes if not node.is_source}
