@@ -309,6 +309,8 @@ class Parts(Node):
 
     def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
         """One table of all items that go. PartlyFailedError for the others, all together."""
+        if _all_at_once(cursor, self._push_table):
+            return
         tables, good, failed = self._sift(cursor)
         if len(tables) > 1:
             with contextlib.suppress(*USER_ERRORS):  # Each part may go, and together they do not.
@@ -317,8 +319,12 @@ class Parts(Node):
         if failed:
             raise PartlyFailedError(failed)
 
+    def _push_table(self, items: list[Any]) -> None:
+        if items:
+            self.push(self._table(items))
+
     def _sift(self, cursor: Iterator[Any]) -> tuple[list[PartTable], list[Any], list[tuple[Any, BaseException]]]:
-        """Try the whole frame; if that raises, half by half. Tables of what goes, these items, and those that raise."""
+        """Try half by half, to find what raises. Tables of what goes, these items, and those that raise."""
         tables: list[PartTable] = []
         good: list[Any] = []
         failed: list[tuple[Any, BaseException]] = []

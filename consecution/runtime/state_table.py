@@ -71,7 +71,10 @@ class Tables(Protocol):
 
 def place_of(key: Key) -> bytes:
     """Where a key lies in the table: its slot first, so that a range of slots is a range of the table."""
-    encoded = encode_key(key)
+    return _place_of(encode_key(key))
+
+
+def _place_of(encoded: bytes) -> bytes:
     slot = _SLOT_BYTES_BY_CRC[zlib.crc32(encoded) % SLOTS]
     if len(encoded) > LONGEST_KEY_BYTES:
         encoded = b"h" + hashlib.blake2b(encoded, digest_size=32).digest()
@@ -98,9 +101,9 @@ class Owner(NamedTuple):
     replica: int
     replicas: int
 
-    def check(self, key: Key, place: bytes) -> None:
+    def check(self, key: Key, slot: int) -> None:
         """MisplacedKeyError for a key of another replica: applied here, its item would begin a second state of that."""
-        owner = replica_of_slot(_SLOT.unpack_from(place)[0], self.replicas)
+        owner = replica_of_slot(slot, self.replicas)
         if owner != self.replica:
             raise MisplacedKeyError(
                 f"the key {shorten_repr(key)} belongs to {self.node}.{owner}, and its item has come to "
@@ -198,12 +201,12 @@ class StateTable:
         number = self._unmerged.get(key)
         if number is not None:
             return self._load_from_log(number, key)
+        encoded = encode_key(key)  # Refused now, with its item, and not when it is to be merged.
         if self._owner is not None:
-            self._owner.check(key, place_of(key))
+            self._owner.check(key, SLOTS_BY_CRC[zlib.crc32(encoded) % SLOTS])
         if self._all_in_memory:
-            encode_key(key)  # Refused now, with its item, and not when it is to be merged.
             return MISSING
-        body = self._tables.read("state", place_of(key))
+        body = self._tables.read("state", _place_of(encoded))
         return MISSING if body is None else self._decode(body)[1]
 
     def _load_from_log(self, number: bytes, key: Key) -> Any:
