@@ -166,14 +166,8 @@ class Plan:
         if self.options.mode == "inline":
             return 1
         start = self.node(self.task(task).node)
-        reached, widest = {start.name}, 1
-        for node in self.nodes:
-            goes_on = node is start or (node.name in reached and not node.durable)
-            for edge in self.edges if goes_on else ():
-                if edge.source == node.name and not edge.failed:
-                    reached.add(edge.target)
-                    if edge.grouping is Grouping.SHUFFLE:
-                        widest = max(widest, self.node(edge.target).replicas)
+        shared = [edge for edge in self._tree_edges(start) if edge.grouping is Grouping.SHUFFLE]
+        widest = max((self.node(edge.target).replicas for edge in shared), default=1)
         return math.ceil(widest / start.replicas)
 
     def deciders(self, task: int) -> tuple[int, ...]:
@@ -181,23 +175,22 @@ class Plan:
 
         To such a sink the highest generation of a batch is the one that counts. So the origin has to decide.
         """
-        ends = self._ends(self.node(self.task(task).node))
+        edges = self._tree_edges(self.node(self.task(task).node))
+        names = {edge.target for edge in edges} - {edge.source for edge in edges}
+        ends = [node for node in self.nodes if node.name in names]
         if any(end.is_sink and not end.durable for end in ends):
             return ()
         return tuple(index for end in ends if end.durable for index in end.tasks)
 
-    def _ends(self, start: NodePlan) -> list[NodePlan]:
-        """The nodes that the trees of this one come to and do not leave."""
-        reached, ends = {start.name}, []
+    def _tree_edges(self, start: NodePlan) -> list[EdgePlan]:
+        """The edges that the trees of a source or durable node go over, down to the next durable ones."""
+        reached, found = {start.name}, list[EdgePlan]()
         for node in self.nodes:
-            if node.name not in reached:
-                continue
-            targets = [edge.target for edge in self.edges if edge.source == node.name and not edge.failed]
-            if node is not start and (node.durable or not targets):
-                ends.append(node)
-            else:
-                reached.update(targets)
-        return ends
+            if node is start or (node.name in reached and not node.durable):
+                edges = [edge for edge in self.edges if edge.source == node.name and not edge.failed]
+                reached.update(edge.target for edge in edges)
+                found += edges
+        return found
 
     def edge(self, index: int) -> EdgePlan:
         return self.edges[index]

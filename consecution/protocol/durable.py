@@ -89,8 +89,8 @@ class _Incoming:
         self.staged: dict[int, dict[int, Frame]] = {}
         """seq → frame id → frame, of all generations."""
         self.gos: dict[int, Go] = {}
-        self.decided: dict[int, Ack] = {}
-        """Batches that were decided here, and are not applied yet, each with the acknowledgement of its frame."""
+        self.decided: dict[int, Frame] = {}
+        """Batches that were decided here, and are not applied yet: the frame that is the whole of each."""
 
 
 class Durable:
@@ -116,7 +116,7 @@ class Durable:
         """What was decided here before a crash is decided: some of it may have been written already."""
         decided = [frame for by_id in incoming.staged.values() for frame in by_id.values() if frame.whole]
         for frame in decided:
-            incoming.gos[frame.seq] = self._decide(incoming, frame, _ack(frame))
+            incoming.gos[frame.seq] = self._decide(incoming, frame)
 
     def _incoming(self, origin: TaskIndex) -> _Incoming:
         found = self._origins.get(origin)
@@ -135,11 +135,7 @@ class Durable:
 
     def decided_here(self, origin: TaskIndex, seq: int) -> Frame | None:
         """What is to be applied of a batch that was decided here; None if it was not, or is applied."""
-        incoming = self._incoming(origin)
-        if seq not in incoming.decided:
-            return None
-        (frame,) = (f for f in incoming.staged[seq].values() if f.frame_id == incoming.decided[seq].xor)
-        return frame
+        return self._incoming(origin).decided.get(seq)
 
     def stage(self, frame: Frame, failed: tuple[FailedItem, ...] = ()) -> bool:
         """Take a frame into the inbox; ``failed`` are items of it that cannot be stored.
@@ -161,15 +157,12 @@ class Durable:
         if frame.frame_id in by_id:
             return False
         by_id[frame.frame_id] = frame
-        frame.whole = (
-            frame.whole and not failed and self._may_decide(incoming, frame)
-        )  # what lies there as such is decided
+        frame.whole = frame.whole and not failed and self._may_decide(incoming, frame)
         self._turn.changes.append(FrameStaged(frame))
-        ack = _ack(frame, failed)
         if frame.whole:
-            self._deciding.append((frame.origin, self._decide(incoming, frame, ack)))
+            self._deciding.append((frame.origin, self._decide(incoming, frame)))
         else:
-            self._turn.acks.append((frame.origin, ack))
+            self._turn.acks.append((frame.origin, _ack(frame, failed)))
         return True
 
     def _may_decide(self, incoming: _Incoming, frame: Frame) -> bool:
@@ -185,8 +178,8 @@ class Durable:
         """Whether a later execution was met here: its origin goes by that one."""
         return any(other.generation > frame.generation for other in incoming.staged[frame.seq].values())
 
-    def _decide(self, incoming: _Incoming, frame: Frame, ack: Ack) -> Go:
-        incoming.decided[frame.seq] = ack
+    def _decide(self, incoming: _Incoming, frame: Frame) -> Go:
+        incoming.decided[frame.seq] = frame
         incoming.last = max(incoming.last, frame.seq)
         return Go(frame.seq, frame.generation, self._after(frame), frame.low, frame.frame_id)
 
@@ -214,9 +207,9 @@ class Durable:
         """What was decided here and could not be applied since has its origin decide it, too, which then goes on."""
         late, self._late = self._late, []
         for origin, seq in late:
-            ack = self._origins[origin].decided.get(seq)
-            if ack is not None:
-                self._turn.acks.append((origin, ack))
+            frame = self.decided_here(origin, seq)
+            if frame is not None:
+                self._turn.acks.append((origin, _ack(frame)))
 
     def next_application(self, only: TaskIndex | None = None) -> Application | None:
         """The next batch that may be applied now, ``only`` of this origin if one is named; None while there is none.

@@ -680,7 +680,7 @@ class _Calls:
             raise
         except USER_ERRORS as error:
             raise SourceError(
-                f"the source {self._source!r}: {name}() raised {type(error).__name__}: {error}; what came before it "
+                f"the source {self._source!r}: {name}() raised {text_of(error)}; what came before it "
                 f"was taken: mend {name}() and run again"
             ) from error
         finally:
