@@ -305,7 +305,7 @@ class Parts(Node):
         return True
 
     def process(self, item: Any) -> None:
-        self.push(self._table([item]))
+        self._push_table([item])
 
     def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
         """One table of all items that go. PartlyFailedError for the others, all together."""

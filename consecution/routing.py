@@ -136,7 +136,12 @@ handful of account numbers does not meet in one range of slots."""
 
 def slot_of(key: Key) -> int:
     """The slot of a key, 0 to 4095."""
-    return SLOTS_BY_CRC[zlib.crc32(encode_key(key)) % SLOTS]
+    return slot_of_encoded(encode_key(key))
+
+
+def slot_of_encoded(encoded: bytes) -> int:
+    """The slot of a key whose canonical bytes these are."""
+    return SLOTS_BY_CRC[zlib.crc32(encoded) % SLOTS]
 
 
 def replica_of_slot(slot: int, replicas: int) -> int:

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, Protocol
 from consecution.errors import MisplacedKeyError, UndecodableStateError, text_of
 from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import USER_ERRORS
-from consecution.routing import SLOTS, SLOTS_BY_CRC, encode_key, replica_of_slot
+from consecution.routing import SLOTS, SLOTS_BY_CRC, encode_key, replica_of_slot, slot_of_encoded
 from consecution.runtime.journal import seal
 from consecution.runtime.main_module import is_of_a_script
 from consecution.states import MISSING, Key, States
@@ -203,7 +203,7 @@ class StateTable:
             return self._load_from_log(number, key)
         encoded = encode_key(key)  # Refused now, with its item, and not when it is to be merged.
         if self._owner is not None:
-            self._owner.check(key, SLOTS_BY_CRC[zlib.crc32(encoded) % SLOTS])
+            self._owner.check(key, slot_of_encoded(encoded))
         if self._all_in_memory:
             return MISSING
         body = self._tables.read("state", _place_of(encoded))
