@@ -7,6 +7,8 @@ import os
 import threading
 from collections.abc import Callable
 
+from consecution.sources.punctual import wake_on_time
+
 LONGEST_SLEEP_S = 1.0
 """The clock may be set, and the machine may sleep: so often it is looked at anew."""
 
@@ -44,6 +46,7 @@ class Alarm:
             self._changed.notify()
 
     def _run(self) -> None:
+        wake_on_time()
         with self._changed:
             while not self._closed:
                 left_s = None if self._due is None else (self._due - self._now()) / self._per_second

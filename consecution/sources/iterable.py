@@ -16,6 +16,7 @@ from consecution.errors import SourceError, UsageError, text_of
 from consecution.protocol.values import copied
 from consecution.source import Source
 from consecution.sources.handover import Handover
+from consecution.sources.punctual import wake_on_time
 
 PLAIN_SEQUENCES = (list, tuple, range, str, bytes)
 """Exactly these types are read by slices; a class of one's own that inherits from them is iterated."""
@@ -210,6 +211,7 @@ class _FeederReader:
         threading.Thread(target=self._feed, name="consecution-feeder", daemon=True).start()
 
     def _feed(self) -> None:
+        wake_on_time()
         try:
             _skip(self._iterator, self._skip)
             self._handover.feed(self._iterator)
