@@ -34,6 +34,11 @@ from consecution.protocol.values import (
 
 SHOWN_LENGTH = 200
 
+QUIET_BYTES = 4096
+QUIET_S = 1.0
+"""What a whole has become is acknowledged even so if it is larger, or took so long: its origin reckons with the bytes
+that are on their way, and takes a tree of which it hears nothing for lost."""
+
 
 class Codec(Protocol):
     """How a list of items becomes a payload, and back."""
@@ -166,6 +171,7 @@ class Step:
         judge: Judge = always_retry,
         guard: Guard | None = None,
         clock: Callable[[], float] = time.monotonic,
+        quiet_bytes: int = QUIET_BYTES,
     ) -> None:
         self.task = task
         self.counts = Counts()
@@ -179,6 +185,7 @@ class Step:
         self._skips_decided = skips_decided
         self._judge = judge
         self._guard = guard or Guard()
+        self._quiet_bytes = quiet_bytes
         self._known: dict[TaskIndex, _Known] = {}
         self._cursor: Iterator[Any] = iter(())
         self._out: list[Any] = []
@@ -188,10 +195,10 @@ class Step:
         return self.counts.frames, self._guard.steps, operator.length_hint(self._cursor), len(self._out)
 
     def run(self, frame: Frame) -> tuple[list[Sent], Ack | None]:
-        """Run one frame: the frames to send, and its acknowledgement; None for a frame that is not run.
+        """Run one frame: the frames to send, and its acknowledgement; None where the origin has nothing to be told.
 
-        That is a repeat: acknowledged again it would undo the first acknowledgement, and a sink would get
-        it twice. Or it is late: its batch is decided.
+        That is so of a frame that is not run: it is a repeat, which acknowledged again would undo the first
+        acknowledgement, and a sink would get it twice; or it is late: its batch is decided. And see `_close`.
         """
         if self._is_repeat(frame):
             return [], None
@@ -225,7 +232,7 @@ class Step:
 
     def put(
         self, held: Held, out: list[Any], errors: Iterable[tuple[Any, BaseException]], busy_s: float
-    ) -> tuple[list[Sent], Ack]:
+    ) -> tuple[list[Sent], Ack | None]:
         """The second half: what was pushed, and the items that raised. ``busy_s`` is how long the node was at it."""
         started_s = self._clock() - busy_s
         frame = held.frame
@@ -267,12 +274,20 @@ class Step:
         started_s: float,
         *,
         is_suspect: bool,
-    ) -> tuple[list[Sent], Ack]:
-        """Send what was pushed, and sum up what has become of the frame. A suspect goes the way that was rehearsed."""
+    ) -> tuple[list[Sent], Ack | None]:
+        """Send what was pushed, and sum up what has become of the frame. A suspect goes the way that was rehearsed.
+
+        The whole of a batch that becomes one frame hands its id on to that, so there is nothing to tell: None.
+        """
         sent = self._send(frame, out, failed, made_of=None if is_suspect else count)
+        busy_s = self._clock() - started_s
+        self._count(count, len(out), len(failed), busy_s)
         if frame.whole and len(sent) == 1 and not failed:
-            sent[0].frame.whole = True
-        self._count(count, len(out), len(failed), self._clock() - started_s)
+            made = sent[0].frame
+            made.whole = True
+            if busy_s < QUIET_S and self._codec.size(made.payload) <= self._quiet_bytes:
+                made.frame_id = frame.frame_id
+                return sent, None
         return sent, self._ack_for(frame, frame.frame_id, sent, failed)
 
     def _send(

@@ -13,7 +13,7 @@ from typing import Any
 
 from consecution.protocol.dispatch import Credits, Dispatch, Sent, Unsent
 from consecution.protocol.origin import FailureEntry, OriginCounts, Settled
-from consecution.protocol.step import Codec, describe_failure
+from consecution.protocol.step import QUIET_BYTES, Codec, describe_failure
 from consecution.protocol.values import (
     Ack,
     Acks,
@@ -359,6 +359,7 @@ class TaskProcess(Process):
             skips_decided=scene.schedule.robust,
             judge=self._shape.policy.judge,
             clock=_no_time,
+            quiet_bytes=QUIET_BYTES if self._shape.index % 2 else -1,
         )
         self._in_hand: Frame | None = None
         self._acks: dict[TaskIndex, list[Ack]] = {}
@@ -383,8 +384,8 @@ class TaskProcess(Process):
 
     def _answer(self, frame: Frame, sent: list[Sent], ack: Ack | None) -> None:
         scene = self._scene
-        if ack is not None:
-            self._judge(frame, sent, ack)
+        if ack is not None or sent:
+            self._judge(frame, sent, () if ack is None else ack.failed)
         scene.passed("task.stepped")
         for target, out in sent:
             self.send(target, out)
@@ -394,21 +395,21 @@ class TaskProcess(Process):
         if ack is not None:
             self._acks.setdefault(frame.origin, []).append(ack)
 
-    def _judge(self, frame: Frame, sent: list[Sent], ack: Ack) -> None:
+    def _judge(self, frame: Frame, sent: list[Sent], failed: Sequence[FailedItem]) -> None:
         """Compare what the step says with what the node did, and tell the oracle."""
         node, world = self._node, self._scene.world
         items = list(frame.payload)
         processed = frame.stage is Stage.PROCESS
-        raised = [int(f.shown) for f in ack.failed if f.stage is Stage.PROCESS]
+        raised = [int(f.shown) for f in failed if f.stage is Stage.PROCESS]
         if raised != node.raised or (processed and node.taken + len(raised) != len(items)):
             raise Violation(f"task {self.task} took {items}, {node.raised} raised, and {raised} are said to have")
-        unsent = [f.shown for f in ack.failed if f.stage is Stage.ROUTE]
+        unsent = [f.shown for f in failed if f.stage is Stage.ROUTE]
         check_sent(world, self._shape, node.made if processed else items, sent, unsent)
         check_targets(world, sent)
         oracle = self._scene.oracles[frame.origin]
         for message in sent:
             oracle.sent(message.frame, message.target)
-        oracle.stepped(frame, ack.failed)
+        oracle.stepped(frame, failed)
 
     def _write(self, batch_id: BatchId, items: list[Any]) -> None:
         frame = self._in_hand

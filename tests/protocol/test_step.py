@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 from consecution.errors import OutageError
 from consecution.nodes import Filter, FlatMap, Map, Node
 from consecution.protocol.dispatch import Dispatch, RouteOutlet, SingleEdge
-from consecution.protocol.step import Step, describe_failure, shorten_repr
+from consecution.protocol.step import QUIET_BYTES, QUIET_S, Step, describe_failure, shorten_repr
 from consecution.protocol.values import BatchId, Frame, FrameId, Stage, TaskIndex
 
 SOURCE, TASK, NEXT = TaskIndex(0), TaskIndex(1), TaskIndex(2)
@@ -54,6 +57,8 @@ def make_step(
     outlets: Any = None,
     skips_decided: bool = False,
     lets_through: tuple[type[BaseException], ...] = (),
+    clock: Callable[[], float] = time.monotonic,
+    quiet_bytes: int = QUIET_BYTES,
 ) -> Step:
     ids = (FrameId(1 << place) for place in count(8))
     found = (SingleEdge(0, NEXT),) if outlets is None else outlets
@@ -68,6 +73,8 @@ def make_step(
         origin_names=lambda task: f"origin {task}",
         skips_decided=skips_decided,
         lets_through=lets_through,
+        clock=clock,
+        quiet_bytes=quiet_bytes,
     )
 
 
@@ -114,6 +121,49 @@ def test_the_whole_of_a_batch_stays_it_if_one_frame_is_all_it_becomes(
 
     assert [message.frame.whole for message in whole_sent] == [whole] * outlets
     assert not any(message.frame.whole for message in part_sent)
+
+
+def test_the_whole_of_a_batch_hands_its_id_on_to_the_one_frame_that_it_becomes_and_nobody_is_told() -> None:
+    step = make_step(quiet_bytes=20)
+
+    small_sent, small_ack = step.run(frame(3, 4, frame_id=9, whole=True))
+    large_sent, large_ack = step.run(frame(3, 4, 5, frame_id=10, whole=True))
+    part_sent, part_ack = step.run(frame(3, 4, frame_id=11))
+
+    assert [message.frame.frame_id for message in small_sent] == [9]
+    assert small_ack is None
+    for ident, sent, ack in ((10, large_sent, large_ack), (11, part_sent, part_ack)):
+        assert ack is not None
+        assert ack.xor == ident ^ sent[0].frame.frame_id != 0
+    assert large_ack is not None
+    assert large_ack.produced_bytes == 30
+
+
+def test_the_whole_of_a_batch_that_took_long_is_acknowledged() -> None:
+    times_s = iter((0.0, QUIET_S, 2.0, 2.0 + QUIET_S / 2))
+    step = make_step(clock=times_s.__next__)
+
+    (long_sent,), long_ack = step.run(frame(3, frame_id=9, whole=True))
+    (short_sent,), short_ack = step.run(frame(3, frame_id=10, whole=True))
+
+    assert long_ack is not None
+    assert long_ack.xor == 9 ^ long_sent.frame.frame_id != 0
+    assert (short_sent.frame.frame_id, short_ack) == (10, None)
+
+
+@pytest.mark.parametrize(
+    ("outlets", "items"),
+    [(2, [3]), (1, [0]), (1, ["stone"]), (0, [3])],
+    ids=["two frames", "raised", "not sent", "none"],
+)
+def test_the_whole_of_a_batch_that_becomes_anything_else_is_acknowledged(outlets: int, items: list[Any]) -> None:
+    node = Map(lambda item: item if item == "stone" else 12 / item)
+    step = make_step(node, outlets=tuple(SingleEdge(index, NEXT) for index in range(outlets)))
+
+    sent, ack = step.run(frame(*items, frame_id=9, whole=True))
+
+    assert ack is not None
+    assert ack.xor == functools.reduce(operator.xor, (message.frame.frame_id for message in sent), 9) != 0
 
 
 def test_a_frame_that_becomes_nothing_is_acknowledged_with_its_own_id() -> None:

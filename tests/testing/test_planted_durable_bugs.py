@@ -16,7 +16,7 @@ from consecution.protocol.dispatch import Sent
 from consecution.protocol.durable import Application, Durable, FrameStaged
 from consecution.protocol.origin import BatchForgotten, Decision, Head, Launch, Origin
 from consecution.protocol.step import Step
-from consecution.protocol.values import Acks, Confirms, FailedItem, Frame, Go, TaskIndex
+from consecution.protocol.values import Ack, Acks, Confirms, FailedItem, Frame, Go, TaskIndex
 from consecution.runtime.appliers import TransactionApplier
 from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.durable_store import CommittedOutside, EndRecorded
@@ -311,6 +311,27 @@ class DecidesWithoutTheRest(Step):
         return sent, ack
 
 
+class HandsItsIdToOneOfMany(Step):
+    """Says nothing of a whole that has become several frames, as if it were the first of them."""
+
+    def run(self, frame: Frame) -> Any:
+        sent, ack = super().run(frame)
+        if frame.whole and len(sent) > 1:
+            sent[0].frame.frame_id = frame.frame_id
+            return sent, None
+        return sent, ack
+
+
+class HandsItsIdOnAndTells(Step):
+    """The acknowledgement is that of a frame with an id of its own."""
+
+    def run(self, frame: Frame) -> Any:
+        sent, ack = super().run(frame)
+        if ack is None and sent:
+            ack = Ack(frame.seq, frame.generation, frame.frame_id, 0, ())
+        return sent, ack
+
+
 class SendsAPartAsTheWhole(OriginHost):
     def _launch(self, launch: Launch, low: int) -> None:
         outbox, self._outbox = self._outbox, _Marking(self._outbox)
@@ -518,6 +539,8 @@ PLANTED: list[tuple[str, Parts, str, int]] = [
     ("decided and not told", Parts(durable=KeepsItToItself), "stuck|has not ended", 50),
     ("decided and forgotten", Parts(durable=ForgetsWhatItHasDecided), "a sink got", 3000),
     ("decided in part, by a step", Parts(step=DecidesWithoutTheRest), "never processed", 200),
+    ("id handed on to one of many", Parts(step=HandsItsIdToOneOfMany), "was decided as|never processed|stuck", 300),
+    ("id handed on, and told", Parts(step=HandsItsIdOnAndTells), "never processed", 100),
     ("decided in part, by its origin", Parts(host=SendsAPartAsTheWhole), "never processed", 50),
     ("decided once more", Parts(host=TakesALaterExecutionForTheFirst), "decides batch|applies batch", 200),
     ("participants of later executions", Parts(origin=KeepsParticipantsOfLaterExecutions), "was decided as", 200),
