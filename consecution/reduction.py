@@ -24,7 +24,7 @@ from consecution.nodes import Node
 from consecution.protocol.values import USER_ERRORS, PartlyFailedError
 from consecution.routing import encode_key
 from consecution.stateful import KeyedNode
-from consecution.states import MISSING, Key, check_equal
+from consecution.states import MISSING, Key, check_equal, equals_itself
 
 ALWAYS_KEYS = frozenset((str, int, bool, bytes))
 """Whatever is of these types finds a replica, and its state again."""
@@ -274,7 +274,7 @@ class Count(Reduce):
         except USER_ERRORS as found:
             error, taken = found, len(keys) - operator.length_hint(taking) - 1
         new = list(itertools.islice(reversed(counts), len(counts) - known))
-        if error is None and all(map(operator.eq, new, new)):
+        if error is None and (ALWAYS_KEYS.issuperset(map(type, new)) or all(map(equals_itself, new))):
             return
         # Taken back, so that it is found item by item which are at fault.
         for key in keys[:taken]:

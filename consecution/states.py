@@ -24,12 +24,18 @@ MISSING: Any = object()
 
 
 def check_equal(key: Key) -> None:
-    """KeyEncodingError for a key that no look-up would find again: NaN, as a float or as a Decimal."""
-    if key != key:
+    """KeyEncodingError for a key that no look-up would find again: NaN, as a float or a Decimal, or a tuple with it."""
+    if not equals_itself(key):
+        what = "holds what is not" if key == key else "is not"
         raise KeyEncodingError(
-            f"{key!r} is not equal to itself, and so cannot find its state again: no key; let the key function return, "
+            f"{key!r} {what} equal to itself, and so cannot find its state again: no key; let the key function return, "
             "say, None instead"
         )
+
+
+def equals_itself(key: Key) -> bool:
+    """Whether a key equals a copy of it. A tuple equals itself whatever is in it: that may be the very same object."""
+    return bool(key == key) and (not isinstance(key, tuple) or all(map(equals_itself, key)))
 
 
 class Backing(Protocol):
@@ -100,7 +106,11 @@ class States:
             check_equal(key)
             if self._backing is None:
                 return MISSING
-            state = self.cached[key] = self._backing.load(key)
+            state = self._load(self._backing, key)
+        return state
+
+    def _load(self, backing: Backing, key: Key) -> Any:
+        state = self.cached[key] = backing.load(key)
         return state
 
     def _touch(self, key: Key) -> Any:
@@ -128,7 +138,7 @@ class States:
         for key, stored in backing.items(fresh):
             state = self.cached.get(key, self)
             if state is self:
-                state = self.look(key) if key in fresh else stored
+                state = self._load(backing, key) if key in fresh else stored
             if state is not MISSING:
                 yield key, state
 

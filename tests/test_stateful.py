@@ -297,10 +297,10 @@ def test_a_key_that_has_no_encoding_fails_alone(runs: Any) -> None:
     run = runs(lambda: PerKey("node"))
 
     nan = float("nan")
-    found = run([("a", 1), (frozenset("b"), 2), (["c"], 3), ("d", 4), (nan, 5)], end=True)
+    found = run([("a", 1), (frozenset("b"), 2), (["c"], 3), ("d", 4), (nan, 5), (("e", (nan,)), 6)], end=True)
 
     assert sorted(found) == [("a", 1), ("d", 4)]
-    assert [amount for _, amount in run.failed] == [2, 3, 5]
+    assert [amount for _, amount in run.failed] == [2, 3, 5, 6]
 
 
 @pytest.mark.parametrize("raised", [StopIteration, SystemExit, GeneratorExit])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consecution.errors import KeyEncodingError
 from consecution.states import MISSING, Key, StateMapping, States
 
 
@@ -50,6 +52,12 @@ def test_a_state_is_made_once_and_found_again() -> None:
     states.get("a").append(2)
 
     assert dict(states.items()) == {"a": [1, 2]}
+
+
+@pytest.mark.parametrize("key", [math.nan, (math.nan,), ("a", (1, math.nan))])
+def test_a_key_that_would_not_find_its_state_again_is_refused(key: Any) -> None:
+    with pytest.raises(KeyEncodingError, match="equal to itself"):
+        States().get(key)
 
 
 def test_a_look_makes_no_state() -> None:
