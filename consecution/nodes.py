@@ -590,6 +590,10 @@ class Node:
         for item in items if self._logging == "input" else ():
             self._write_log(item)
 
+    _meet_gathered: Callable[[Any], None] | None = None
+    """Where the worker may be about to die of it: called with what was gathered, as `_blame` gives it, before that is
+    processed. Raises an error where it must not be."""
+
     def _blame(self, item: Any, error: BaseException) -> Any:
         """What has failed where ``error`` was raised at this item. The state may be as it was before the item."""
         return item
@@ -868,6 +872,8 @@ class GroupByNode(Node):
     def _try_batch_(self, batch: list[Any]) -> None:
         given = batch.copy()
         try:
+            if self._meet_gathered is not None:
+                self._meet_gathered(Labelled(BATCH, given))
             self.process(batch)
         except BaseException as error:
             begun = functools.partial(

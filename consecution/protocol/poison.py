@@ -2,7 +2,8 @@
 
 The rules this file keeps:
 
-1. Only what a task had in hand when it died is blamed: being in flight while somebody else dies proves nothing.
+1. Only what a task had in hand when it died is blamed: being in flight while somebody else dies proves nothing. What a
+   node has gathered, and processes when a later item comes, or at the end, is in hand then, and not that item.
 2. A frame is known by (origin, seq, path), whatever its generation. One that was in hand at two deaths of a
    node's replicas is *suspect*: from then on it is run item by item.
 3. The item of a suspect frame that was in hand at two more deaths is *guilty*: it is not touched again, and fails
@@ -280,6 +281,13 @@ class Suspect:
             self._meet(b"#%d" % index)
         except PoisonError as error:
             return Condemned(LostItem(f"<item {index} of its frame, which cannot even be encoded>", error), error)
+        return self._meet_encoded(item, f"item {index} of its frame", codec)
+
+    def meet_gathered(self, gathered: Any, codec: Encoder) -> Condemned | None:
+        """What a node has gathered from items that came before is in hand, not the item that it was given."""
+        return self._meet_encoded(gathered, "gathered from several", codec)
+
+    def _meet_encoded(self, item: Any, which: str, codec: Encoder) -> Condemned | None:
         try:
             payload = codec.encode_failed(item)
         except USER_ERRORS:
@@ -289,7 +297,7 @@ class Suspect:
                 self._meet(hashlib.blake2b(payload, digest_size=DIGEST_BYTES).digest())
         except PoisonError as error:
             given = unlabelled(item)
-            shown = show_untouched(given, f"<{type(given).__name__}, item {index} of its frame>")
+            shown = show_untouched(given, f"<{type(given).__name__}, {which}>")
             return Condemned(LostItem(shown, error, payload), error)
         return None
 

@@ -19,7 +19,7 @@ from consecution.errors import DamagedStoreError, OutageError, UndecodableStateE
 from consecution.nodes import Node
 from consecution.plan import Plan
 from consecution.protocol.durable import Application
-from consecution.protocol.poison import Condemned, Guard, LostItem, Suspect
+from consecution.protocol.poison import Condemned, FrameKey, Guard, LostItem, Suspect
 from consecution.protocol.values import USER_ERRORS, BatchId, Frame, PartlyFailedError, TaskIndex, failed_parts
 from consecution.runtime import failpoints
 from consecution.runtime.durable_store import CommittedOutside, DurableStore, TableWrite
@@ -33,6 +33,10 @@ from consecution.transport.codec import PickleCodec
 
 CAREFUL_ITEMS = 200_000
 """After a failing item, so many are run one by one from the start: the next may not be far."""
+
+
+LAST = FrameKey(TaskIndex(-1), -1, ())
+"""In the place of a frame, where no item comes any more and what was gathered is processed."""
 
 
 class FailedInput(NamedTuple):
@@ -156,6 +160,7 @@ class _NodeApplier:
         self._store = store
         self._careful_items = 0
         self._merging = False
+        self._condemned: Condemned | None = None
         self._states: States
 
     def apply(self, group: Group) -> Outcome:
@@ -196,9 +201,33 @@ class _NodeApplier:
             condemn = _condemn_into(outcome.failed, work.application)
             for frame, items in work.parts():
                 suspect = self.guard.take(frame.origin, frame.seq, frame.path)
-                for item in self.guard.one_by_one(suspect, items, self._codec, condemn):
-                    self._apply_item(work.application, item, outcome)
+                with self._meeting(suspect):
+                    for item in self.guard.one_by_one(suspect, items, self._codec, condemn):
+                        self._apply_item(work.application, item, outcome)
         return outcome
+
+    @contextlib.contextmanager
+    def _meeting(self, suspect: Suspect | None) -> Iterator[None]:
+        """Meanwhile the node is not to process what it has gathered if that is guilty."""
+        if suspect is None:
+            yield
+            return
+
+        def meet(gathered: Any) -> None:
+            self._condemned = suspect.meet_gathered(gathered, self._codec)
+            if self._condemned is not None:
+                raise self._condemned.error
+
+        self.node._meet_gathered = meet
+        try:
+            yield
+        finally:
+            del self.node._meet_gathered
+
+    def _blame(self, item: Any, error: BaseException) -> Any:
+        """What has failed; of what is guilty that which stands for it."""
+        blamed, condemned = self.node._blame(item, error), self._condemned
+        return blamed if condemned is None or condemned.error is not error else condemned.item
 
     def _apply_item(self, application: Application, item: Any, outcome: Outcome) -> None:
         mark = len(outcome.pushed)
@@ -213,7 +242,7 @@ class _NodeApplier:
             else:
                 del outcome.pushed[mark:]
                 self._undo_item()
-            blamed = failed_parts(self.node._blame(item, error), error)
+            blamed = failed_parts(self._blame(item, error), error)
             outcome.failed.extend(FailedInput(application, *part) for part in blamed)
         else:
             self._keep_item()
@@ -228,15 +257,19 @@ class _NodeApplier:
     def hand_over_last(self) -> tuple[list[Any], list[tuple[Any, BaseException]]]:
         if type(self.node)._before_end is Node._before_end:
             return [], []
+        suspect = self.guard.take(*LAST)
         self._begin_item()
         try:
-            pushed = self.call(self.node._before_end)
+            with self._meeting(suspect):
+                pushed = self.call(self.node._before_end)
         except UndecodableStateError:
             raise
         except USER_ERRORS as error:
             self._undo_item()
-            return [], [(self.node._blame(None, error), error)]
+            self.guard.leave()
+            return [], [(self._blame(None, error), error)]
         self._keep_item()
+        self.guard.leave()
         return pushed, []
 
     def end(self) -> list[Any]:

@@ -6,7 +6,7 @@ import gc
 from pathlib import Path
 from typing import Any
 
-from consecution import KeyedNode, Node, Sink, Source, StatefulNode
+from consecution import GroupByNode, KeyedNode, Node, Sink, Source, StatefulNode
 from tests.engines.misbehaving import WAYS
 
 MIB = 1024 * 1024
@@ -67,6 +67,22 @@ class Totals(KeyedNode):
     def end(self) -> None:
         for key, state in self.states():
             self.push((key, state["total"]))
+
+
+class Tens(GroupByNode):
+    """Passes on how many items of each ten there are; comes to grief at some of the lists, and not at their items."""
+
+    def __init__(self, name: str, ways: dict[int, str]) -> None:
+        super().__init__(name)
+        self.ways = ways
+
+    def key(self, item: int) -> int:
+        return item // 10
+
+    def process(self, batch: list[int]) -> None:
+        if batch[0] in self.ways:
+            WAYS[self.ways[batch[0]]]()
+        self.push(batch[0] + len(batch))
 
 
 class Tally(StatefulNode):

@@ -24,6 +24,7 @@ from tests.engines.poisonous import (
     Slow,
     Spoiling,
     Tally,
+    Tens,
     Totals,
     TwoPartsError,
     deadly_decision,
@@ -187,6 +188,22 @@ def test_the_state_of_a_keyed_node_holds_all_but_the_item_left_out(tmp_path: Pat
     assert_isolated(report, 33, node="totals")
     found = dict(map(eval, (tmp_path / "out").read_text().splitlines()))
     assert found == totals_without(33)
+
+
+def test_what_was_gathered_is_left_out_and_not_the_item_that_came_after_it(tmp_path: Path) -> None:
+    tens = Tens("tens", {10: "exit", 50: "segfault"})
+
+    report = Pipeline(Producer(range(COUNT)) | Copy("copy") | tens | TextLines("out", tmp_path / "out")).run(**OPTIONS)
+
+    assert lines(tmp_path / "out") == [10, 30, 40, 50]
+    assert (report.emitted, report.completed, report.pending, report.failed) == (COUNT, COUNT, 0, 2)
+    assert [(failure.node, failure.item) for failure in report.failures] == [
+        ("tens", [*range(10, 20)]),
+        ("tens", [*range(50, 60)]),
+    ]
+    assert "exit code 3" in report.failures[0].error
+    assert "killed by SIGSEGV" in report.failures[1].error
+    assert report.restarts == 8
 
 
 @pytest.mark.parametrize("after_decision", [True, False])
