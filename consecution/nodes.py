@@ -19,7 +19,7 @@ from consecution import graph
 from consecution.clock import Clock
 from consecution.error_policy import Decide, ErrorPolicy
 from consecution.errors import GraphError, MissingExtraError
-from consecution.protocol.values import Labelled
+from consecution.protocol.values import USER_ERRORS, Labelled
 from consecution.routing import RouteChooser
 
 if TYPE_CHECKING:
@@ -422,7 +422,16 @@ class Node:
         self._logging = what
 
     def _write_log(self, item: Any) -> None:
-        sys.stdout.write(f"node_log,{self._logging},{self.name},{item}\n")
+        """To be looked at takes no item down, whatever it is."""
+        try:
+            text = f"{item}"
+        except USER_ERRORS as error:
+            text = f"<{type(item).__name__}, whose str raises {type(error).__name__}>"
+        line = f"node_log,{self._logging},{self.name},{text}\n"
+        try:
+            sys.stdout.write(line)
+        except UnicodeEncodeError:
+            sys.stdout.write(line.encode("ascii", "backslashreplace").decode())
 
     def _build_pydot_graph(self) -> Any:
         try:

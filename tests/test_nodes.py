@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import io
 import math
 import operator
 import pickle
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from consecution.batching import BatchNode
 from consecution.errors import GraphError, MissingExtraError
-from consecution.nodes import Chunk, Filter, FlatMap, GroupByNode, Map, Node, node_from_function
+from consecution.nodes import AsyncMap, Chunk, Filter, FlatMap, GroupByNode, Map, Node, node_from_function
 from consecution.pipeline import Pipeline
 from consecution.sink import Sink
 
@@ -217,6 +218,52 @@ def test_what_a_frame_takes_in_and_pushes_is_logged_too(
         out, _ = run_frames(node, [1, 2])
         lines = capsys.readouterr().out.splitlines()
         assert lines == [f"node_log,{what},abs,{item}" for item in ([1, 2] if what == "input" else out)]
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise SystemExit("not a word")
+
+
+def itself(item: Any) -> Any:
+    return item
+
+
+async def same(item: Any) -> Any:
+    return item
+
+
+class SameBatches(BatchNode):
+    def process_batch(self, items: list[Any]) -> None:
+        for item in items:
+            self.push(item)
+
+
+@pytest.mark.parametrize("what", ["input", "output"])
+@pytest.mark.parametrize("make", [lambda: Map(itself, "n"), lambda: AsyncMap(same, "n"), lambda: SameBatches("n")])
+def test_an_item_that_cannot_be_printed_is_logged_and_goes_through(
+    make: Callable[[], Node], what: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node, bad = make(), Unspeakable()
+    node.log(what)
+    got: list[Any] = []
+
+    report = Pipeline(node | got.append).run([bad], mode="inline", robustness="track")
+
+    assert (report.failed, got) == (0, [bad])
+    assert f"node_log,{what},n,<Unspeakable, whose str raises SystemExit>\n" in capsys.readouterr().out
+
+
+def test_what_standard_output_cannot_encode_is_logged_in_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    node = Map(str, "node")
+    node.log("input")
+
+    out, failed = run_frames(node, ["a", "\u20ac\udc80", "b"])
+
+    assert (out, failed) == (["a", "\u20ac\udc80", "b"], [])
+    assert written.getvalue().splitlines()[1] == rb"node_log,input,node,\u20ac\udc80"
 
 
 def test_only_input_or_output_can_be_logged() -> None:
