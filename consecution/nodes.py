@@ -1096,11 +1096,13 @@ class Chunk(Node):
             self._flush()
 
     def end(self) -> None:
+        self._cut()
         if self._chunk:
             self._flush()
 
     def on_timer(self) -> None:
         """Ticks are counted, for a clock would not go on where a crash has stopped it."""
+        self._cut()
         if self._chunk:
             self._ticks += 1
             if self._ticks == CHUNK_TICKS:
@@ -1118,6 +1120,13 @@ class Chunk(Node):
         chunk, self._chunk, self._ticks = self._chunk, [], 0
         self.push(chunk)
 
+    def _cut(self) -> None:
+        """An earlier run with a greater ``n`` may have left more than goes into a list now."""
+        if isinstance(self._by, int):
+            while len(self._chunk) >= self._by:
+                self.push(self._chunk[: self._by])
+                del self._chunk[: self._by]
+
     def _break_off(self) -> None:
         self._chunk, self._value, self._ticks = [], None, 0
 
@@ -1127,6 +1136,7 @@ class Chunk(Node):
         return twin
 
     def _process_frame(self, cursor: Iterator[Any], out: list[Any]) -> None:
+        self._cut()
         if not isinstance(self._by, int) or type(self).process is not Chunk.process or self._logging is not None:
             super()._process_frame(cursor, out)
             return

@@ -231,6 +231,22 @@ def test_a_chunk_does_not_wait_longer_than_its_time(run: Run, level: str) -> Non
     assert_all_done(running.wait(), 4)
 
 
+@pytest.mark.parametrize("more", [0, 3])
+def test_what_a_chunk_has_gathered_is_cut_where_the_next_run_wants_shorter_ones(run: Run, more: int) -> None:
+    with run.start(Producer("manual") | Chunk(9) | run.sink) as running:
+        for item in range(8):
+            running.push(item).wait(DEADLINE_S)
+        running.stop()
+    assert run.items == []
+
+    with run.start(Producer("manual") | Chunk(4) | run.sink) as running:
+        for item in range(8, 8 + more):
+            running.push(item)
+
+    assert_all_done(running.wait(DEADLINE_S), 8 + more)
+    assert run.items == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]][: 3 if more else 2]
+
+
 @every_engine_that_keeps_the_order
 def test_a_limit_lets_items_through_in_order_and_no_sooner_than_they_may(run: Run) -> None:
     """They wait for two seconds, in a worker that may hang for less."""
