@@ -86,6 +86,15 @@ def _holds_tables(cursor: Iterator[Any]) -> bool:
     return type(next(copy.copy(cursor), None)) is PartTable
 
 
+class _PartlyJoined(BaseException):
+    """Of a frame only these keys are joined, for others cannot be. No error of an item's, nor to be taken for one."""
+
+    def __init__(self, joined: Collection[Key], error: BaseException) -> None:
+        super().__init__()
+        self.joined = joined
+        self.error = error
+
+
 class Reduce(KeyedNode):
     """Folds the items of each key into one value: ``value = step(value, item)``, beginning with ``initial``.
 
@@ -121,6 +130,7 @@ class Reduce(KeyedNode):
         self._step = step
         self._every_change = every_change
         self._combine = combine
+        self._joined_of: tuple[Iterator[Any], Collection[Key]] | None = None
 
     def initial_state(self) -> Any:
         return self._initial() if callable(self._initial) else self._initial
@@ -168,17 +178,42 @@ class Reduce(KeyedNode):
         if _holds_tables(cursor):
             for table in cursor:
                 self._join_table(table)
-        elif self._states.careful or not _all_at_once(cursor, self._fold_in):
+        elif self._joined_of is not None and self._joined_of[0] is cursor:
+            self._process_others(*self._joined_of)
+        elif self._states.careful or not self._fold_frame(cursor):
             for item in cursor:
                 self._process_item(item)
 
+    def _fold_frame(self, cursor: Iterator[Any]) -> bool:
+        """False: nothing was taken. Where the states are stored, an error has them all taken back by whoever stores."""
+        try:
+            return _all_at_once(cursor, self._fold_in)
+        except _PartlyJoined as partly:
+            if not self._states.in_memory:
+                raise partly.error from None
+            joined = partly.joined
+        self._joined_of = cursor, joined
+        self._process_others(cursor, joined)
+        return True
+
+    def _process_others(self, cursor: Iterator[Any], joined: Collection[Key]) -> None:
+        """Item by item, but for those whose keys are joined. After one that raises it goes on so with the rest."""
+        for item in cursor:
+            if self._key(item) not in joined:
+                self._process_item(item)
+        self._joined_of = None
+
     def _fold_in(self, items: list[Any]) -> None:
-        """All or nothing."""
+        """All or nothing; but of keys that cannot be joined the others are, for ``combine`` may work in place."""
         folded = self.fold(items)
         joined, refused = self._joined(folded, folded.values())
-        if refused:
-            raise next(iter(refused.values()))
-        self._keep(folded, joined)
+        if not refused:
+            self._keep(folded, joined)
+            return
+        good = [place not in refused for place in range(len(folded))]
+        kept = list(itertools.compress(folded, good))
+        self._keep(kept, itertools.compress(joined, good))
+        raise _PartlyJoined(frozenset(kept), next(iter(refused.values())))
 
     def _join_table(self, table: PartTable) -> None:
         """Join what was folded elsewhere with the states. Whoever sent it is gone, so that no item can be blamed.

@@ -114,6 +114,37 @@ def test_an_initial_that_is_made_anew_is_not_shared_between_keys() -> None:
     assert sorted(found) == [("a", [1, 3]), ("b", [2])]
 
 
+def count_in_place(counts: collections.Counter[Any], item: tuple[str, Any]) -> collections.Counter[Any]:
+    if item[1] == "bad":
+        raise ValueError("bad")
+    counts[item[1]] += 1
+    return counts
+
+
+def join_in_place(counts: collections.Counter[Any], other: collections.Counter[Any]) -> collections.Counter[Any]:
+    counts.update(other)
+    if "heavy" in other:
+        raise ValueError("too heavy to be joined")
+    return counts
+
+
+@pytest.mark.parametrize("level", ["track", "robust"])
+@pytest.mark.parametrize("bad", [[], [("q", "bad")], [(math.nan, 1), ("q", "bad")]])
+def test_where_one_key_cannot_be_joined_the_others_are_not_joined_twice(level: Any, bad: list[Any]) -> None:
+    items = [("p", 1), ("q", 2), ("r", 3), ("p", 1), ("p", 4), ("q", "heavy"), *bad, ("p", 1), ("r", 5), ("q", 2)]
+    node = Reduce(first, collections.Counter, count_in_place, "counts", combine=join_in_place)
+    kept = Kept("kept")
+
+    report = Pipeline(Producer(items) | node | kept).run(
+        mode="inline", robustness=level, batch_size=4, retries=0, sync="process"
+    )
+
+    found = dict(kept.found)
+    assert (report.failed, found["p"], found["r"]) == (len(bad), {1: 3, 4: 1}, {3: 1, 5: 1})
+    if level == "robust":
+        assert found["q"] == {2: 2, "heavy": 1}
+
+
 def test_combine_and_every_change_exclude_each_other() -> None:
     with pytest.raises(UsageError, match="every_change wants each; leave one out"):
         Reduce(first, 0, add_second, every_change=True, combine=operator.add)
