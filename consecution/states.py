@@ -227,5 +227,10 @@ class StateMapping(MutableMapping[Any, Any]):
     def __len__(self) -> int:
         return sum(1 for _ in self._states.items())
 
+    def clear(self) -> None:
+        """Remove all entries. They are gone through once, not anew for each as `popitem` would."""
+        for key in [*iter(self)]:  # which, unlike `list`, does not ask for the length first
+            self._states.remove(key)
+
     def __repr__(self) -> str:
         return f"StateMapping({dict(self._states.items())!r})"

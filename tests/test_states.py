@@ -275,6 +275,28 @@ def test_a_mapping_behaves_like_a_dict() -> None:
     assert repr(mapping) == "StateMapping({})"
 
 
+def test_a_mapping_is_gone_through_once_to_be_cleared() -> None:
+    class Walked(Shelf):
+        entries = 0
+
+        def items(self, fresh: Iterable[Key]) -> Iterator[tuple[Key, Any]]:
+            for entry in super().items(fresh):
+                self.entries += 1
+                yield entry
+
+    shelf = Walked({number: number for number in range(50)})
+    states = States(dict, shelf)
+    mapping = StateMapping(states)
+    mapping[50] = 50
+
+    mapping.clear()
+
+    assert shelf.entries == 51
+    assert dict(mapping) == {}
+    shelf.commit(states)
+    assert shelf.held == {}
+
+
 def test_looking_for_what_is_not_there_changes_nothing() -> None:
     states = States(dict, Shelf({}))
     mapping = StateMapping(states)
