@@ -152,6 +152,8 @@ class Applier(Protocol):
 class _NodeApplier:
     """What appliers of nodes share: first quickly, then carefully."""
 
+    careful_items = CAREFUL_ITEMS
+
     def __init__(self, node: Node, store: DurableStore, cache_bytes: int, owner: Owner | None = None) -> None:
         self.node = node
         self.guard = Guard()
@@ -161,6 +163,7 @@ class _NodeApplier:
         self._careful_items = 0
         self._merging = False
         self._condemned: Condemned | None = None
+        self._raised: Work | None = None
         self._states: States
 
     def apply(self, group: Group) -> Outcome:
@@ -183,7 +186,8 @@ class _NodeApplier:
                 raise
             except USER_ERRORS:
                 self._roll_back()
-                self._careful_items = CAREFUL_ITEMS
+                self._careful_items = self.careful_items
+                self._raised = work
                 return None
         return Outcome(pushed, [])
 
@@ -198,13 +202,17 @@ class _NodeApplier:
     def _apply_carefully(self, group: Group) -> Outcome:
         outcome = Outcome([], [])
         for work in group:
-            condemn = _condemn_into(outcome.failed, work.application)
-            for frame, items in work.parts():
-                suspect = self.guard.take(frame.origin, frame.seq, frame.path)
-                with self._meeting(suspect):
-                    for item in self.guard.one_by_one(suspect, items, self._codec, condemn):
-                        self._apply_item(work.application, item, outcome)
+            self._apply_one_by_one(work, outcome)
+        self._raised = None
         return outcome
+
+    def _apply_one_by_one(self, work: Work, outcome: Outcome) -> None:
+        condemn = _condemn_into(outcome.failed, work.application)
+        for frame, items in work.parts():
+            suspect = self.guard.take(frame.origin, frame.seq, frame.path)
+            with self._meeting(suspect):
+                for item in self.guard.one_by_one(suspect, items, self._codec, condemn):
+                    self._apply_item(work.application, item, outcome)
 
     @contextlib.contextmanager
     def _meeting(self, suspect: Suspect | None) -> Iterator[None]:
@@ -354,6 +362,28 @@ class AttributeApplier(_NodeApplier):
     ``begin`` runs at every start, before what was committed is put back. After each group every attribute is
     pickled, and those that have changed are written: convenient for small things, dear for long lists.
     """
+
+    careful_items = 0
+    """To be careful is to pickle all of them for every item: only where one of the same batch is known to raise."""
+
+    def _apply_one_by_one(self, work: Work, outcome: Outcome) -> None:
+        if work is self._raised or not self._apply_whole(work, outcome):
+            super()._apply_one_by_one(work, outcome)
+
+    def _apply_whole(self, work: Work, outcome: Outcome) -> bool:
+        """False, and all is as it was before: an item raises, or a frame is suspect."""
+        mark = len(outcome.pushed)
+        self._begin_item()
+        try:
+            if self._run_whole(work, outcome.pushed):
+                return True
+        except UndecodableStateError:
+            raise
+        except USER_ERRORS:
+            pass
+        del outcome.pushed[mark:]
+        self._undo_item()
+        return False
 
     def open(self) -> None:
         self._states = States(backing=self._table)

@@ -89,6 +89,37 @@ def test_a_failing_item_leaves_nothing_in_the_attributes_of_a_restarted_node(
     task.store.close()
 
 
+class Weighed:
+    """Counts how often it is pickled."""
+
+    times = 0
+
+    def __reduce__(self) -> Any:
+        Weighed.times += 1
+        return Weighed, ()
+
+
+class Heavy(Gather):
+    def begin(self) -> None:
+        super().begin()
+        self.weighed = Weighed()
+
+
+def test_beside_an_item_that_fails_attributes_are_not_pickled_for_each_of_the_others(tmp_path: Path) -> None:
+    task = Task(tmp_path / "store", Heavy)
+    batches = [[*range(100)], [*range(100, 110), -1, *range(110, 120)], [*range(120, 300)], [-2], [*range(300, 400)]]
+    works = [work for batch in batches for work in group_of(batch)]
+    Weighed.times = 0
+
+    outcome = task.applier.apply(Group(iter(works)))
+    assert task.apply(*range(400, 600)) == []
+
+    assert [failed.item for failed in outcome.failed] == [-1, -2]
+    assert task.node.seen == [*range(600)]
+    assert Weighed.times < 2 * 21 + 20, "for each item of the batch with one that fails, and a few times for the rest"
+    task.store.close()
+
+
 class Marked(StatefulNode):
     """Marks what is even; only looks for the others."""
 
