@@ -39,6 +39,8 @@ class Join(KeyedNode):
     has waited for ``timeout_s`` (and at most a quarter longer; not in `Pipeline.consume`), whatever else of its key
     has come and gone; or once ``limit`` keys have begun to wait after it came, in this replica. It is dropped where
     nothing is connected to that output. In ``robust`` what waits is durable.
+
+    Of a batch all items of one branch come before those of the next: let ``limit`` be greater than ``batch_size``.
     """
 
     outputs = ("unmatched",)

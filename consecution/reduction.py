@@ -99,8 +99,8 @@ class Reduce(KeyedNode):
     """Folds the items of each key into one value: ``value = step(value, item)``, beginning with ``initial``.
 
     At the end of the stream it pushes ``(key, value)`` for every key; with ``every_change=True`` it pushes
-    that after each item instead. ``initial`` is a value, or a function without arguments that makes one; give a
-    function where ``step`` changes the value in place.
+    that after each item instead: the value itself, so let ``step`` return a new one there. ``initial`` is a value, or
+    a function without arguments that makes one; give a function where ``step`` changes the value in place.
 
     ``combine(value, other)`` joins two values that were folded from different items of a key, each beginning with
     ``initial``. Where it is given, workers fold what they have before they send it (`workers`). It must not matter

@@ -360,7 +360,8 @@ class AttributeApplier(_NodeApplier):
     """For a plain node with an ``end``: its attributes are its state, as far as they can be pickled.
 
     ``begin`` runs at every start, before what was committed is put back. After each group every attribute is
-    pickled, and those that have changed are written: convenient for small things, dear for long lists.
+    pickled, and those that have changed are written: convenient for small things, dear for long lists. What two of them
+    share is two things once it was put back.
     """
 
     careful_items = 0
