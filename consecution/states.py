@@ -19,13 +19,16 @@ from consecution.errors import KeyEncodingError
 
 Key = Any
 
+ALWAYS_EQUAL = frozenset((str, int, bool, bytes))
+"""Whatever is of these types equals itself."""
+
 MISSING: Any = object()
 """No state under this key."""
 
 
 def check_equal(key: Key) -> None:
     """KeyEncodingError for a key that no look-up would find again: NaN, as a float or a Decimal, or a tuple with it."""
-    if not equals_itself(key):
+    if key != key or (isinstance(key, tuple) and not equals_itself(key)):
         what = "holds what is not" if key == key else "is not"
         raise KeyEncodingError(
             f"{key!r} {what} equal to itself, and so cannot find its state again: no key; let the key function return, "
@@ -35,7 +38,9 @@ def check_equal(key: Key) -> None:
 
 def equals_itself(key: Key) -> bool:
     """Whether a key equals a copy of it. A tuple equals itself whatever is in it: that may be the very same object."""
-    return bool(key == key) and (not isinstance(key, tuple) or all(map(equals_itself, key)))
+    if isinstance(key, tuple):
+        return ALWAYS_EQUAL.issuperset(map(type, key)) or all(map(equals_itself, key))
+    return bool(key == key)
 
 
 class Backing(Protocol):
