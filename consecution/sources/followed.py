@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
-import re
+import stat
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from consecution.sources.alarm import Alarm
 from consecution.sources.content import COMPRESSED
 from consecution.sources.files import FilesSource, Path, absolute, is_pattern
 from consecution.sources.records import MOST_LINE_BYTES, RecordFormat
-from consecution.sources.trail import FileId, FollowedFile, Known, Trail, id_of
+from consecution.sources.trail import FileId, FollowedFile, Known, Trail, id_of, paths_before
 from consecution.telling import warn
 
 POLL_S = 0.25
@@ -97,6 +97,8 @@ class FollowedFilesSource(Source):
         self._poll_s = poll_s
         self._alarm: Alarm | None = None
         self._trails: dict[str, Trail] = {}
+        self._before: set[FileId] = set()
+        """What was beside the files of the patterns at the last look: none of them is a file that came since."""
         self._turn = 0
         self._due_s = 0.0
         self._error: SourceError | None = None
@@ -115,16 +117,22 @@ class FollowedFilesSource(Source):
         for path in self._paths:
             if not is_pattern(path) and id_of(path) is None:
                 warn("files source: no file is at %s: waiting for one", path)
+        self._follow_named()
+        self._before = set(self._find_beside().values())
         if not self.may_block:
             self._alarm = Alarm(time.monotonic)
 
     def _is_asked_for(self, path: str) -> bool:
         """Whether it is among the paths, or matches a pattern: the paths may be others than in the last run."""
-        patterns = [given.replace("**/", "*") for given in self._paths if is_pattern(given)]
-        return path in self._paths or any(re.match(fnmatch.translate(pattern), path) for pattern in patterns)
+        return path in self._paths or any(_matches(path, given) for given in self._paths if is_pattern(given))
 
-    def _follow(self, path: str) -> Trail:
-        trail = self._trails[path] = Trail(path, self._open_file, self._followed)
+    def _follow_named(self) -> None:
+        for path in self._paths:
+            if not is_pattern(path) and path not in self._trails:
+                self._follow(path)
+
+    def _follow(self, path: str, before: set[FileId] | None = None) -> Trail:
+        trail = self._trails[path] = Trail(path, self._open_file, self._followed, before)
         return trail
 
     def _open_file(self, path: str, known: Known | None) -> FollowedFile:
@@ -134,19 +142,41 @@ class FollowedFilesSource(Source):
         return {file.id for trail in self._trails.values() for file in trail.files if file.id is not None}
 
     def _look(self, now_s: float) -> None:
+        beside = self._find_beside()
         matching = self._find_matching()
         there = set(matching.values())
-        for path in self._paths:
-            if not is_pattern(path) and path not in self._trails:
-                self._follow(path)
+        self._follow_named()
         for path, trail in list(self._trails.items()):
             trail.look(now_s, there)
             if not trail.files and path not in self._paths:
                 del self._trails[path]
         followed = self._followed()
-        for path, id in matching.items():
+        before = self._before | there
+        for path, id in (matching | self._find_missed(beside, matching)).items():
             if id not in followed and path not in self._trails:
-                self._follow(path).look(now_s, there)
+                self._follow(path, before - {id}).look(now_s, there)
+        self._before = set(beside.values())
+
+    def _find_missed(self, beside: dict[str, FileId], matching: dict[str, FileId]) -> dict[str, FileId]:
+        """Paths that match a pattern where a file has come and gone since the last look, and that file."""
+        found = {}
+        for rotated, id in beside.items():
+            if id not in self._before and not rotated.endswith(COMPRESSED):
+                path = next(filter(self._is_asked_for, paths_before(rotated)), None)
+                if path is not None and path not in matching:
+                    found[path] = id
+        return found
+
+    def _find_beside(self) -> dict[str, FileId]:
+        """What is in the folders of the patterns, and may be a file that was rotated: it has a digit in its name."""
+        found: dict[str, FileId] = {}
+        for pattern in filter(is_pattern, self._paths):
+            beside = os.path.join(os.path.dirname(pattern), "*[0-9]*")
+            for path in glob.iglob(beside, recursive=True, include_hidden=True):
+                is_followed = _matches(path, pattern) and not path.endswith(COMPRESSED)
+                if not is_followed and (id := _id_of_file(path)) is not None:
+                    found[path] = id
+        return found
 
     def _find_matching(self) -> dict[str, FileId]:
         """What is there for the patterns."""
@@ -213,3 +243,19 @@ class FollowedFilesSource(Source):
         if self._alarm is not None:
             self._alarm.close()
             self._alarm = None
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """As `glob` does, but no file needs to lie at the path: ``*`` is no folder, and neither begins with a dot."""
+    if path.count("/.") > pattern.count("/.") or ("**" not in pattern and path.count("/") != pattern.count("/")):
+        return False
+    return fnmatch.fnmatchcase(path, pattern.replace("**/", "*"))
+
+
+def _id_of_file(path: str) -> FileId | None:
+    """None for what is no file, or cannot be looked at."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None

@@ -11,6 +11,8 @@ The rules it keeps:
 - Files that came and went while nobody looked are found by their names, as rotation gives them, and by their times:
   they were written to after the newest file that was read. When that one was written to counts only as long as it lies
   at the path: what is written late to a file that was rotated away says nothing of those that came after it.
+- Until a first file is read, what was beside the path when it began to be followed is old, whoever still writes to it;
+  so is what has no later time than all that. Anything else came, and was rotated away, between two looks.
 - A file of which nothing was read yet cannot be known again: whenever it was written to, and when its first bytes have
   been read, others are looked for that were copied from it before it was truncated.
 """
@@ -231,10 +233,13 @@ class Trail:
     """What lies, and has lain, at a path: ``files``, the oldest first.
 
     ``open_file`` opens one, at the place where it is known; ``followed`` says which files are followed at any path.
-    `look` finds what has changed, `take` gives records. SourceError if a file cannot be read.
+    `look` finds what has changed, `take` gives records. SourceError if a file cannot be read. ``before`` are files
+    that were there before anything lay at the path; None: all that are beside it now.
     """
 
-    def __init__(self, path: str, open_file: Open, followed: Callable[[], set[FileId]]) -> None:
+    def __init__(
+        self, path: str, open_file: Open, followed: Callable[[], set[FileId]], before: set[FileId] | None = None
+    ) -> None:
         self.path = path
         self.files: list[FollowedFile | LostFile] = []
         self.quiet = False
@@ -242,12 +247,21 @@ class Trail:
         self._open_file = open_file
         self._followed = followed
         self._newest_ns = 0
-        """When the newest file that was read was written to, while at the path: what is later is new. 0: none yet."""
+        """When the newest file that was read was written to, while at the path: what is later is new."""
+        self._waits = True
+        """None was begun yet: it is the time of the newest one that was rotated away before."""
         self._copied: set[tuple[int, bytes]] = set()
         """What files began with that were truncated: another file that begins so is a copy that was made before."""
         self._let_go: list[LetGo] = []
         self._passed_over: set[FileId] = set()
         """Rotated files that hold nothing new, though by their times they might, as long as nothing newer was read."""
+        self._pass_over(before)
+
+    def _pass_over(self, before: set[FileId] | None) -> None:
+        """What was rotated away up to now is no concern of this run."""
+        old = [(path, id) for path, id in _rotated(self.path) if before is None or id in before]
+        self._passed_over = {id for _, id in old}
+        self._newest_ns = max((_mtime_ns(path) for path, _ in old), default=1)
 
     # -- where it stands -------------------------------------------------------------------------
 
@@ -259,7 +273,9 @@ class Trail:
 
     def go_on(self, newest_ns: int, positions: list[Any], let_go: Iterable[Any] = ()) -> None:
         """With the files that were followed before: as they are called now, or as what tells what was lost."""
-        self._newest_ns = newest_ns
+        if newest_ns or positions:
+            self._newest_ns, self._waits = newest_ns, False
+            self._passed_over.clear()
         self._let_go = [LetGo.of(position) for position in let_go]
         for known in map(Known.of, positions):
             found = self._find(known, self._there_before(known))
@@ -302,9 +318,8 @@ class Trail:
     def _add(self, file: FollowedFile) -> None:
         self.files.append(file)
         self.quiet = False
-        if not self._newest_ns:
-            self._newest_ns = file.mtime_ns - 1
-            self._passed_over = {id for _, id in _rotated(self.path)}
+        if self._waits:
+            self._newest_ns, self._waits = file.mtime_ns - 1, False
 
     # -- what has changed ------------------------------------------------------------------------
 
@@ -335,7 +350,7 @@ class Trail:
 
         Where names change meanwhile, the rest is left to the next look.
         """
-        missed = self._missed() if self._newest_ns else []
+        missed = self._missed()
         if missed is None or not all(self._begin(path, id, known) for path, id, known in missed if id != current):
             return
         self._copied.clear()
@@ -375,7 +390,7 @@ class Trail:
 
         With them come those that were let go, and were written to since, with what is known of them.
         """
-        found, followed = [], self._followed()
+        found, followed, old = [], self._followed(), []
         rotated, there = _rotated(self.path), []
         self._passed_over &= {id for _, id in rotated}
         try:
@@ -384,7 +399,10 @@ class Trail:
                 let_go = self._let_go_before(path, id, mtime_ns)
                 if let_go is not None:
                     there.append(let_go)
-                if mtime_ns <= self._newest_ns or id in followed or id in self._passed_over:
+                if id in followed:
+                    continue
+                if mtime_ns <= self._newest_ns or id in self._passed_over:
+                    old.append((id, mtime_ns))
                     continue
                 if self._is_compressed_from_followed(path, mtime_ns) or (let_go and let_go.is_as_it_was(mtime_ns)):
                     continue
@@ -401,6 +419,10 @@ class Trail:
         if _rotated(self.path) != rotated:
             return None
         self._let_go = [let_go for let_go in self._let_go if let_go in there]
+        if self._waits:  # Whoever still writes to them, and whatever comes first, they stay old.
+            self._passed_over |= {id for id, _ in old}
+            if not found:
+                self._newest_ns = max([self._newest_ns, *(mtime_ns for _, mtime_ns in old)])
         return [(path, id, known) for _, path, id, known in sorted(found, key=lambda file: file[:2])]
 
     def _let_go_before(self, path: str, id: FileId, mtime_ns: int) -> LetGo | None:
@@ -487,6 +509,14 @@ class Trail:
 # -- what is in the folder -------------------------------------------------------------------------
 
 
+def _mtime_ns(path: str) -> int:
+    """0 for a file that is not there any more."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
 def id_of(path: str) -> FileId | None:
     """None: no file is there, just now. SourceError for what is there and is no file."""
     try:
@@ -510,6 +540,16 @@ def _paths_beside(path: str) -> list[str]:
         return []
     except OSError as error:
         raise SourceError(f"{folder} cannot be searched: {error.strerror}") from error
+
+
+def paths_before(path: str) -> list[str]:
+    """Where a file may have lain that was rotated to this path by a number, or a date, behind its name; longest first.
+
+    Names may end with a number themselves.
+    """
+    folder, name = os.path.split(path)
+    ends = [end for end in range(len(name) - 1, 0, -1) if re.fullmatch(_NUMBER, name[end:])]
+    return [os.path.join(folder, name[:end]) for end in ends]
 
 
 def _rotated(path: str) -> list[tuple[str, FileId]]:

@@ -172,8 +172,10 @@ def test_every_line_comes_once_and_in_order_however_logs_are_rotated(
 def check_history(folder: Path, rng: random.Random, *, copies: bool) -> None:
     folder.mkdir()
     logs = [Log(folder / "a.log", rng), Log(folder / "b.log", rng)]
-    paths = rng.choice([[folder / "a.log", folder / "b.log"], [folder / "*.log"]])
-    for log in logs:
+    named, pattern = [folder / "a.log", folder / "b.log"], [folder / "*.log"]
+    paths = rng.choice([named, pattern])
+    waits = rng.random() < 0.5
+    for log in logs if not waits else ():
         log.write()
     source = opened(paths)
     found = take(source)
@@ -182,7 +184,7 @@ def check_history(folder: Path, rng: random.Random, *, copies: bool) -> None:
             rng.choice(logs).do_something(copies=copies)
             if copies or rng.random() < 0.5:
                 found += source.read(rng.choice([1, 3, 1000])) or []
-        if rng.random() < 0.4:
+        if rng.random() < 0.4 and not (waits and paths is pattern):  # Which has no place to go on from, until a line.
             position = source.position()
             source.close()
             for _ in range(rng.randint(0, 6)):
@@ -421,6 +423,80 @@ def test_a_new_run_leaves_alone_what_was_rotated_before_though_somebody_still_wr
     append(log.path, "new\n")
 
     assert found + take(source) == ["new"]
+    source.close()
+
+
+@pytest.mark.parametrize("pattern", ["app.log7", "*.log7", "**/*.log7"])
+@pytest.mark.parametrize("old", [False, True], ids=["first", "others were before"])
+def test_files_that_come_and_are_rotated_away_between_two_looks_are_read(
+    pattern: str, old: bool, tmp_path: Path
+) -> None:
+    log = Log(tmp_path / "app.log7", random.Random(0))
+    if old:
+        for _ in range(2):
+            append(log.path, "old\n")
+            log.touch(log.path)
+            log.rotate()
+        log.path.unlink(missing_ok=True)
+    source = opened(tmp_path / pattern)
+    found = take(source)
+
+    if old:
+        append(log.name(1), "late\n")
+        log.touch(log.name(1))
+    for line in ("one", "two"):
+        log.move_up()
+        append(log.path, f"{line}\n")
+        log.touch(log.path)
+        log.path.rename(log.name(1))
+    found += take(source)
+    source = again(source, tmp_path / pattern)
+    append(log.path, "three\n")
+
+    assert found + take(source) == ["one", "two", "three"]
+    source.close()
+
+
+@pytest.mark.parametrize("waiting", ["b.log", "*b.log"])
+def test_a_path_where_nothing_lay_yet_is_waited_for_while_a_run_is_down_too(waiting: str, tmp_path: Path) -> None:
+    """As soon as another path has put a position into the journal."""
+    log = Log(tmp_path / "b.log", random.Random(0))
+    append(log.name(1), "old\n")
+    log.touch(log.name(1))
+    append(tmp_path / "a.log", "a1\n")
+    paths = [tmp_path / "a.log", tmp_path / waiting]
+    source = opened(paths)
+    found = take(source)
+    append(log.name(1), "late\n")
+    found += take(source)
+    position = source.position()
+    source.close()
+
+    log.move_up()
+    append(log.path, "b1\n")
+    log.path.rename(log.name(1))
+    source = opened(paths, position)
+    found += take(source)
+    append(log.path, "b2\n")
+
+    assert found + take(source) == (["a1", "b2"] if "*" in waiting else ["a1", "b1", "b2"])
+    source.close()
+
+
+def test_what_only_looks_like_a_rotated_file_of_a_pattern_is_left_alone(tmp_path: Path) -> None:
+    """Compressed files, those of a hidden name or another folder, and what somebody moves there from before."""
+    (tmp_path / "deep").mkdir()
+    for old in (".c.log.1", "part-1.gz", "app.log.1"):
+        append(tmp_path / old, "old\n")
+    source = opened([tmp_path / "*", tmp_path / ".*.log", tmp_path / "deep" / "*.txt", tmp_path / "[ab]pp.log"])
+    found = take(source)
+    (tmp_path / "part-2.gz").write_bytes(gzip.compress(b"packed\n"))
+    append(tmp_path / "deep" / "x.log.1", "deep\n")
+    append(tmp_path / "deep" / ".x.txt.1", "hidden\n")
+    append(tmp_path / ".c.log", "c1\n")
+    found += take(source)
+
+    assert found == ["old", "c1"]
     source.close()
 
 
