@@ -46,7 +46,7 @@ from consecution.runtime.journal import FailuresMoved, Journal
 from consecution.runtime.main_module import where_to_load
 from consecution.runtime.state import StateDir, lock_state_dir, look_at_state_dir
 from consecution.runtime.takeover import take_over
-from consecution.transport.codec import PickleCodec
+from consecution.transport.codec import PickleCodec, mark_put_back
 
 ENTRIES_PER_COMMIT = 1000
 
@@ -439,7 +439,7 @@ def _renewed(entry: FailureEntry, now_s: float) -> FailureEntry:
 
 def _bear(head: Head, failed: Failed) -> tuple[Head, list[Change]]:
     """A new item of the source, in a batch of its own."""
-    record = BatchRecord(head.next_seq, 1, failed.entry.failed.payload)
+    record = BatchRecord(head.next_seq, 1, mark_put_back(failed.entry.failed.payload))
     return replace(head, next_seq=head.next_seq + 1, emitted=head.emitted + 1), [BatchBorn(record)]
 
 

@@ -48,7 +48,7 @@ from consecution.runtime.journal import NotesTaken
 from consecution.runtime.occupation import not_back
 from consecution.runtime.offspring import end_if_forked
 from consecution.source import Note, Rejected, Source
-from consecution.transport.codec import LiveCodec, ReusingCodec
+from consecution.transport.codec import LiveCodec, ReusingCodec, without_mark
 
 BIRTH = (-1,)
 """A batch that is just being made, where a frame has its path."""
@@ -366,12 +366,11 @@ class OriginHost:
 
     def _decode(self, way: _Way, launch: Launch, suspect: Suspect | None, failed: list[FailedItem]) -> list[Any]:
         # A class or module that is not there is no item's fault, unless that has failed before and was put back.
-        lets_through = (AttributeError, ImportError) if launch.entry is None else ()
+        payload, was_put_back = without_mark(launch.payload)
+        lets_through = (AttributeError, ImportError) if launch.entry is None and not was_put_back else ()
         alone = self.origin.count_of(launch.seq) == 1
         try:
-            items, lost = decode_apart(
-                launch.payload, self._codec.decode, suspect, alone=alone, lets_through=lets_through
-            )
+            items, lost = decode_apart(payload, self._codec.decode, suspect, alone=alone, lets_through=lets_through)
         except Exception as error:
             raise WorldError(
                 f"batch {launch.seq} of the journal cannot be decoded ({text_of(error)}): run again "

@@ -42,6 +42,22 @@ class PickleCodec:
         return bytes(_dumps([item]))
 
 
+PUT_BACK = b"put back"
+"""Behind the pickle of an item that had failed and was put back at its source; what reads a pickle does not see it."""
+
+
+def mark_put_back(payload: bytes) -> bytes:
+    """So that whoever decodes the item knows that it had failed before, and that somebody may have edited it."""
+    return payload + PUT_BACK
+
+
+def without_mark(payload: Any) -> tuple[Any, bool]:
+    """The payload as it was, and whether it was marked: no pickle ends so by itself."""
+    if isinstance(payload, bytes | memoryview) and bytes(payload[-len(PUT_BACK) :]) == PUT_BACK:
+        return payload[: -len(PUT_BACK)], True
+    return payload, False
+
+
 class _LiveOrBytes:
     """What a payload is that may have stayed in its process: still the items, which decode to a list of their own."""
 

@@ -332,6 +332,21 @@ def test_what_cannot_be_loaded_when_it_is_put_back_has_failed_again_and_is_kept(
     assert len(runs.change(lambda store: store.drop(Selection()))) == 3
 
 
+@pytest.mark.parametrize("mode", ["inline", "thread", "process"])
+def test_what_is_made_of_a_class_that_is_gone_fails_alone_at_the_source_too(runs: Runs, mode: str) -> None:
+    runs(bad=[2, 5], uncounted=[7], mode=mode)
+    gone = b"\x80\x05cnowhere\nThing\n."
+    edited = {id_: Edited(gone, "gone") for id_ in ("numbers:0", "count.0:0")}
+    runs.change(lambda store: store.retry(Selection(), edited=edited, at_source=True))
+
+    again = runs(mode=mode)
+
+    assert (again.emitted, again.completed, again.failed, again.open) == (13, 13, 2, 0)
+    assert [(failed.node, failed.entry.failed.payload) for failed in runs.failed] == [("numbers", gone)] * 2
+    assert all("No module named 'nowhere'" in failed.entry.failed.error for failed in runs.failed)
+    assert 5 in runs.out
+
+
 def test_ids_that_may_be_gone_are_passed_over(runs: Runs) -> None:
     runs(bad=[2, 5])
 
