@@ -122,9 +122,14 @@ class FollowedFilesSource(Source):
         if not self.may_block:
             self._alarm = Alarm(time.monotonic)
 
+    @property
+    def _patterns(self) -> list[str]:
+        """A path with letters as patterns have is none, if a file has lain there."""
+        return [path for path in self._paths if path not in self._trails and is_pattern(path)]
+
     def _is_asked_for(self, path: str) -> bool:
         """Whether it is among the paths, or matches a pattern: the paths may be others than in the last run."""
-        return path in self._paths or any(_matches(path, given) for given in self._paths if is_pattern(given))
+        return path in self._paths or any(_matches(path, given) for given in self._patterns)
 
     def _follow_named(self) -> None:
         for path in self._paths:
@@ -170,7 +175,7 @@ class FollowedFilesSource(Source):
     def _find_beside(self) -> dict[str, FileId]:
         """What is in the folders of the patterns, and may be a file that was rotated: it has a digit in its name."""
         found: dict[str, FileId] = {}
-        for pattern in filter(is_pattern, self._paths):
+        for pattern in self._patterns:
             beside = os.path.join(os.path.dirname(pattern), "*[0-9]*")
             for path in glob.iglob(beside, recursive=True, include_hidden=True):
                 is_followed = _matches(path, pattern) and not path.endswith(COMPRESSED)
@@ -181,7 +186,7 @@ class FollowedFilesSource(Source):
     def _find_matching(self) -> dict[str, FileId]:
         """What is there for the patterns."""
         found: dict[str, FileId] = {}
-        for pattern in filter(is_pattern, self._paths):
+        for pattern in self._patterns:
             for path in sorted(glob.glob(pattern, recursive=True)):
                 if path not in found and not path.endswith(COMPRESSED) and os.path.isfile(path):
                     id = id_of(path)

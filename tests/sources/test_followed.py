@@ -543,6 +543,21 @@ def test_new_files_of_a_pattern_are_followed_and_compressed_ones_are_not(tmp_pat
     source.close()
 
 
+def test_a_name_with_letters_as_patterns_have_stays_a_name(tmp_path: Path) -> None:
+    append(tmp_path / "app1.log", "of another\n")
+    append(tmp_path / "app[1].log", "one\n")
+    source = opened(tmp_path / "app[1].log")
+    found = take(source)
+    (tmp_path / "app[1].log").rename(tmp_path / "app[1].log.1")
+    found += take(source)
+    source = again(source, tmp_path / "app[1].log")
+    found += take(source)
+    append(tmp_path / "app[1].log", "two\n")
+
+    assert found + take(source) == ["one", "two"]
+    source.close()
+
+
 def test_a_pattern_is_followed_in_whatever_folder_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in[1]").mkdir()
     monkeypatch.chdir(tmp_path / "in[1]")
