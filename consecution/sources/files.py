@@ -21,6 +21,9 @@ from consecution.sources.records import FORMATS, MOST_LINE_BYTES, RecordFormat
 
 Path = str | os.PathLike[str]
 
+NAMES = "surrogateescape"
+"""What Python makes of names that are no UTF-8; a note keeps their bytes."""
+
 
 class FilesSource(Source):
     """The records of files. ``paths`` are one or several, each a path or a pattern (``logs/*.gz``, ``**`` for folders).
@@ -80,13 +83,13 @@ class FilesSource(Source):
     # -- which files -----------------------------------------------------------------------------
 
     def recall(self, notes: Sequence[tuple[int, bytes]]) -> None:
-        self._recalled = msgpack.unpackb(zlib.decompress(notes[-1][1]))
+        self._recalled = msgpack.unpackb(zlib.decompress(notes[-1][1]), unicode_errors=NAMES)
 
     def take_note(self, seq: int) -> Note | None:
         if self._noted:
             return None
         self._noted = True
-        return Note(zlib.compress(msgpack.packb(self._files)))
+        return Note(zlib.compress(msgpack.packb(self._files, unicode_errors=NAMES)))
 
     def open(self, position: Any) -> None:
         self.close()
@@ -95,7 +98,7 @@ class FilesSource(Source):
         self._noted = recalled is not None
         self._files = recalled if recalled is not None and position is not None else self._find(position)
         self._behind = list(itertools.accumulate(map(_size_bytes, self._files), initial=0))
-        self._names = digest("\0".join(self._files).encode("utf-8", "surrogateescape"))
+        self._names = digest("\0".join(self._files).encode("utf-8", NAMES))
         if position is None:
             self._at, self._noted = 0, False
             self._check_compressions()

@@ -333,6 +333,24 @@ def test_files_that_come_later_are_not_read_and_those_that_are_done_may_go(tmp_p
     assert out.read_text().split() == ["b1", "b2", "c1", "d1", "d2"]
 
 
+def test_the_name_of_a_file_may_be_no_utf_8(tmp_path: Path) -> None:
+    for name in (b"a\xff", b"b"):
+        (tmp_path / os.fsdecode(name)).write_text(f"{chr(name[0])}1\n{chr(name[0])}2\n")
+    source = opened(tmp_path / "*")
+    found = source.read(1)
+    note, position = source.take_note(0), source.position()
+    source.close()
+    (tmp_path / "c").write_text("late\n")
+
+    source = FilesSource(tmp_path / "*")
+    assert note is not None
+    source.recall([(0, note.body)])
+    source.open(position)
+
+    assert [*(found or []), *read_all(source)] == ["a1", "a2", "b1", "b2"]
+    source.close()
+
+
 @pytest.mark.parametrize("newline", ["\n", ""])
 def test_a_file_may_go_when_a_batch_has_ended_where_it_ends(newline: str, tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
