@@ -214,6 +214,8 @@ class RecordStream:
         self._open_bytes = 0
         """So many of them, at the beginning, are lines of a row that goes on in a quote; and behind them are:"""
         self._quotes = 0
+        self._open_line = 0
+        """The number of the line that row begins with."""
         self._end = self.place.offset
 
     def __len__(self) -> int:
@@ -268,23 +270,29 @@ class RecordStream:
         self._parse(lines, final=False)
 
     def _too_long(self, offset: int) -> SourceError:
-        what, doubt = (
-            ("row", "is a quote in it not closed? If not") if self._open_bytes else ("line", "is it text? If so")
-        )
+        remedy = f"raise max_line_bytes: Producer({self._kind!r}, max_line_bytes=...)"
+        if self._open_bytes:
+            return SourceError(
+                f"{self._name}, line {self._open_line}: it begins a row of more than {self._max_line_bytes} bytes, "
+                f"after byte {offset}: is a quote in it not closed? Whether or not, {remedy}; where it is large "
+                "enough for all from there to the end, a line whose quote is not closed fails alone"
+            )
         return SourceError(
-            f"{self._name} has a {what} of more than {self._max_line_bytes} bytes, after byte {offset}: {doubt}, "
-            f"raise max_line_bytes: Producer({self._kind!r}, max_line_bytes=...)"
+            f"{self._name} has a line of more than {self._max_line_bytes} bytes, after byte {offset}: is it text? If "
+            f"so, {remedy}"
         )
 
     def _parse(self, block: bytes, *, final: bool) -> None:
         if self._form.format == "csv":
             _let_fields_have(self._max_line_bytes)
         self._begun, self._begun_bytes, self._open_bytes = [], 0, 0
+        before = self.place.line
         self._records, left_bytes = self._form.parse(block, self.place, self._name, final=final)
         if not self._records:
             self._records.take(0, self.place)  # A header, or empty lines.
         if left_bytes:
             self._open_bytes = left_bytes
+            self._open_line = before + block.count(b"\n", 0, -left_bytes) + 1
             self._begin(block[-left_bytes:])
             self._quotes = 0
 

@@ -544,6 +544,28 @@ def test_a_line_that_is_too_long_is_an_error_that_names_the_option(
     source.close()
 
 
+def test_a_row_whose_quote_is_not_closed_fails_alone_once_the_rest_may_be_as_large_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the error says that ends the run before; what was taken by then does not come again."""
+    monkeypatch.setattr(content, "BLOCK_BYTES", 10)
+    (tmp_path / "in").write_text('n\n1\n\n2\n"3\n' + "4\n" * 50)
+    source = opened(tmp_path / "in", format="csv", max_line_bytes=20)
+    found = source.read(9)
+    with pytest.raises(SourceError, match=r"in, line 5: it begins a row of more than 20 bytes, after byte 7: .* raise"):
+        read_all(source)
+    position = source.position()
+    source.close()
+
+    source = opened(tmp_path / "in", position, format="csv", max_line_bytes=2000)
+    (rejected, *rest) = read_all(source)
+    source.close()
+
+    assert found == [{"n": "1"}, {"n": "2"}]
+    assert "in, line 5: a quote that is opened here is not closed" in str(rejected.error)
+    assert rest == [{"n": "4"}] * 50
+
+
 def test_a_file_that_is_no_parquet_is_an_error(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "in").write_text("no parquet")
