@@ -7,6 +7,7 @@ The rules it keeps:
   noticed although it may have grown beyond that place since.
 - A file that was rotated away is read on before the next one. It is let go when two others have come after it, or
   when it was deleted, and it has been quiet: a program may write to it for a while.
+- A file that was rotated away, and read to its end by then, is not missed when it is gone at the next start.
 - What was let go is remembered for as long as it lies in the folder: if it was written to since, it is gone on with.
 - Files that came and went while nobody looked are found by their names, as rotation gives them, and by their times:
   they were written to after the newest file that was read. When that one was written to counts only as long as it lies
@@ -55,11 +56,13 @@ class Known:
     inode: int
     place: Any
     content: Print
+    was_whole: bool = False
+    """It was read to its end, and another one had come after it."""
 
     @classmethod
     def of(cls, position: Any) -> Known:
-        inode, place, *content = position
-        return cls(inode, place, Print(*content))
+        inode, place, mark, head, tail, *was_whole = position
+        return cls(inode, place, Print(mark, head, tail), bool(was_whole))
 
     @property
     def taken_bytes(self) -> int:
@@ -269,7 +272,12 @@ class Trail:
         """Without the files of which nothing was read: by their times they are new again, whatever became of them."""
         begun = [file for file in self.files if isinstance(file, LostFile) or file.was_read]
         let_go = [[known.to_position() for known in self._let_go]] if self._let_go else []
-        return [self.path, self._newest_ns, [file.position() for file in begun], *let_go]
+        return [self.path, self._newest_ns, [self._position_of(file) for file in begun], *let_go]
+
+    def _position_of(self, file: FollowedFile | LostFile) -> list[Any]:
+        if isinstance(file, LostFile) or file is self.files[-1] or file.is_compressed or file.unread_bytes:
+            return file.position()
+        return [*file.position(), True]
 
     def go_on(self, newest_ns: int, positions: list[Any], let_go: Iterable[Any] = ()) -> None:
         """With the files that were followed before: as they are called now, or as what tells what was lost."""
@@ -279,10 +287,12 @@ class Trail:
         self._let_go = [LetGo.of(position) for position in let_go]
         for known in map(Known.of, positions):
             found = self._find(known, self._there_before(known))
-            if found is None:
-                self.files.append(self._lose(known))
-            else:
+            if found is not None:
                 self._add(found)
+            elif known.was_whole:
+                self._note_copies(known)
+            else:
+                self.files.append(self._lose(known))
 
     def _there_before(self, known: Known) -> list[str]:
         """Where a file of an earlier life may be, the likeliest first."""

@@ -526,6 +526,38 @@ def test_what_is_lost_is_told_once_in_its_place(down: bool, tmp_path: Path) -> N
     source.close()
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["to its end", "not to its end"])
+def test_an_old_file_that_is_deleted_while_nobody_looks_is_lost_only_if_it_was_not_read(
+    whole: bool, tmp_path: Path
+) -> None:
+    """Who keeps one old file deletes, with each rotation, one that is still watched."""
+    log = tmp_path / "app.log"
+    append(log, "one\n")
+    source = opened(log)
+    found = take(source)
+    log.rename(tmp_path / "app.log.1")
+    append(log, "two\n")
+    if not whole:
+        append(tmp_path / "app.log.1", "ha")
+    found += take(source)
+    position = source.position()
+    source.close()
+
+    log.replace(tmp_path / "app.log.1")
+    append(log, "three\n")
+    source = opened(log, position)
+    found += take(source)
+    source = again(source, log)
+    append(tmp_path / "app.log.1", "late\n")
+    append(log, "four\n")
+    found += take(source)
+    source.close()
+
+    assert [line for line in found if type(line) is not Rejected] == ["one", "two", "three", "late", "four"]
+    lost = [str(line.error) for line in found if type(line) is Rejected]
+    assert ["app.log, of which 4 bytes were taken" in problem for problem in lost] == ([] if whole else [True])
+
+
 def test_new_files_of_a_pattern_are_followed_and_compressed_ones_are_not(tmp_path: Path) -> None:
     append(tmp_path / "a.log", "a1\n")
     source = opened(tmp_path / "**" / "*log*")
