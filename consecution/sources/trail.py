@@ -411,7 +411,8 @@ class Trail:
                     there.append(let_go)
                 if id in followed:
                     continue
-                if mtime_ns <= self._newest_ns or id in self._passed_over:
+                is_old = mtime_ns <= self._newest_ns and not (let_go and self._was_written_to(path, mtime_ns, let_go))
+                if is_old or id in self._passed_over:
                     old.append((id, mtime_ns))
                     continue
                 if self._is_compressed_from_followed(path, mtime_ns) or (let_go and let_go.is_as_it_was(mtime_ns)):
@@ -439,6 +440,15 @@ class Trail:
         """What is known of a file that was let go. An inode may belong to another file by now, so times come first."""
         likely = [let_go for let_go in self._let_go if let_go.may_be(path, id, mtime_ns)]
         return max(likely, key=lambda let_go: let_go.is_as_it_was(mtime_ns), default=None)
+
+    def _was_written_to(self, path: str, mtime_ns: int, let_go: LetGo) -> bool:
+        """Whether it is that file, and has grown, though what was read of the newest file may be newer still."""
+        if mtime_ns <= let_go.mtime_ns or path.endswith(COMPRESSED):
+            return False
+        file = self._find(let_go.known, [path])
+        if file is not None:
+            file.close()
+        return file is not None
 
     def _is_compressed_from_followed(self, path: str, mtime_ns: int) -> bool:
         """Compressing keeps the time, or its seconds; what is followed is read to its end where it is open."""

@@ -282,6 +282,36 @@ def test_a_file_that_was_let_go_is_never_read_again_from_its_beginning(
     source.close()
 
 
+@pytest.mark.parametrize("down", [False, True], ids=["while it is read", "while nobody reads"])
+def test_what_is_written_to_a_file_that_was_let_go_comes_though_newer_lines_were_read(
+    down: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trail, "QUIET_S", 0.0)
+    log = Log(tmp_path / "app.log", random.Random(0))
+    source = opened(log.path)
+    found = []
+    for line in ("a1\n", "b1\n", "c1\n", "d1\n"):
+        if log.path.exists():
+            log.rotate()
+        log.path.unlink(missing_ok=True)
+        append(log.path, line)
+        log.touch(log.path)
+        found += [item for _ in range(3) for item in take(source)]
+
+    append(log.name(3), "a2\n")
+    log.touch(log.name(3))
+    append(log.path, "d2\n")
+    log.touch(log.path)
+    found += take(source)
+    if down:
+        source = again(source, log.path)
+    log.rotate()
+    append(log.path, "e1\n")
+
+    assert found + take(source) == ["a1", "b1", "c1", "d1", "d2", "a2", "e1"]
+    source.close()
+
+
 def test_a_position_from_before_files_that_were_let_go_were_remembered_is_understood(tmp_path: Path) -> None:
     append(tmp_path / "app.log", "one\ntwo\n")
     source = opened(tmp_path / "app.log")
