@@ -34,6 +34,8 @@ NURSERY = "consecution.runtime.nursery"
 Started = TypeVar("Started")
 
 _starting = threading.Lock()
+_folder: tuple[int | None, str | None] = None, None
+"""The process that made the swept folder, and where that is."""
 
 
 def prepare() -> None:
@@ -41,7 +43,7 @@ def prepare() -> None:
     refuse_in_worker_start()
     context()
     with contextlib.suppress(OSError), without_tracker():
-        multiprocess.forkserver.ensure_running()
+        ensure_running()
 
 
 def refuse_in_worker_start() -> None:
@@ -120,6 +122,37 @@ def without_main(*, unless: bool) -> Iterator[None]:
         spawn.get_preparation_data = describe
 
 
+def ensure_running() -> None:
+    """Start the server, unless it runs. Within `without_tracker`.
+
+    One that died, and was reaped by somebody else (a program that waits for all its children), is forgotten.
+    """
+    try:
+        multiprocess.forkserver.ensure_running()
+    except ChildProcessError:
+        _forget_server()
+        multiprocess.forkserver.ensure_running()
+
+
+def _forget_server() -> None:
+    server = multiprocess.forkserver._forkserver
+    server._lock = threading.Lock()
+    if server._forkserver_pid is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = server._forkserver_address = server._forkserver_pid = None
+
+
+def _begin_anew_in_child() -> None:
+    """A forked child has a server of its own, if any: its parent's ends with the parent, as does what lies there.
+
+    No lock is taken, for another thread may have held it when the child was made.
+    """
+    global _starting
+    _starting = threading.Lock()
+    leave_tracker()
+    _forget_server()
+
+
 def leave_tracker() -> None:
     """In a worker: forget the tracker that `without_tracker` has put there; the first who needs one gets it."""
     tracker = multiprocess.resource_tracker._resource_tracker
@@ -164,8 +197,19 @@ def insist(start: Callable[[], Started]) -> Started:
 
 def _use_swept_folder() -> None:
     """What multiprocess puts into its temporary folder would stay there for ever if this process is killed."""
+    global _folder
     config = multiprocess.process.current_process()._config
-    if "tempdir" not in config:
+    if config.get("tempdir") in (None, _folder_of_parent()):
         folder = SocketFolder()
+        _folder = os.getpid(), folder.path
         config["tempdir"] = folder.path
         multiprocess.util.Finalize(None, folder.close, exitpriority=-100)
+
+
+def _folder_of_parent() -> str | None:
+    """The one that this process has of the process that forked it."""
+    owner, path = _folder
+    return None if owner == os.getpid() else path
+
+
+os.register_at_fork(after_in_child=_begin_anew_in_child)

@@ -149,6 +149,7 @@ def _start_process(spec: WorkerSpec, parcel: Parcel, mark: str, slot: SlotFile |
     process = made.Process(target=run_worker, args=args, name=fork_server.PROCESS_NAME + mark, daemon=True)
     try:
         with fork_server.without_tracker(), fork_server.without_main(unless=_main_is_needed()):
+            fork_server.ensure_running()
             process.start()
     except BaseException:
         os.close(log_read)

@@ -705,6 +705,47 @@ def test_a_killed_supervisor_takes_along_even_who_was_stopped(house: House) -> N
     assert_all_arrived(finish(house, COUNT), house.out)
 
 
+RUNS_TWICE = """
+import os, signal
+from consecution import Pipeline, Producer
+from consecution.runtime import fork_server
+
+def run():
+    assert Pipeline(Producer(range(3)) | str).run(mode="process", robustness="none").restarts == 0
+
+def run_in_child():
+    child = os.fork()
+    if not child:
+        try:
+            run()
+            os._exit(7)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+def reap_dead_server():
+    os.kill(fork_server.server_pid(), signal.SIGKILL)
+    os.waitpid(-1, 0)
+
+if __name__ == "__main__":
+    run()
+    {between}()
+    run()
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("between", ["run_in_child", "reap_dead_server"])
+def test_a_run_needs_no_fork_server_of_before(house: House, between: str) -> None:
+    program = house.script(RUNS_TWICE.format(between=between))
+
+    _, said = program.communicate(timeout=60)
+
+    assert program.returncode == 0, said
+    assert "starting it again" not in said
+    wait_for(lambda: not house.processes())
+
+
 def blocked_in_sleep(pid: int) -> bool:
     """The main thread sleeps in native code."""
     with contextlib.suppress(OSError):
