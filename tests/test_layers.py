@@ -46,13 +46,14 @@ WORDS = {
 
 MAY_IMPORT = {
     "errors": set[str](),
+    "own_descriptors": set[str](),
     "protocol": {"protocol", "errors"},
-    "transport": {"transport", "protocol", "errors"},
+    "transport": {"transport", "protocol", "errors", "own_descriptors"},
     "words": {"words", "protocol", "errors"},
     "sources": {"sources", "words", "protocol", "errors"},
-    "sinks": {"sinks", "words", "protocol", "errors"},
+    "sinks": {"sinks", "words", "protocol", "errors", "own_descriptors"},
     "item_loop": {"protocol", "errors"},
-    "runtime": {"runtime", "transport", "protocol", "words", "sources", "errors", "item_loop"},
+    "runtime": {"runtime", "transport", "protocol", "words", "sources", "errors", "item_loop", "own_descriptors"},
     "engine": {"words", "errors"},
     "engines": {"engine", "engines", "runtime", "transport", "protocol", "words", "sources", "errors"},
     "pipeline": {"engine", "words", "errors"},

@@ -41,6 +41,7 @@ import lmdb
 import msgpack
 
 from consecution.errors import DamagedStoreError, StateDirError, UsageError, WorldError
+from consecution.own_descriptors import give_back, keep_from_children
 from consecution.protocol.origin import (
     BatchBorn,
     BatchDecided,
@@ -440,7 +441,7 @@ class Journal:
         if self._lock >= 0:
             if self._env is not None:
                 self._env.close()
-            os.close(self._lock)
+            os.close(give_back(self._lock))
             self._lock = -1
 
     def _entries(self, txn: lmdb.Transaction) -> list[FailureEntry]:
@@ -624,11 +625,11 @@ def _cover_map(env: Any, data: Path) -> None:
 def _lock_environment(path: Path) -> int:
     """An flock on the environment, so that it never has two writers; a dying one is waited for."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(path / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = keep_from_children(os.open(path / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     try:
         _wait_for_lock(lock, path)
     except BaseException:
-        os.close(lock)
+        os.close(give_back(lock))
         raise
     return lock
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from multiprocess.reduction import ForkingPickler
 
+from consecution.own_descriptors import give_back, keep_from_children
+
 CHUNK_BYTES = 1 << 20
 _LENGTH = struct.Struct("!i")
 _LONG_LENGTH = struct.Struct("!Q")
@@ -22,6 +24,8 @@ class PatientPipe:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        for end in (connection, self._socket):
+            keep_from_children(end.fileno())  # whose end tells a worker that we are dead
         self._read = bytearray()
         self._ended = False
         self.fileno = connection.fileno
@@ -71,5 +75,7 @@ class PatientPipe:
         return (start, start + length) if len(self._read) >= start + length else None
 
     def close(self) -> None:
-        self._socket.close()
-        self._connection.close()
+        if not self.closed:
+            for end in (self._socket, self._connection):
+                give_back(end.fileno())
+                end.close()

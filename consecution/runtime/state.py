@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from consecution.errors import ConsecutionError, DamagedStoreError, StateDirError, UsageError
+from consecution.own_descriptors import give_back, keep_from_children
 from consecution.plan import Plan
 from consecution.protocol.values import TaskIndex
 from consecution.runtime import strays, takeover
@@ -141,7 +142,7 @@ class StateDir:
             return
         if self.temporary and not keep:
             shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
+        os.close(give_back(self._lock))
         self._lock = -1
 
 
@@ -200,7 +201,7 @@ def lock_state_dir(path: Path) -> StateDir:
         _finish_takeover(path, manifest)
         return StateDir(path, lock, manifest, temporary=False)
     except BaseException:
-        os.close(lock)
+        os.close(give_back(lock))
         raise
 
 
@@ -218,7 +219,7 @@ def _open(path: Path, plan: Plan, *, fresh: bool, temporary: bool) -> StateDir:
                 _write_manifest(path, manifest)
             _settle(path, manifest, plan)
         except BaseException:
-            os.close(lock)
+            os.close(give_back(lock))
             raise
     return StateDir(path, lock, manifest, temporary=temporary)
 
@@ -326,12 +327,12 @@ def check_is_ours(path: Path) -> None:
 
 
 def _lock(path: Path, remedy: str = "wait for it, stop it, or use another state_dir") -> int:
-    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = keep_from_children(os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     try:
         _insist_on(lock)
     except BlockingIOError as error:
         owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(lock)
+        os.close(give_back(lock))
         raise StateDirError(
             f"the state directory {path} is in use by another run (process {owner}): {remedy}"
         ) from error

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from consecution.errors import DamagedStoreError, UsageError, WorldError
+from consecution.own_descriptors import give_back, keep_from_children
 from consecution.protocol.values import BatchId
 from consecution.sink import AppendSink, refuse_unknown
 from consecution.sinks.compression import Compress, check_suffix, compression_of
@@ -193,6 +194,7 @@ class FileSink(AppendSink):
         """Where lengths are committed, nobody else may write: they would be cut off, or be taken for ours."""
         if not self._commits or not self._is_file:
             return
+        keep_from_children(self._fd)
         give_up_s = time.monotonic() + LOCK_WAIT_S
         while True:
             try:
@@ -208,7 +210,7 @@ class FileSink(AppendSink):
 
     def _close_file(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            os.close(give_back(self._fd))
             self._fd = -1
 
     def _sync_folder(self) -> None:

@@ -13,6 +13,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from consecution.own_descriptors import give_back, keep_from_children
+
 PREFIX = "consecution-"
 OWN_NAME = re.compile(re.escape(PREFIX) + r"\w{8}")
 """As `tempfile.mkdtemp` makes them; others begin so, too."""
@@ -36,17 +38,18 @@ class SocketFolder:
             self._lock = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             return False
+        keep_from_children(self._lock)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         if os.fstat(self._lock).st_nlink:
             return True
-        os.close(self._lock)
+        os.close(give_back(self._lock))
         return False
 
     def close(self) -> None:
         """Remove the folder and all that lies in it. Harmless when repeated."""
         if self._lock >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
-            os.close(self._lock)
+            os.close(give_back(self._lock))
             self._lock = -1
 
 

@@ -223,6 +223,11 @@ class Parent(Copy):
         self.note.write_text(str(pid))
 
 
+class DurableParent(Parent):
+    def end(self) -> None:
+        """Makes it durable."""
+
+
 class Forks(Copy):
     """Leaves the child of a fork behind in its own ``step``, where it goes on as the parent does; notes the pids."""
 

@@ -34,6 +34,7 @@ from tests.engines.misbehaving import (
     Deaf,
     DiesInBegin,
     DiesInClose,
+    DurableParent,
     Environment,
     FailsIn,
     FailsInBegin,
@@ -378,20 +379,21 @@ def test_no_worker_dies_of_our_own_warnings(tmp_path: Path, make: Callable[[], N
     assert report.restarts == 0
 
 
-def test_children_of_a_killed_worker_do_not_hold_up_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parent", [Parent, DurableParent])
+def test_children_of_a_killed_worker_do_not_hold_up_the_run(tmp_path: Path, parent: type[Parent]) -> None:
     gate = Gate("gate", COUNT // 2, tmp_path)
-    parent = Parent("parent", tmp_path / "child")
-    pipeline = Pipeline(Producer(range(COUNT)) | parent | gate | TextLines("out", tmp_path / "out"))
+    node = parent("parent", tmp_path / "child")
+    pipeline = Pipeline(Producer(range(COUNT)) | node | gate | TextLines("out", tmp_path / "out"))
 
     with pipeline.start(**OPTIONS) as running:
         wait_for(gate.reached.exists)
-        first = int(parent.note.read_text())
+        first = int(node.note.read_text())
         kill(running, "parent.0")
         wait_until_restarted(running)
         gate.opened.touch()
         report = running.wait(60)
 
-    for child in (first, int(parent.note.read_text())):
+    for child in (first, int(node.note.read_text())):
         os.kill(child, signal.SIGKILL)
     assert_all_arrived(report, tmp_path / "out")
 
@@ -744,6 +746,34 @@ def test_a_run_needs_no_fork_server_of_before(house: House, between: str) -> Non
     assert program.returncode == 0, said
     assert "starting it again" not in said
     wait_for(lambda: not house.processes())
+
+
+LEAVES_A_CHILD = """
+import os
+
+def source():
+    for number in range(count):
+        if number == 100 and os.fork() == 0:
+            os.closerange(0, 3)
+            time.sleep(60)
+            os._exit(0)
+        yield number
+"""
+
+
+@linux_only
+def test_a_child_of_a_killed_program_keeps_no_worker_alive_and_no_run_out(house: House) -> None:
+    supervisor = endless(house, source="source", count=COUNT, extra=LEAVES_A_CHILD)
+    wait_for((house.folder / "reached").exists)
+    workers = [pid for pid in house.processes() if pid != supervisor.pid and is_worker(pid)]
+
+    os.kill(supervisor.pid, signal.SIGKILL)
+    supervisor.communicate()
+
+    assert workers
+    wait_for(lambda: all(map(is_gone, workers)))
+    assert_all_arrived(finish(house, COUNT), house.out)
+    assert house.processes()
 
 
 def blocked_in_sleep(pid: int) -> bool:
