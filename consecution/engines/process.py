@@ -62,6 +62,8 @@ class ProcessRunning(Running):
         self._end_hook = LastHook(pipeline._call_user_end)
         self._threads: list[ThreadWorker] = []
         self._over = threading.Event()
+        self._first = threading.Lock()
+        """Taken by the supervisor's thread as it begins, or by whoever breaks the start off before."""
         self._report: Report | None = None
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -88,6 +90,9 @@ class ProcessRunning(Running):
             else:
                 self._start()
         except BaseException as error:
+            if not self._first.acquire(blocking=False):
+                self._break_off()
+                raise
             self._close_parcels()
             self._close_endpoint()
             if self._steering is not None:
@@ -98,6 +103,12 @@ class ProcessRunning(Running):
             if self._state is not None:
                 self._state.close(keep=False)
             raise
+
+    def _break_off(self) -> None:
+        """An impatient signal came when the supervisor had begun already, which closes everything itself."""
+        assert self._thread is not None
+        self.abort()
+        self._thread.join()
 
     def _end_before_start(self, report: Report) -> None:
         """Nothing is left to do, but perhaps to clean up: the run that finished may have been killed after that."""
@@ -197,6 +208,8 @@ class ProcessRunning(Running):
     # -- the supervisor's thread -----------------------------------------------------------------
 
     def _run(self) -> None:
+        if not self._first.acquire(blocking=False):
+            return
         try:
             self._supervisor.run()
             self._look_for_hanging_sources()

@@ -223,6 +223,17 @@ class Parent(Copy):
         self.note.write_text(str(pid))
 
 
+class NotesPid(Copy):
+    """Notes the pid of its worker as it begins."""
+
+    def __init__(self, name: str, note: Path) -> None:
+        super().__init__(name)
+        self.note = note
+
+    def begin(self) -> None:
+        self.note.write_text(str(os.getpid()))
+
+
 class DurableParent(Parent):
     def end(self) -> None:
         """Makes it durable."""

@@ -42,6 +42,7 @@ from tests.engines.misbehaving import (
     ForksAndCounts,
     Gate,
     Misbehaving,
+    NotesPid,
     Parent,
     Pools,
     Rude,
@@ -553,6 +554,30 @@ def test_many_runs_leave_no_descriptor_and_no_thread(source: str) -> None:
 
     wait_for(lambda: (descriptors(), threading.active_count()) == before)
     assert not multiprocess.active_children()
+
+
+def test_an_interrupt_just_as_the_supervisor_begins_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note, start_thread = tmp_path / "pid", threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start_thread(thread)
+        if thread.name == "consecution-supervisor":
+            wait_for(lambda: note.exists() and note.read_text())
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    pipeline = Pipeline(Producer("manual") | NotesPid("node", note))
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.start(state_dir=tmp_path / "state", **OPTIONS)
+    monkeypatch.undo()
+
+    assert is_gone(int(note.read_text()))
+    assert "consecution-supervisor" not in [thread.name for thread in threading.enumerate()]
+    with pipeline.start(state_dir=tmp_path / "state", **OPTIONS) as running:
+        running.push("item")
+    assert running.wait().completed == 1
 
 
 # -- other processes -----------------------------------------------------------------------------
