@@ -18,6 +18,7 @@ from consecution.engine import Running
 from consecution.engines import thread
 from consecution.errors import OptionError, SourceError, WorkerError
 from consecution.runtime import supervisor
+from consecution.runtime.offspring import EXIT_CAME_BACK
 from tests.engines import nodes
 from tests.engines.nodes import Collect, Gate, collected
 
@@ -117,6 +118,24 @@ def test_an_end_that_hangs_does_not_hold_up_a_stop_at_once(
     assert collected(tmp_path / "out") == [1]
     monkeypatch.setattr(HangingEnd, "end", lambda self: "ended")
     assert pipeline.run([1], **options).result == "ended"
+
+
+class ForksInEnd(Pipeline):
+    """Both, the program and the forked child, come back from ``end``."""
+
+    def end(self) -> str:
+        self.child = os.fork()
+        return "the program" if self.child else "the child"
+
+
+def test_a_child_forked_in_the_pipelines_end_does_not_finish_the_run(options: Any) -> None:
+    pipeline = ForksInEnd(Map(nodes.increase))
+
+    report = pipeline.run([1], **options)
+
+    assert (report.completed, report.result) == (1, "the program")
+    assert os.waitstatus_to_exitcode(os.waitpid(pipeline.child, 0)[1]) == EXIT_CAME_BACK
+    assert pipeline.run([1], **options).already_finished
 
 
 def test_after_the_grace_of_a_stop_user_code_in_the_main_thread_is_broken_off(options: Any) -> None:

@@ -6,12 +6,14 @@ A worker process that hangs is killed. A thread cannot be: who waits for one tha
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from consecution.errors import SourceError, WorkerError
+from consecution.runtime.offspring import end_if_forked
 
 LOOK_EVERY_S = 0.1
 
@@ -54,10 +56,11 @@ class LastHook:
         """When (monotonic) it was called, while it has not come back."""
 
     def call(self) -> Any:
-        self.since_s = time.monotonic()
+        self.since_s, home = time.monotonic(), os.getpid()
         try:
             return self._hook()
         finally:
+            end_if_forked(home)
             with self._lock:
                 self.since_s = None
                 if self._given_up:
