@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -29,6 +30,8 @@ EXIT_UNGUARDED = 71
 PROCESS_NAME = "consecution worker "
 MAIN_KEYS = ("init_main_from_name", "init_main_from_path")
 """Where multiprocess tells a new process of the main module."""
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Those that a terminal or a service manager sends to all processes of a program."""
 NURSERY = "consecution.runtime.nursery"
 
 Started = TypeVar("Started")
@@ -127,11 +130,22 @@ def ensure_running() -> None:
 
     One that died, and was reaped by somebody else (a program that waits for all its children), is forgotten.
     """
+    with _signals_held_back():
+        try:
+            multiprocess.forkserver.ensure_running()
+        except ChildProcessError:
+            _forget_server()
+            multiprocess.forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """The server inherits this: Ctrl-C, which the whole group gets, must not end it while it imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
-        multiprocess.forkserver.ensure_running()
-    except ChildProcessError:
-        _forget_server()
-        multiprocess.forkserver.ensure_running()
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _forget_server() -> None:

@@ -18,6 +18,7 @@ import time
 import multiprocess.popen_forkserver
 
 from consecution.runtime import worker
+from consecution.runtime.fork_server import GROUP_SIGNALS
 from consecution.transport.socket_folder import base_folder, sweep
 
 PARENT_EXIT_WAIT_S = 0.5
@@ -25,11 +26,14 @@ LOOK_EVERY_S = 0.005
 
 
 def _outlive_signals() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Whoever starts the server holds them back from its first moment on; so it is, even where somebody else did."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     os.register_at_fork(after_in_child=_mind_signals)
 
 
 def _mind_signals() -> None:
+    """In workers, and in what they fork: pools end their processes by SIGTERM."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

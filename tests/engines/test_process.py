@@ -732,6 +732,34 @@ def test_a_killed_supervisor_takes_along_even_who_was_stopped(house: House) -> N
     assert_all_arrived(finish(house, COUNT), house.out)
 
 
+SIGNALS_THE_SERVER = """
+import os, signal
+from consecution import Pipeline, Producer
+from consecution.runtime import fork_server
+
+def look(item):
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return item
+
+if __name__ == "__main__":
+    fork_server.prepare()
+    server = fork_server.server_pid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(server, number)
+    report = Pipeline(Producer(range(3)) | look).run(mode="process", robustness="none")
+    assert (report.completed, report.failed, fork_server.server_pid()) == (3, 0, server)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+"""
+
+
+def test_a_fork_server_outlives_the_signals_of_its_group_from_its_first_moment_on(house: House) -> None:
+    program = house.script(SIGNALS_THE_SERVER)
+
+    _, said = program.communicate(timeout=60)
+
+    assert (program.returncode, said) == (0, "")
+
+
 RUNS_TWICE = """
 import os, signal
 from consecution import Pipeline, Producer
