@@ -241,7 +241,8 @@ class _Signals:
         with self._sending:  # a signal of ours must not meet the handlers of others
             self._over.release()
         for number, handler in self._old.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._handle:  # else user code wants another one from now on
+                signal.signal(number, handler)
 
     def stop_from_now_on(self, running: Running) -> None:
         """The run has been started."""

@@ -224,6 +224,18 @@ def test_two_signals_while_a_run_starts_break_it_off(tmp_path: Path, options: An
     assert pipeline.run([1], **options).completed == 1
 
 
+def test_a_handler_that_user_code_sets_while_a_run_goes_on_stays() -> None:
+    def of_user(number: int, frame: Any) -> None: ...
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        Pipeline(Map(lambda item: signal.signal(signal.SIGTERM, of_user))).run([1], mode="inline", robustness="none")
+
+        assert signal.getsignal(signal.SIGTERM) is of_user
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
     told: list[Any] = []
     old = signal.signal(signal.SIGINT, signal.SIG_IGN)
