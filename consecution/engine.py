@@ -213,8 +213,9 @@ class _Signals:
     """Lets SIGINT and SIGTERM stop a run, in the main thread.
 
     What comes while the run is started is remembered; a second one then breaks the start off. What is
-    ignored (``nohup``) stays so, and so does what only C could put back. The end of the grace time is a second
-    signal, from ourselves: where the main thread hangs in user code, nothing else reaches it.
+    ignored (``nohup``) stays so, and so does what only C could put back. Where this run is part of an item of
+    another one, signals are that one's: what a node gets of a run must be all of it. The end of the grace time
+    is a second signal, from ourselves: where the main thread hangs in user code, nothing else reaches it.
     """
 
     def __init__(self, grace_s: float) -> None:
@@ -232,7 +233,7 @@ class _Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 found = signal.getsignal(number)
-                if found not in (None, signal.SIG_IGN):
+                if found not in (None, signal.SIG_IGN) and not _is_ours(found):
                     self._old[number] = found
                     signal.signal(number, self._handle)
         return self
@@ -270,6 +271,11 @@ class _Signals:
             self._running.interrupt()
         else:
             raise KeyboardInterrupt
+
+
+def _is_ours(handler: Any) -> bool:
+    """Whether another run has set it, or the worker that this is."""
+    return str(getattr(handler, "__module__", "")).startswith("consecution.")
 
 
 __all__ = ["Plan", "Running", "run", "start"]

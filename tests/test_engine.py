@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from consecution import Map, Pipeline, Producer, Report, Source, Status
+from consecution import Map, Node, Pipeline, Producer, Report, Source, Status
 from consecution.engine import Running
 from consecution.engines import thread
 from consecution.errors import OptionError, SourceError, WorkerError
@@ -222,6 +222,41 @@ def test_two_signals_while_a_run_starts_break_it_off(tmp_path: Path, options: An
 
     pipeline.signals = 0
     assert pipeline.run([1], **options).completed == 1
+
+
+class RunsInside(Node):
+    """For each item a run of its own, in which a signal comes ``times`` times; pushes how it went."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__("runs_inside")
+        self.times = times
+
+    def process(self, item: Any) -> None:
+        report = Pipeline(Map(self.signalled)).run(lambda: iter(range(1000)), mode="inline", robustness="none")
+        self.push((report.completed, report.stopped))
+
+    def signalled(self, number: int) -> None:
+        for _ in range(self.times if number == 1 else 0):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("mode", ["inline", "process"])
+def test_a_run_inside_a_node_comes_to_its_end_before_a_stop(tmp_path: Path, mode: Any) -> None:
+    pipeline = Pipeline(RunsInside(1) | Collect("sink", tmp_path / "out"))
+
+    report = pipeline.run(["item"], mode=mode, robustness="none")
+
+    assert [tuple(found) for found in collected(tmp_path / "out")] == [(1000, False)]
+    assert report.stopped == (mode == "inline")  # the signal comes to the process that runs inside
+
+
+def test_a_second_signal_breaks_off_a_run_inside_a_node_too(tmp_path: Path) -> None:
+    pipeline = Pipeline(RunsInside(2) | Collect("sink", tmp_path / "out"))
+
+    report = pipeline.run(["item"], mode="inline", sync="process", state_dir=tmp_path / "state")
+
+    assert (report.stopped, report.pending) == (True, 1)
+    assert collected(tmp_path / "out") == []
 
 
 def test_a_handler_that_user_code_sets_while_a_run_goes_on_stays() -> None:

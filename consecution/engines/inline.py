@@ -34,7 +34,11 @@ def start(plan: Plan, pipeline: Any, iterable: Any, options: Any) -> Running:
 
 
 class _BrokenOff(BaseException):
-    """Raised by a signal handler into user code, which may not take it for an error of its own."""
+    """Raised by a signal handler into user code, which may not take it for an error of its own, nor may another run."""
+
+    def __init__(self, run: InlineRunning, what: str) -> None:
+        super().__init__(what)
+        self.run = run
 
 
 class _Queue:
@@ -100,9 +104,9 @@ class InlineRunning(Running):
         """Abort; user code that runs in this thread just now is broken off, or a hanging item would hang us."""
         self._aborted = True
         if self._turning == threading.get_ident():
-            raise _BrokenOff("a turn")
+            raise _BrokenOff(self, "a turn")
         if self._finishing == threading.get_ident() and (hook := self._run.in_last_user_code):
-            raise _BrokenOff(hook)
+            raise _BrokenOff(self, hook)
 
     def pause(self) -> None:
         self._run.pause(paused=True)
@@ -148,9 +152,9 @@ class InlineRunning(Running):
             try:
                 self._turning = threading.get_ident()
                 return self._turn()
-            except _BrokenOff:
-                return True
             except BaseException as error:
+                if self._is_broken_off(error):
+                    return True
                 self._break(error)
                 raise
             finally:
@@ -165,15 +169,18 @@ class InlineRunning(Running):
                 self._drain()
                 self._run.finish(stopped=self._aborted or not self._ending.finished)
                 self._error = self._run.stop_error
-            except _BrokenOff as hook:
-                error = WorkerError(f"{hook} was broken off by the stop: what it had to do may be missing")
-                self._break(error)
-                raise error from None
             except BaseException as error:
-                self._break(error)
-                raise
+                if not self._is_broken_off(error):
+                    self._break(error)
+                    raise
+                what = WorkerError(f"{error} was broken off by the stop: what it had to do may be missing")
+                self._break(what)
+                raise what from None
             finally:
                 self._finishing = None
+
+    def _is_broken_off(self, error: BaseException) -> bool:
+        return isinstance(error, _BrokenOff) and error.run is self
 
     def _drain(self) -> None:
         """Nothing is open any more: each task gives what it wrote its final form."""
