@@ -120,22 +120,30 @@ def test_an_end_that_hangs_does_not_hold_up_a_stop_at_once(
     assert pipeline.run([1], **options).result == "ended"
 
 
-class ForksInEnd(Pipeline):
-    """Both, the program and the forked child, come back from ``end``."""
+class Forks(Pipeline):
+    """Both, the program and the forked child, come back from ``step``."""
+
+    step = "begin"
+
+    def begin(self) -> None:
+        if self.step == "begin":
+            self.child = os.fork()
 
     def end(self) -> str:
-        self.child = os.fork()
+        if self.step == "end":
+            self.child = os.fork()
         return "the program" if self.child else "the child"
 
 
-def test_a_child_forked_in_the_pipelines_end_does_not_finish_the_run(options: Any) -> None:
-    pipeline = ForksInEnd(Map(nodes.increase))
+@pytest.mark.parametrize("step", ["begin", "end"])
+def test_a_child_forked_in_a_pipelines_step_has_no_part_in_the_run(options: Any, step: str) -> None:
+    pipeline = Forks(Map(nodes.increase))
+    pipeline.step = step
 
     report = pipeline.run([1], **options)
 
     assert (report.completed, report.result) == (1, "the program")
     assert os.waitstatus_to_exitcode(os.waitpid(pipeline.child, 0)[1]) == EXIT_CAME_BACK
-    assert pipeline.run([1], **options).already_finished
 
 
 def test_after_the_grace_of_a_stop_user_code_in_the_main_thread_is_broken_off(options: Any) -> None:

@@ -24,6 +24,7 @@ from consecution.runtime.log_file import LogFile
 from consecution.runtime.logs import LogPump, LogStream
 from consecution.runtime.memory import can_limit_memory
 from consecution.runtime.occupation import GivenUp, LastHook, wait_looking
+from consecution.runtime.offspring import come_back_alone
 from consecution.runtime.service_manager import VARIABLES, ServiceManager
 from consecution.runtime.shipping import Parcel, Shipment, can_ship, ship
 from consecution.runtime.slots import SlotFile
@@ -133,7 +134,7 @@ class ProcessRunning(Running):
             self._steering.serve()
         if port is not None:
             self._say_ourselves(f"/metrics, /livez and /readyz are at port {port} of {options.metrics_host}")
-        self._pipeline._call_user_begin()
+        come_back_alone(self._pipeline._call_user_begin)
         self._ship()
         self._folder = SocketFolder()
         self._logs = LogPump(self._stream)

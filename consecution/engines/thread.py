@@ -25,7 +25,7 @@ from consecution.report import Report, Status
 from consecution.runtime.assembly import Host, drain_stages, end_stages
 from consecution.runtime.local_run import LocalRun, end_error, finished_before, push_into, task_error
 from consecution.runtime.occupation import wait_looking
-from consecution.runtime.offspring import end_if_forked
+from consecution.runtime.offspring import come_back_alone, end_if_forked
 from consecution.runtime.task_host import ANSWER_S
 from consecution.sources.manual import Receipt
 
@@ -213,7 +213,7 @@ class ThreadRunning(Running):
 
     def _begin_tasks(self) -> None:
         try:
-            self._run.pipeline._call_user_begin()
+            come_back_alone(self._run.pipeline._call_user_begin)
             for task in self._queues:
                 name = f"consecution-{self._run.plan.task(task).name}"
                 self._threads[task] = threading.Thread(target=self._work, args=(task,), name=name, daemon=True)

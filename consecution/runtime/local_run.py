@@ -28,6 +28,7 @@ from consecution.runtime import assembly
 from consecution.runtime.books import Books, read_books
 from consecution.runtime.main_module import know_script_by_all_names
 from consecution.runtime.occupation import LastHook
+from consecution.runtime.offspring import come_back_alone
 from consecution.runtime.origin_host import OriginHost, Outbox, SourceHost, live_codec
 from consecution.runtime.replicas import make_replicas
 from consecution.runtime.state import StateDir, open_state_dir
@@ -194,7 +195,7 @@ class LocalRun:
 
     def begin(self) -> None:
         """Run all ``begin``s, parents first, then open the sources and let them go."""
-        self.pipeline._call_user_begin()
+        come_back_alone(self.pipeline._call_user_begin)
         for task in self.tasks:
             self.begin_task(task)
             self._opened.append(task)

@@ -6,14 +6,13 @@ A worker process that hangs is killed. A thread cannot be: who waits for one tha
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from consecution.errors import SourceError, WorkerError
-from consecution.runtime.offspring import end_if_forked
+from consecution.runtime.offspring import come_back_alone
 
 LOOK_EVERY_S = 0.1
 
@@ -56,11 +55,10 @@ class LastHook:
         """When (monotonic) it was called, while it has not come back."""
 
     def call(self) -> Any:
-        self.since_s, home = time.monotonic(), os.getpid()
+        self.since_s = time.monotonic()
         try:
-            return self._hook()
+            return come_back_alone(self._hook)
         finally:
-            end_if_forked(home)
             with self._lock:
                 self.since_s = None
                 if self._given_up:

@@ -14,8 +14,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+Returned = TypeVar("Returned")
 
 PR_SET_PDEATHSIG = 1
 EXIT_CAME_BACK = 70
@@ -36,6 +39,15 @@ def end_if_forked(home: int) -> None:
         with contextlib.suppress(OSError):
             os.write(2, CAME_BACK)
         os._exit(EXIT_CAME_BACK)
+
+
+def come_back_alone(hook: Callable[[], Returned]) -> Returned:
+    """Call user code; a child that it has forked and that comes back, too, ends here."""
+    home = os.getpid()
+    try:
+        return hook()
+    finally:
+        end_if_forked(home)
 
 
 class Offspring:
@@ -82,4 +94,4 @@ def _is_forking(frame: FrameType | None) -> bool:
     return frame is not None and frame.f_globals.get("__name__") in FORKING
 
 
-__all__ = ["Offspring", "end_if_forked"]
+__all__ = ["Offspring", "come_back_alone", "end_if_forked"]
