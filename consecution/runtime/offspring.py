@@ -60,13 +60,9 @@ class Offspring:
     def __init__(self) -> None:
         self._home = os.getpid()
         self._main = threading.get_ident()
-        self._by_main = False
         self._leaving = False
         self._prctl: Any = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
-        os.register_at_fork(before=self._before_fork, after_in_child=self._forked)
-
-    def _before_fork(self) -> None:
-        self._by_main = threading.get_ident() == self._main
+        os.register_at_fork(after_in_child=self._forked)
 
     def _forked(self) -> None:
         """In every child, before it does anything."""
@@ -74,7 +70,8 @@ class Offspring:
             return
         if self._leaving:
             os._exit(0)  # a pool that misses one of its processes starts another
-        if self._prctl is not None and self._by_main:  # the system would take the end of a thread for the worker's
+        # Not where another thread has forked, whose end the system would take for the worker's.
+        if self._prctl is not None and threading.get_ident() == self._main:
             self._prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != self._home:
                 os._exit(0)
