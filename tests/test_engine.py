@@ -258,6 +258,17 @@ def test_a_run_inside_a_node_comes_to_its_end_before_a_stop(tmp_path: Path, mode
     assert report.stopped == (mode == "inline")  # the signal comes to the process that runs inside
 
 
+def run_in_processes(item: int) -> int:
+    return Pipeline(Map(abs)).run([item], mode="process", robustness="none").completed
+
+
+def test_a_run_in_processes_inside_a_worker_is_refused_and_told_what_to_do() -> None:
+    report = Pipeline(Map(run_in_processes)).run([1], mode="process", robustness="track", retries=0)
+
+    (failure,) = report.failures
+    assert "UsageError: a worker, as any daemon of multiprocess, cannot start processes" in failure.traceback
+
+
 def test_a_second_signal_breaks_off_a_run_inside_a_node_too(tmp_path: Path) -> None:
     pipeline = Pipeline(RunsInside(2) | Collect("sink", tmp_path / "out"))
 

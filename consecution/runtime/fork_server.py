@@ -44,6 +44,7 @@ _folder: tuple[int | None, str | None] = None, None
 def prepare() -> None:
     """Let the server import what workers need, while this process imports what the run needs. Returns at once."""
     refuse_in_worker_start()
+    _refuse_in_worker()
     context()
     with contextlib.suppress(OSError), without_tracker():
         ensure_running()
@@ -57,6 +58,15 @@ def refuse_in_worker_start() -> None:
     if process.name.startswith(PROCESS_NAME):
         os._exit(EXIT_UNGUARDED)
     raise unguarded()
+
+
+def _refuse_in_worker() -> None:
+    """No daemon may have children: they would outlive it when it is killed."""
+    if multiprocess.process.current_process().daemon:
+        raise UsageError(
+            "a worker, as any daemon of multiprocess, cannot start processes: give the run inside it mode='thread' or "
+            "mode='inline'"
+        )
 
 
 def unguarded() -> UsageError:
