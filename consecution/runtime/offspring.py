@@ -77,7 +77,7 @@ class Offspring:
                 os._exit(0)
 
     def end(self) -> None:
-        """Kill it; the worker leaves next. Not by SIGTERM: a worker leaves that to its supervisor, and so do they."""
+        """Kill it; the worker leaves next. Not by SIGTERM, of which they may think otherwise."""
         self._leaving = True
         for kind in KINDS:
             if kind in sys.modules:
