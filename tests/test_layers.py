@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "protocol": {"protocol", "errors"},
     "transport": {"transport", "protocol", "errors", "own_descriptors"},
     "words": {"words", "protocol", "errors"},
-    "sources": {"sources", "words", "protocol", "errors"},
+    "sources": {"sources", "words", "protocol", "errors", "own_descriptors"},
     "sinks": {"sinks", "words", "protocol", "errors", "own_descriptors"},
     "item_loop": {"protocol", "errors"},
     "runtime": {"runtime", "transport", "protocol", "words", "sources", "errors", "item_loop", "own_descriptors"},

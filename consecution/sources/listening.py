@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from consecution.errors import SourceError, UsageError
+from consecution.own_descriptors import give_back, keep_from_children
 
 IN_USE_WAIT_S = 5.0
 """So long an address that is in use is asked for again: a worker that was killed may not be quite gone."""
@@ -43,6 +44,19 @@ def check_port(kind: str, port: object) -> None:
         raise UsageError(f"Producer({kind!r}, port={port!r}): expected a number from 0 (any that is free) to 65535")
 
 
+class _Listener(socket.socket):
+    """Not held by forked children: one that outlives a killed worker would keep the address from the next."""
+
+    def __init__(self, *kind: int) -> None:
+        super().__init__(*kind)
+        keep_from_children(self.fileno())
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            give_back(self.fileno())
+        super().close()
+
+
 def listen_tcp(kind: str, host: str, port: int) -> socket.socket:
     """A listening socket. SourceError, naming the address, where it cannot be had."""
     try:
@@ -50,7 +64,7 @@ def listen_tcp(kind: str, host: str, port: int) -> socket.socket:
     except OSError as error:
         raise SourceError(f"{kind}: the address {host}:{port} is none: {error}; mend host and port") from error
     # asyncio sends small answers at once only where it sees that this is TCP; else each waits 40 ms for the client.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = _Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _bind(listener, address)
@@ -78,7 +92,7 @@ def _bind(listener: socket.socket, address: object) -> None:
 
 def listen_unix(kind: str, path: Path) -> socket.socket:
     """A listening socket in the file system, for its owner only. One that a dead process has left is replaced."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = _Listener(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         remove_left_over(kind, path)
         before = os.umask(0o177)

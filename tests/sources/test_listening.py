@@ -60,6 +60,32 @@ def test_an_address_in_use_is_asked_for_again_for_a_while(monkeypatch: pytest.Mo
         assert second.getsockname()[1] == port
 
 
+def test_a_forked_child_keeps_no_address(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "IN_USE_WAIT_S", 0.0)
+    by_port, by_path = listen_tcp("tcp", "127.0.0.1", 0), listen_unix("tcp", path)
+    port = by_port.getsockname()[1]
+    (go_on, leave), (ready, tell_ready) = os.pipe(), os.pipe()
+
+    child = os.fork()
+    if child == 0:
+        os.close(leave)
+        os.close(tell_ready)
+        os.read(go_on, 1)
+        os._exit(0)
+    os.close(tell_ready)
+    os.read(ready, 1)  # its end: the child has done what it does first
+    try:
+        for listener in (by_port, by_path):
+            listener.close()
+        for again in (listen_tcp("tcp", "127.0.0.1", port), listen_unix("tcp", path)):
+            again.close()
+    finally:
+        os.close(leave)
+        os.waitpid(child, 0)
+    os.close(go_on)
+    os.close(ready)
+
+
 def test_a_socket_in_the_file_system_is_its_owners_alone(path: Path) -> None:
     with listen_unix("tcp", path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
