@@ -36,8 +36,10 @@ SHOWN_LENGTH = 200
 
 QUIET_BYTES = 4096
 QUIET_S = 1.0
-"""What a whole has become is acknowledged even so if it is larger, or took so long: its origin reckons with the bytes
-that are on their way, and takes a tree of which it hears nothing for lost."""
+"""What a whole has become is acknowledged even so if it is larger, or was sent so long ago: its origin reckons with the
+bytes that are on their way, and takes a tree of which it hears nothing for lost."""
+QUIET_SHARE = 1 / 30
+"""Nor longer ago than this part of ``timeout_s``: silences add up, and no way of 120 steps has a tree time out."""
 
 
 class Codec(Protocol):
@@ -143,6 +145,8 @@ class Held:
     out: list[Any] | None
     open_id: int
     """What stands for the frame, or for the rest of it, in the checksum of its tree."""
+    since_s: float
+    """When it was sent, or taken where it does not say."""
     passed: int = 0
     """So many items of it have been sent."""
 
@@ -172,6 +176,7 @@ class Step:
         guard: Guard | None = None,
         clock: Callable[[], float] = time.monotonic,
         quiet_bytes: int = QUIET_BYTES,
+        quiet_s: float = QUIET_S,
     ) -> None:
         self.task = task
         self.counts = Counts()
@@ -186,6 +191,7 @@ class Step:
         self._judge = judge
         self._guard = guard or Guard()
         self._quiet_bytes = quiet_bytes
+        self._quiet_s = quiet_s
         self._known: dict[TaskIndex, _Known] = {}
         self._cursor: Iterator[Any] = iter(())
         self._out: list[Any] = []
@@ -208,7 +214,8 @@ class Step:
         suspect = self._guard.take(frame.origin, frame.seq, frame.path)
         items = self._decode(frame, suspect, failed)
         out = self._run(frame, items, failed) if suspect is None else self._run_suspect(frame, suspect, items, failed)
-        return self._close(frame, len(items), out, failed, started_s, is_suspect=suspect is not None)
+        since_s = frame.sent_s or started_s
+        return self._close(frame, len(items), out, failed, started_s, since_s, is_suspect=suspect is not None)
 
     def take(self, frame: Frame) -> Held | None:
         """The first half of `run`, for a node whose items take long: a frame to be held until `put`; None: not run.
@@ -218,7 +225,8 @@ class Step:
         """
         if self._is_repeat(frame):
             return None
-        self.counts.took(frame.sent_s, self._clock())
+        taken_s = self._clock()
+        self.counts.took(frame.sent_s, taken_s)
         failed: list[FailedItem] = []
         suspect = self._guard.take(frame.origin, frame.seq, frame.path)
         items = self._decode(frame, suspect, failed)
@@ -228,7 +236,7 @@ class Step:
         elif frame.stage is Stage.ROUTE or not items:
             out = items
         self._guard.leave()
-        return Held(frame, items, failed, out, frame.frame_id)
+        return Held(frame, items, failed, out, frame.frame_id, frame.sent_s or taken_s)
 
     def put(
         self, held: Held, out: list[Any], errors: Iterable[tuple[Any, BaseException]], busy_s: float
@@ -242,7 +250,7 @@ class Step:
                 raise error
             held.failed.append(self._describe(Stage.PROCESS, item, error))
         ran_at_once = held.out is not None  # it may be suspect
-        return self._close(frame, len(held.items), out, held.failed, started_s, is_suspect=ran_at_once)
+        return self._close(frame, len(held.items), out, held.failed, started_s, held.since_s, is_suspect=ran_at_once)
 
     def put_some(self, held: Held, most: int) -> tuple[list[Sent], Ack]:
         """`put` for so many items of ``held.out``, and no more; it is for nodes that push what they are given.
@@ -272,6 +280,7 @@ class Step:
         out: list[Any],
         failed: list[FailedItem],
         started_s: float,
+        since_s: float,
         *,
         is_suspect: bool,
     ) -> tuple[list[Sent], Ack | None]:
@@ -280,12 +289,12 @@ class Step:
         The whole of a batch that becomes one frame hands its id on to that, so there is nothing to tell: None.
         """
         sent = self._send(frame, out, failed, made_of=None if is_suspect else count)
-        busy_s = self._clock() - started_s
-        self._count(count, len(out), len(failed), busy_s)
+        now_s = self._clock()
+        self._count(count, len(out), len(failed), now_s - started_s)
         if frame.whole and len(sent) == 1 and not failed:
             made = sent[0].frame
             made.whole = True
-            if busy_s < QUIET_S and self._codec.size(made.payload) <= self._quiet_bytes:
+            if now_s - since_s < self._quiet_s and self._codec.size(made.payload) <= self._quiet_bytes:
                 made.frame_id = frame.frame_id
                 return sent, None
         return sent, self._ack_for(frame, frame.frame_id, sent, failed)

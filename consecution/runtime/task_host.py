@@ -12,7 +12,7 @@ from consecution.plan import NodePlan, Plan
 from consecution.protocol.dispatch import Dispatch, Sent
 from consecution.protocol.origin import Origin, OriginLimits
 from consecution.protocol.poison import Guard
-from consecution.protocol.step import Codec, Counts, Step
+from consecution.protocol.step import QUIET_S, QUIET_SHARE, Codec, Counts, Step
 from consecution.protocol.values import USER_ERRORS, Ack, Acks, CreditReturn, FailedItem, Frame, Message, TaskIndex
 from consecution.runtime import failpoints
 from consecution.runtime.attribute_watch import AttributeWatch
@@ -79,6 +79,7 @@ class TaskHost(Occupied):
             skips_decided=plan.options.robust,
             judge=self._node_plan.error_policy.judge,
             guard=guard,
+            quiet_s=min(QUIET_S, plan.options.timeout_s * QUIET_SHARE),
         )
 
     @property

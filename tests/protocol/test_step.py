@@ -59,6 +59,7 @@ def make_step(
     lets_through: tuple[type[BaseException], ...] = (),
     clock: Callable[[], float] = time.monotonic,
     quiet_bytes: int = QUIET_BYTES,
+    quiet_s: float = QUIET_S,
 ) -> Step:
     ids = (FrameId(1 << place) for place in count(8))
     found = (SingleEdge(0, NEXT),) if outlets is None else outlets
@@ -75,6 +76,7 @@ def make_step(
         lets_through=lets_through,
         clock=clock,
         quiet_bytes=quiet_bytes,
+        quiet_s=quiet_s,
     )
 
 
@@ -145,6 +147,36 @@ def test_the_whole_of_a_batch_that_took_long_is_acknowledged() -> None:
 
     (long_sent,), long_ack = step.run(frame(3, frame_id=9, whole=True))
     (short_sent,), short_ack = step.run(frame(3, frame_id=10, whole=True))
+
+    assert long_ack is not None
+    assert long_ack.xor == 9 ^ long_sent.frame.frame_id != 0
+    assert (short_sent.frame.frame_id, short_ack) == (10, None)
+
+
+def test_the_whole_of_a_batch_that_waited_long_is_acknowledged() -> None:
+    step = make_step(clock=lambda: 7.0, quiet_s=0.5)
+    late, early = frame(3, frame_id=9, whole=True), frame(3, frame_id=10, whole=True)
+    late.sent_s, early.sent_s = 6.5, 6.6
+
+    (late_sent,), late_ack = step.run(late)
+    (early_sent,), early_ack = step.run(early)
+
+    assert late_ack is not None
+    assert late_ack.xor == 9 ^ late_sent.frame.frame_id != 0
+    assert (early_sent.frame.frame_id, early_ack) == (10, None)
+
+
+def test_the_whole_of_a_batch_that_was_held_long_is_acknowledged_though_others_kept_the_node_busy_meanwhile() -> None:
+    times_s = iter((7.0, 7.0, 7.0 + QUIET_S, 7.0 + QUIET_S, 9.0, 9.0, 9.0))
+    step = make_step(clock=times_s.__next__)
+    held = step.take(frame(3, frame_id=9, whole=True))
+    other = step.take(frame(3, frame_id=10, whole=True))
+    assert held is not None
+    assert other is not None
+    other.since_s = 8.5
+
+    (long_sent,), long_ack = step.put(held, [3], [], busy_s=0.0)
+    (short_sent,), short_ack = step.put(other, [3], [], busy_s=0.0)
 
     assert long_ack is not None
     assert long_ack.xor == 9 ^ long_sent.frame.frame_id != 0

@@ -108,6 +108,19 @@ def two_steps(**options: Any) -> Plan:
     return plan_of(Doubles("double"), Pass("pass"), **options)
 
 
+@pytest.mark.parametrize(("timeout_s", "acknowledged"), [(1.0, True), (30.0, False)])
+def test_the_whole_of_a_batch_is_passed_on_in_silence_only_for_a_small_part_of_the_timeout(
+    timeout_s: float, *, acknowledged: bool
+) -> None:
+    task = Task(plan_of(Pass("first"), Pass("second"), timeout_s=timeout_s), "first")
+
+    task.host.receive(task.frame([1], whole=True, sent_s=time.monotonic() - 0.2))
+    task.host.flush()
+
+    assert task.frames() == [(2, [1])]
+    assert bool(task.acks()) is acknowledged
+
+
 # -- frames ----------------------------------------------------------------------------------------
 
 
