@@ -38,7 +38,9 @@ QUIET_BYTES = 4096
 QUIET_S = 1.0
 """What a whole has become is acknowledged even so if it is larger, or was sent so long ago: its origin reckons with the
 bytes that are on their way, and takes a tree of which it hears nothing for lost."""
-QUIET_SHARE = 1 / 30
+QUIET_SHARE = 1 / 4
+"""Nor larger than that: as many as may be open add no more than this part to the bytes that may."""
+QUIET_PART = 1 / 30
 """Nor longer ago than this part of ``timeout_s``: silences add up, and no way of 120 steps has a tree time out."""
 
 

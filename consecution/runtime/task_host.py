@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from consecution.nodes import Node
+from consecution.options import Options
 from consecution.plan import NodePlan, Plan
 from consecution.protocol.dispatch import Dispatch, Sent
 from consecution.protocol.origin import Origin, OriginLimits
 from consecution.protocol.poison import Guard
-from consecution.protocol.step import QUIET_S, QUIET_SHARE, Codec, Counts, Step
+from consecution.protocol.step import QUIET_BYTES, QUIET_PART, QUIET_S, QUIET_SHARE, Codec, Counts, Step
 from consecution.protocol.values import USER_ERRORS, Ack, Acks, CreditReturn, FailedItem, Frame, Message, TaskIndex
 from consecution.runtime import failpoints
 from consecution.runtime.attribute_watch import AttributeWatch
@@ -79,7 +80,8 @@ class TaskHost(Occupied):
             skips_decided=plan.options.robust,
             judge=self._node_plan.error_policy.judge,
             guard=guard,
-            quiet_s=min(QUIET_S, plan.options.timeout_s * QUIET_SHARE),
+            quiet_bytes=_quiet_bytes(plan.options),
+            quiet_s=min(QUIET_S, plan.options.timeout_s * QUIET_PART),
         )
 
     @property
@@ -292,6 +294,10 @@ class TaskHost(Occupied):
         if isinstance(self.node, Sink):
             with self._occupied("close"):
                 self.node._close_for_good()
+
+
+def _quiet_bytes(options: Options) -> int:
+    return min(QUIET_BYTES, int(options.max_pending_bytes * QUIET_SHARE / options.max_pending))
 
 
 def _endless(limits: OriginLimits) -> OriginLimits:

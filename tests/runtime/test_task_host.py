@@ -121,6 +121,20 @@ def test_the_whole_of_a_batch_is_passed_on_in_silence_only_for_a_small_part_of_t
     assert bool(task.acks()) is acknowledged
 
 
+@pytest.mark.parametrize(("max_pending", "acknowledged"), [(2000, True), (64, False)])
+def test_the_whole_of_a_batch_is_passed_on_in_silence_only_if_many_of_its_size_are_little_beside_the_window(
+    max_pending: int, *, acknowledged: bool
+) -> None:
+    plan = plan_of(Pass("first"), Pass("second"), max_pending=max_pending, max_pending_bytes=1_000_000)
+    task = Task(plan, "first")
+
+    task.host.receive(task.frame(["x" * 2000], whole=True))
+    task.host.flush()
+
+    assert task.frames() == [(2, ["x" * 2000])]
+    assert bool(task.acks()) is acknowledged
+
+
 # -- frames ----------------------------------------------------------------------------------------
 
 
