@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -383,6 +383,8 @@ class Origin:
         self._turn = Turn()
         self._running = False
         self._no_expiry_before_s = math.inf
+        self._heard_s = -math.inf
+        """When it last heard of a tree that is decided."""
         self._target = 1 if limits.parallel > 1 else min(FIRST_BATCH_SIZE, limits.batch_size)
         self.growing = self._target < limits.batch_size
         """Batches of this stream have not found their size yet: make few of them until more is known."""
@@ -612,7 +614,7 @@ class Origin:
         batch.participants = {}
         batch.launched = False
         batch.progress_s = now_s
-        self._no_expiry_before_s = min(self._no_expiry_before_s, self._expiry_s(batch))
+        self._no_expiry_before_s = min(self._no_expiry_before_s, now_s + self._patience_s(batch))
         entry = record.retry.entry if record.retry is not None else None
         self._turn.launches.append(Launch(record.seq, batch.generation, record.payload, entry, batch.replays > 0))
         if not self.limits.replays:
@@ -712,6 +714,7 @@ class Origin:
             if not batch.complete:
                 return
             del self._batches[seq]
+            self._heard_s = max(self._heard_s, batch.progress_s)
             self._settle(batch, now_s)
 
     def _settle(self, batch: _Batch, now_s: float) -> None:
@@ -908,16 +911,17 @@ class Origin:
     def expire(self, now_s: float) -> int:
         """Replay the trees that made no progress for too long; returns how many. Times double each time.
 
+        As long as earlier ones make any, a tree waits behind these in some queue: it is no later than they are.
         ``go``s that were not confirmed for so long are repeated.
         """
         if not self._running or not self.limits.replays or now_s < self._no_expiry_before_s:
             return 0
         self._repeat_gos([d for d in self._decided.values() if self._repeat_s(d) <= now_s], now_s)
-        late = [batch for batch in self._batches.values() if self._expiry_s(batch) <= now_s]
+        late = [batch for batch, expiry_s in self._expiries() if expiry_s <= now_s]
         if late:
             self._run_again(late, now_s)
         # Acks and confirms only put an expiry off, so this stays a lower bound without looking at all of them again.
-        undecided = min(map(self._expiry_s, self._batches.values()), default=math.inf)
+        undecided = min((expiry_s for _, expiry_s in self._expiries()), default=math.inf)
         self._no_expiry_before_s = min(map(self._repeat_s, self._decided.values()), default=undecided)
         self._no_expiry_before_s = min(self._no_expiry_before_s, undecided)
         return len(late)
@@ -932,10 +936,16 @@ class Origin:
     def _repeat_s(self, decided: _Decided) -> float:
         return decided.progress_s + self.limits.tree_timeout_s * 2.0 ** min(decided.repeats, 10)
 
-    def _expiry_s(self, batch: _Batch) -> float:
-        if batch.complete:
-            return math.inf
-        return batch.progress_s + self.limits.tree_timeout_s * 2.0 ** min(batch.replays, 10)
+    def _expiries(self) -> Iterator[tuple[_Batch, float]]:
+        """Each open batch, and when it is late if nothing is heard of it nor of those before it."""
+        heard_s = self._heard_s
+        for batch in self._batches.values():
+            heard_s = max(heard_s, batch.progress_s)
+            if not batch.complete:
+                yield batch, heard_s + self._patience_s(batch)
+
+    def _patience_s(self, batch: _Batch) -> float:
+        return self.limits.tree_timeout_s * 2.0 ** min(batch.replays, 10)
 
     def _run_again(self, batches: list[_Batch], now_s: float) -> int:
         self.generation += 1

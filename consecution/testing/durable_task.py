@@ -23,6 +23,7 @@ from consecution.runtime.appliers import (
     Outcome,
     SinkApplier,
     StateApplier,
+    Work,
     _NodeApplier,
 )
 from consecution.runtime.durable_host import DurableHost
@@ -221,7 +222,12 @@ class _TrialStateApplier(_EagerApplier, StateApplier):
 
 
 class _TrialAttributeApplier(_EagerApplier, AttributeApplier):
-    pass
+    def _apply_whole(self, work: Work, outcome: Outcome) -> bool:
+        before = len(self._taken)
+        applied = super()._apply_whole(work, outcome)
+        if not applied:
+            del self._taken[before:]
+        return applied
 
 
 class WatchedApplier:

@@ -789,6 +789,37 @@ def test_every_ack_is_progress() -> None:
     assert origin.expire(19.0) == 1
 
 
+def test_a_tree_is_not_late_while_its_origin_hears_of_earlier_ones_for_it_waits_behind_them() -> None:
+    origin = running(tree_timeout_s=10.0)
+    first = birth(origin)
+    birth(origin)
+    origin.take_turn()
+    origin.acked(ack(first, 7), 9.0)
+
+    assert origin.expire(12.0) == 0
+    assert origin.expire(19.0) == 2
+
+
+def test_an_earlier_tree_that_is_decided_counts_as_heard_of() -> None:
+    origin = running(tree_timeout_s=10.0)
+    complete(origin, birth(origin), 9.0)
+    birth(origin, now_s=1.0)
+    origin.take_turn()
+
+    assert origin.expire(12.0) == 0
+    assert origin.expire(19.0) == 1
+
+
+def test_what_is_heard_of_later_trees_does_not_help_one_that_is_lost() -> None:
+    origin = running(tree_timeout_s=10.0)
+    birth(origin)
+    later = birth(origin)
+    origin.take_turn()
+    origin.acked(ack(later, 7), 9.0)
+
+    assert origin.expire(10.0) == 1
+
+
 def test_only_late_trees_are_replayed_and_the_others_keep_their_generation() -> None:
     origin = running(tree_timeout_s=10.0)
     late, fresh = birth(origin, now_s=0.0), birth(origin, now_s=5.0)
