@@ -75,18 +75,18 @@ class ReusingCodec(_LiveOrBytes):
     frame's that of the next edge.
 
     It knows the list by its identity, and keeps it, so that no other one can take its place. Whoever encodes
-    a list must not change it afterwards.
+    a list must not change it afterwards. Any thread may call it: the list and its payload change together.
     """
 
     def __init__(self) -> None:
-        self._items: Sequence[Any] | None = None
-        self._payload: bytes | Pieces = b""
+        self._latest: tuple[Sequence[Any] | None, bytes | Pieces] = None, b""
 
     def encode(self, items: Sequence[Any]) -> bytes | Pieces:
-        if items is not self._items:
-            self._payload = _dumps(items)
-            self._items = items
-        return self._payload
+        encoded, payload = self._latest
+        if items is not encoded:
+            payload = _dumps(items)
+            self._latest = items, payload
+        return payload
 
     def encode_failed(self, item: Any) -> bytes:
         return bytes(_dumps([item]))

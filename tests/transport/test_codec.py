@@ -6,6 +6,7 @@ import pickletools
 import sys
 import threading
 import weakref
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -274,3 +275,27 @@ def test_buffers_go_along_as_they_were_at_that_moment_and_may_be_written_to_afte
     assert seven == 7
     assert bytes(found.buffer) == bytes(range(250)) * 2000
     assert type(found.buffer) is (bytes if frozen else bytearray)
+
+
+def test_whatever_others_encode_meanwhile_a_list_gets_its_own_payload() -> None:
+    """Tasks that share a codec are threads, which may take turns at any line."""
+    codec = ReusingCodec()
+    met: list[int] = []
+
+    def meanwhile(frame: FrameType, event: str, argument: Any) -> Any:
+        if frame.f_code is not ReusingCodec.encode.__code__:
+            return None
+        if event == "line":
+            met.append(frame.f_lineno)
+            codec.encode([f"met at line {frame.f_lineno}"])
+        return meanwhile
+
+    before = sys.gettrace()
+    sys.settrace(meanwhile)
+    try:
+        payload = codec.encode(["mine"])
+    finally:
+        sys.settrace(before)
+
+    assert len(met) > 1
+    assert codec.decode(payload) == ["mine"]
