@@ -9,18 +9,17 @@ was meant to be by whoever started it, and is left alone.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from consecution.kernel import end_with_parent
 
 Returned = TypeVar("Returned")
 
-PR_SET_PDEATHSIG = 1
 EXIT_CAME_BACK = 70
 KINDS = ("multiprocessing.process", "multiprocess.process")
 FORKING = ("multiprocessing.popen_fork", "multiprocess.popen_fork")
@@ -61,7 +60,6 @@ class Offspring:
         self._home = os.getpid()
         self._main = threading.get_ident()
         self._leaving = False
-        self._prctl: Any = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
         os.register_at_fork(after_in_child=self._forked)
 
     def _forked(self) -> None:
@@ -71,10 +69,8 @@ class Offspring:
         if self._leaving:
             os._exit(0)  # a pool that misses one of its processes starts another
         # Not where another thread has forked, whose end the system would take for the worker's.
-        if self._prctl is not None and threading.get_ident() == self._main:
-            self._prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != self._home:
-                os._exit(0)
+        if threading.get_ident() == self._main and end_with_parent() and os.getppid() != self._home:
+            os._exit(0)
 
     def end(self) -> None:
         """Kill it; the worker leaves next. Not by SIGTERM, of which they may think otherwise."""

@@ -8,7 +8,6 @@ that pipe means the supervisor is dead, and so is the worker), one tells it that
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import math
@@ -28,6 +27,7 @@ import multiprocess.forkserver
 import zmq
 
 from consecution.errors import ConsecutionError, SourceError, WorldError, text_of, traceback_of
+from consecution.kernel import end_with_parent
 from consecution.nodes import Node
 from consecution.plan import Plan
 from consecution.protocol.origin import FailureEntry
@@ -37,7 +37,7 @@ from consecution.protocol.values import Frame, Message, TaskIndex, WorkerIndex
 from consecution.runtime import assembly, control, failpoints
 from consecution.runtime.fork_server import leave_tracker
 from consecution.runtime.memory import limit_memory
-from consecution.runtime.offspring import PR_SET_PDEATHSIG, Offspring, end_if_forked
+from consecution.runtime.offspring import Offspring, end_if_forked
 from consecution.runtime.origin_host import SourceHost, process_codec
 from consecution.runtime.replicas import share_nodes
 from consecution.runtime.shipping import Shipment, read_parcel, unship
@@ -146,9 +146,7 @@ def _die_with_parent() -> None:
     The fork server ends with the supervisor once no worker holds its pipe; Linux then kills the workers, stopped
     ones too. Asked for while this one still holds the pipe: it could end before, unnoticed.
     """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     server = multiprocess.forkserver._forkserver
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import sys
+from consecution.kernel import set_timer_slack
 
-PR_SET_TIMERSLACK = 29
 SLACK_NS = 1000
 
 
@@ -16,6 +13,4 @@ def wake_on_time() -> None:
     Linux is free to end them later, by 50 µs where nobody asks, so that the processor wakes up less often. A generator
     that keeps a pace by sleeping would have every item late by that. Other systems are left as they are.
     """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, ctypes.c_ulong(SLACK_NS), 0, 0, 0)
+    set_timer_slack(SLACK_NS)
