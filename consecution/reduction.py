@@ -24,10 +24,7 @@ from consecution.nodes import Node
 from consecution.protocol.values import USER_ERRORS, PartlyFailedError
 from consecution.routing import encode_key
 from consecution.stateful import KeyedNode
-from consecution.states import MISSING, Key, check_equal, equals_itself
-
-ALWAYS_KEYS = frozenset((str, int, bool, bytes))
-"""Whatever is of these types finds a replica, and its state again."""
+from consecution.states import ALWAYS_KEYS, MISSING, Key, all_equal_themselves, check_equal
 
 
 def _all_at_once(cursor: Iterator[Any], take: Callable[[list[Any]], None]) -> bool:
@@ -309,7 +306,7 @@ class Count(Reduce):
         except USER_ERRORS as found:
             error, taken = found, len(keys) - operator.length_hint(taking) - 1
         new = list(itertools.islice(reversed(counts), len(counts) - known))
-        if error is None and (ALWAYS_KEYS.issuperset(map(type, new)) or all(map(equals_itself, new))):
+        if error is None and all_equal_themselves(new):
             return
         # Taken back, so that it is found item by item which are at fault.
         for key in keys[:taken]:

@@ -12,15 +12,15 @@ so that the store is not asked again; whoever commits bounds that (see `state_ta
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping
 from typing import Any, Protocol
 
 from consecution.errors import KeyEncodingError
 
 Key = Any
 
-ALWAYS_EQUAL = frozenset((str, int, bool, bytes))
-"""Whatever is of these types equals itself."""
+ALWAYS_KEYS = frozenset((str, int, bool, bytes))
+"""Whatever is of these types finds a replica, and its state again."""
 
 MISSING: Any = object()
 """No state under this key."""
@@ -38,9 +38,12 @@ def check_equal(key: Key) -> None:
 
 def equals_itself(key: Key) -> bool:
     """Whether a key equals a copy of it. A tuple equals itself whatever is in it: that may be the very same object."""
-    if isinstance(key, tuple):
-        return ALWAYS_EQUAL.issuperset(map(type, key)) or all(map(equals_itself, key))
-    return bool(key == key)
+    return all_equal_themselves(key) if isinstance(key, tuple) else bool(key == key)
+
+
+def all_equal_themselves(keys: Collection[Key]) -> bool:
+    """Whether each of them equals a copy of itself."""
+    return ALWAYS_KEYS.issuperset(map(type, keys)) or all(map(equals_itself, keys))
 
 
 class Backing(Protocol):
