@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import glob
 import os
-import stat
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -188,10 +188,8 @@ class FollowedFilesSource(Source):
         found: dict[str, FileId] = {}
         for pattern in self._patterns:
             for path in sorted(glob.glob(pattern, recursive=True)):
-                if path not in found and not path.endswith(COMPRESSED) and os.path.isfile(path):
-                    id = id_of(path)
-                    if id is not None:
-                        found[path] = id
+                if path not in found and not path.endswith(COMPRESSED) and (id := _id_of_file(path)) is not None:
+                    found[path] = id
         return found
 
     # -- reading ---------------------------------------------------------------------------------
@@ -259,8 +257,6 @@ def _matches(path: str, pattern: str) -> bool:
 
 def _id_of_file(path: str) -> FileId | None:
     """None for what is no file, or cannot be looked at."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+    with contextlib.suppress(SourceError):
+        return id_of(path)
+    return None
