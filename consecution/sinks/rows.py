@@ -129,9 +129,12 @@ def quote_all(names: Sequence[str]) -> str:
     return ", ".join(map(quote, names))
 
 
-def insert_statement(table: str, columns: Sequence[str], key: Sequence[str], marks: Iterable[str]) -> str:
-    """INSERT, or with a key an upsert; ``marks`` stand for the values. SQLite and PostgreSQL agree on it."""
-    statement = f"INSERT INTO {quote(table)} ({quote_all(columns)}) VALUES ({', '.join(marks)})"
+def insert_statement(
+    table: str, columns: Sequence[str], key: Sequence[str], marks: Iterable[str], rows: int = 1
+) -> str:
+    """INSERT, or with a key an upsert; ``marks`` stand for the values of a row. SQLite and PostgreSQL agree on it."""
+    values = ", ".join([f"({', '.join(marks)})"] * rows)
+    statement = f"INSERT INTO {quote(table)} ({quote_all(columns)}) VALUES {values}"
     if not key:
         return statement
     others = [quote(column) for column in columns if column not in key]

@@ -27,6 +27,11 @@ CACHE_KIB = 64 * 1024
 CHECKPOINT_PAGES = 16 * 1024
 """So a page that many frames touch is copied from the log into the table once, not once a frame. About 64 MiB."""
 
+VALUES_AT_ONCE = 300
+"""A statement for so many values takes half the time that one for each row takes; more are no better."""
+COLUMNS_AT_ONCE = 8
+"""With more, and with a key, a row has so much to do that it is no quicker among others."""
+
 COLUMN_TYPES = (
     ("INTEGER", {bool, int}),
     ("REAL", {float, int}),
@@ -118,15 +123,21 @@ class Sqlite:
     def make_insert(self, target: Target, shape: Shape, items: list[Any]) -> Insert:
         if target.create:
             self._run(_create_statement(target, shape.columns, _plain(shape, items)))
-        statement = insert_statement(target.table, shape.columns, target.key, "?" * len(shape.columns))
+        marks = "?" * len(shape.columns)
+        statement = insert_statement(target.table, shape.columns, target.key, marks)
         self._check_fits(target, statement, len(shape.columns))
+        at_once = _rows_at_once(target, len(shape.columns))
+        for_many = insert_statement(target.table, shape.columns, target.key, marks, at_once)
 
         def insert(items: list[Any]) -> None:
             rows = list(_plain(shape, items))
             _refuse_nan(target, shape.columns, rows)
+            alone = len(rows) % at_once if at_once > 1 else len(rows)
+            together = len(rows) - alone
             try:
                 with self._explained() as connection:
-                    connection.executemany(statement, rows)
+                    connection.executemany(for_many, _joined(rows[:together], at_once))
+                    connection.executemany(statement, rows[together:])
             except (sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError, UnicodeEncodeError) as error:
                 _check_values(target, shape.columns, rows, error)
                 raise
@@ -164,6 +175,17 @@ class Sqlite:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _rows_at_once(target: Target, columns: int) -> int:
+    """For how many rows one statement is to be."""
+    return VALUES_AT_ONCE // columns if columns <= COLUMNS_AT_ONCE and not target.key else 1
+
+
+def _joined(rows: list[Row], at_once: int) -> Iterator[list[Any]]:
+    """The values of so many rows in one list, again and again."""
+    for start in range(0, len(rows), at_once):
+        yield list(itertools.chain.from_iterable(rows[start : start + at_once]))
 
 
 def _refuse_nan(target: Target, columns: Sequence[str], rows: list[Row]) -> None:

@@ -234,6 +234,42 @@ def test_any_name_will_do(db: Database, name: str) -> None:
 # -- keys ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("columns", [1, 3, 7, sqlite.COLUMNS_AT_ONCE, sqlite.COLUMNS_AT_ONCE + 1, 40])
+def test_frames_of_every_size_are_written_row_after_row(db: Database, columns: int) -> None:
+    names = [f"c{column}" for column in range(columns)]
+    at_once = max(1, sqlite.VALUES_AT_ONCE // columns)
+    sizes = [1, at_once - 1, at_once, at_once + 1, 3 * at_once + 5]
+    rows = [tuple(range(number, number + columns)) for number in range(sum(sizes))]
+    left = iter(rows)
+
+    db.write(*[[next(left) for _ in range(size)] for size in sizes], columns=names)
+
+    assert db.query("SELECT * FROM t ORDER BY rowid") == rows
+
+
+def test_what_a_table_does_with_a_row_it_does_with_each_of_a_large_frame(db: Database) -> None:
+    db.query("CREATE TABLE t (a UNIQUE ON CONFLICT REPLACE, b)")
+    db.query("CREATE TABLE seen (a, rows)")
+    db.query("CREATE TRIGGER see AFTER INSERT ON t BEGIN INSERT INTO seen SELECT new.a, count(*) FROM t; END")
+
+    db.write([{"a": number % 400, "b": number} for number in range(1000)])
+
+    assert db.query("SELECT a, rows FROM seen ORDER BY rowid") == [(n % 400, min(n + 1, 400)) for n in range(1000)]
+    assert sorted(db.query()) == [(a, a + 800 if a < 200 else a + 400) for a in range(400)]
+
+
+def test_the_row_that_a_table_refuses_fails_alone_in_a_large_frame(db: Database) -> None:
+    db.query("CREATE TABLE t (a CHECK (a <> 777), b)")
+
+    report = Pipeline(db.sink(columns=["a", "b"])).run(
+        [(number, "x") for number in range(2000)], mode="inline", robustness="track", batch_size=2000
+    )
+
+    assert [failure.item for failure in report.failures] == [(777, "x")]
+    assert "CHECK constraint failed: a <> 777" in report.failures[0].error
+    assert db.query("SELECT a FROM t ORDER BY rowid") == [(a,) for a in range(2000) if a != 777]
+
+
 def test_a_row_replaces_the_one_with_the_same_key(db: Database) -> None:
     rows = [{"a": 1, "b": 1, "c": "old"}, {"a": 1, "b": 2, "c": "kept"}, {"a": 1, "b": 1, "c": "new"}]
 
