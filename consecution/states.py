@@ -52,7 +52,7 @@ class Backing(Protocol):
     def load(self, key: Key) -> Any:
         """The state under a key, `MISSING` if there is none."""
 
-    def items(self, fresh: Iterable[Key]) -> Iterator[tuple[Key, Any]]:
+    def items(self, fresh: Collection[Key]) -> Iterator[tuple[Key, Any]]:
         """All that are merged, and the ``fresh`` ones as `MISSING`, in an order that is the same in every run."""
 
     def unmerged(self) -> Iterable[Key]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -15,7 +15,7 @@ from consecution.errors import DamagedStoreError, KeyEncodingError, MisplacedKey
 from consecution.routing import SLOTS, replica_of_slot, slot_of
 from consecution.runtime import state_table
 from consecution.runtime.durable_store import DurableStore, TableWrite
-from consecution.runtime.state_table import LONGEST_KEY_BYTES, Owner, StateTable, place_of
+from consecution.runtime.state_table import LONGEST_KEY_BYTES, Owner, StateTable, by_place, place_of
 from consecution.states import MISSING, States
 from consecution.transport.codec import PickleCodec
 
@@ -58,6 +58,22 @@ def task(tmp_path: Path) -> Iterator[Task]:
     made = Task(tmp_path / "store")
     yield made
     made.store.close()
+
+
+# -- places ------------------------------------------------------------------------------------------
+
+
+@given(
+    st.sets(st.text(max_size=8), max_size=30)
+    | st.sets(st.text("a\udcff\U0001f600", max_size=3), min_size=3, max_size=30)
+    | st.sets(st.text("aä\U0001f600", min_size=90, max_size=410), min_size=1, max_size=10)
+    | st.sets(st.one_of(st.text(max_size=3), st.integers(), st.none(), st.binary(max_size=3)), max_size=30)
+)
+def test_many_keys_have_the_places_that_each_has_alone(keys: set[Any]) -> None:
+    places, found = by_place(keys)
+
+    assert set(found) == keys
+    assert places == sorted(places) == list(map(place_of, found))
 
 
 # -- the log -----------------------------------------------------------------------------------------
