@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -22,6 +23,7 @@ from consecution.protocol.durable import Application
 from consecution.protocol.poison import Condemned, FrameKey, Guard, LostItem, Suspect
 from consecution.protocol.values import USER_ERRORS, BatchId, Frame, PartlyFailedError, TaskIndex, failed_parts
 from consecution.runtime import failpoints
+from consecution.runtime.attribute_pickles import Names, attributes_of, key_of, pickle_attributes
 from consecution.runtime.durable_store import CommittedOutside, DurableStore, TableWrite
 from consecution.runtime.journal import seal
 from consecution.runtime.state_table import END, Owner, StateTable
@@ -360,8 +362,10 @@ class AttributeApplier(_NodeApplier):
     """For a plain node with an ``end``: its attributes are its state, as far as they can be pickled.
 
     ``begin`` runs at every start, before what was committed is put back. After each group every attribute is
-    pickled, and those that have changed are written: convenient for small things, dear for long lists. What two of them
-    share is two things once it was put back.
+    pickled, and those that have changed are written: convenient for small things, dear for long lists.
+
+    The key of an attribute in the store is its name; of several that share something, all their names, and the state
+    is the list of their values (`attribute_pickles`).
     """
 
     careful_items = 0
@@ -390,39 +394,54 @@ class AttributeApplier(_NodeApplier):
         self._states = States(backing=self._table)
         self._table.restore(self._states)
         self.node.begin()
-        for name, state in self._states.items():
+        self._stored: set[Names] = set()
+        for key, state in self._states.items():
+            names, values = attributes_of(key, state)
             # A copy: what the node does to it must not reach the store before its group is kept.
-            setattr(self.node, name, self._codec.decode(self._codec.encode([state]))[0])
+            self._set(names, self._codec.encode(values))
+            self._stored.add(names)
         # What is as the constructor and begin() left it is no state: the next run may be made with another value.
         self._saved = self._before_group = self._pickled()
 
-    def _pickled(self) -> dict[str, bytes]:
-        found = {}
-        for name, value in vars(self.node).items():
-            if name in NOT_STATE or callable(value) or isinstance(value, io.IOBase):
-                continue
-            try:
-                found[name] = self._codec.encode([value])
-            except Exception:
-                continue  # a connection, a lock: begin() makes it anew
-        return found
+    def _set(self, names: Names, blob: bytes) -> None:
+        for name, value in zip(names, self._codec.decode(blob), strict=True):
+            setattr(self.node, name, value)
+
+    def _pickled(self) -> dict[Names, bytes]:
+        state = {
+            name: value
+            for name, value in vars(self.node).items()
+            if not (name in NOT_STATE or callable(value) or isinstance(value, io.IOBase))
+        }
+        return pickle_attributes(state)
 
     def take_changes(self) -> list[TableWrite]:
         now = self._pickled()
-        changed = {name for name, blob in now.items() if self._saved.get(name) != blob}
-        removed = self._saved.keys() - vars(self.node).keys()
-        for name in changed:
-            self._states.put(name, self._codec.decode(now[name])[0])
-        for name in removed:
-            self._states.remove(name)
+        void = {names for names in self._stored - now.keys() if self._is_void(names, now)}
+        left = {name for names in void for name in names}
+        for names in void:
+            self._states.remove(key_of(names))
+        for names, blob in now.items():
+            if self._saved.get(names) != blob or not left.isdisjoint(names):
+                values = self._codec.decode(blob)
+                self._states.put(key_of(names), values if len(names) > 1 else values[0])
+                self._stored.add(names)
+        self._stored -= void
         self._saved = self._before_group = now
         return self._writes(*self._states.take_changes())
 
-    def _put_back(self, saved: dict[str, bytes]) -> None:
-        for name in self._pickled().keys() - saved.keys():
+    def _is_void(self, names: Names, now: Collection[Names]) -> bool:
+        """Whether what is stored under these names, of which there is nothing now, must not be put back any more.
+
+        An attribute that cannot be pickled just now may be put back as it was.
+        """
+        return len(names) > 1 or names[0] not in vars(self.node) or any(names[0] in others for others in now)
+
+    def _put_back(self, saved: dict[Names, bytes]) -> None:
+        for name in {*itertools.chain(*self._pickled())}.difference(*saved):
             delattr(self.node, name)
-        for name, blob in saved.items():
-            setattr(self.node, name, self._codec.decode(blob)[0])
+        for names, blob in saved.items():
+            self._set(names, blob)
 
     def _roll_back(self) -> None:
         self._put_back(self._before_group)

@@ -14,6 +14,7 @@ from typing import Any
 from consecution.errors import KeyEncodingError, UsageError, text_of
 from consecution.protocol.poison import PartlyDecodedError
 from consecution.protocol.step import shorten_repr
+from consecution.runtime.attribute_pickles import attributes_of
 from consecution.runtime.failures import is_plain
 from consecution.runtime.pending import PendingBatch, load, node_of, pending_in
 from consecution.runtime.snapshot import Snapshot, StoreView, take_snapshot
@@ -71,7 +72,7 @@ def nodes_in(snapshot: Snapshot) -> list[NodeStates]:
     found = []
     for node, kind in sorted(snapshot.state.kinds.items()):
         stores = _stores_of(snapshot, node)
-        count = sum(_count(store) for store in stores) if kind not in WITHOUT_STATES else 0
+        count = sum(_count(store, kind) for store in stores) if kind not in WITHOUT_STATES else 0
         found.append(NodeStates(node, kind, len(stores), count))
     return found
 
@@ -83,7 +84,7 @@ def states_in(snapshot: Snapshot, node: str) -> Iterator[OneState]:
         if kind == "file":
             yield OneState(node, None, store.fields("state", END))
         elif kind not in WITHOUT_STATES:
-            yield from (OneState(node, None if kind == "value" else key, state) for key, state in _states(store))
+            yield from (OneState(node, None if kind == "value" else key, state) for key, state in _states(store, kind))
 
 
 def state_of(snapshot: Snapshot, node: str, text: str) -> OneState:
@@ -99,8 +100,8 @@ def state_of(snapshot: Snapshot, node: str, text: str) -> OneState:
             if found:
                 return OneState(node, key, found[0])
     for store in stores:
-        for key, state in _states(store):
-            if repr(key) == text:
+        for key, state in _states(store, kind):
+            if text in (key, repr(key)):
                 return OneState(node, key, state)
     if kind in WITHOUT_KEYS:
         raise UsageError(
@@ -195,7 +196,15 @@ def _table(store: StoreView) -> Iterator[tuple[Any, Any]]:
             yield key, state
 
 
-def _states(store: StoreView) -> Iterator[tuple[Any, Any]]:
+def _states(store: StoreView, kind: str) -> Iterator[tuple[Any, Any]]:
+    for key, state in _records(store):
+        if kind == "attributes":
+            yield from zip(*attributes_of(key, state), strict=True)
+        else:
+            yield key, state
+
+
+def _records(store: StoreView) -> Iterator[tuple[Any, Any]]:
     logged = _logged(store)
     for key, state in _table(store):
         newer = logged.pop(key, state)
@@ -217,5 +226,5 @@ def _find(store: StoreView, key: Any) -> list[Any]:
     return [] if body is None else [load(body, f"{store.name}: a state")[1]]
 
 
-def _count(store: StoreView) -> int:
-    return sum(1 for _ in _states(store))
+def _count(store: StoreView, kind: str) -> int:
+    return sum(1 for _ in _states(store, kind))

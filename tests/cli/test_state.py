@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from consecution import Chunk, KeyedNode, Map, Pipeline, Producer, Reduce, SqlSink, StatefulNode, TextLines
+from consecution import Chunk, KeyedNode, Map, Node, Pipeline, Producer, Reduce, SqlSink, StatefulNode, TextLines
 from consecution.cli import main
 from consecution.runtime import state_table
 from consecution.runtime.journal_check import check_state_dir
@@ -39,6 +39,25 @@ class Latest(StatefulNode):
         self.state["latest"] = item
         if "first" not in self.state:
             self.state["first"] = item
+
+
+class Orders(Node):
+    """Holds one of its orders twice."""
+
+    def begin(self) -> None:
+        self.orders: list[list[int]] = []
+        self.current: list[int] = []
+        self.count = 0
+
+    def process(self, item: int) -> None:
+        self.count += 1
+        if not item % 3:
+            self.current = []
+            self.orders.append(self.current)
+        self.current.append(item)
+
+    def end(self) -> None:
+        self.push(self.orders)
 
 
 ITEMS: list[Any] = ["Ada", 7, ("Ada", 7), b"x", "7", "Ada", "Blaise"]
@@ -94,6 +113,24 @@ def test_without_a_key_all_states_of_a_node_are_shown(state_dir: Path, capsys: p
     assert first.partition(":")[0] == "'first'"
     assert latest in [f"'latest': {item!r}" for item in ITEMS], "which of them depends on their replicas"
     assert "'length': " in printed(capsys, "state", "get", state_dir, "lines")
+
+
+def test_attributes_that_share_something_are_shown_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Pipeline(Producer(range(5)) | Orders("orders") | Map(str, name="text")).run(mode="inline", state_dir=tmp_path)
+
+    found = lines_of(printed(capsys, "state", "list", tmp_path, "--json"))
+    assert found == [{"node": "orders", "kind": "attributes", "replicas": 1, "states": 3}]
+    lines = printed(capsys, "state", "get", tmp_path, "orders").splitlines()
+    assert sorted(lines) == ["'count': 5", "'current': [3, 4]", "'orders': [[0, 1, 2], [3, 4]]"]
+    assert printed(capsys, "state", "get", tmp_path, "orders", "current") == "[3, 4]\n"
+    exported = lines_of(printed(capsys, "state", "export", tmp_path))
+    assert {line["key"]: line["state"] for line in exported} == {
+        "count": 5,
+        "current": [3, 4],
+        "orders": [[0, 1, 2], [3, 4]],
+    }
 
 
 def test_what_is_not_there_is_told_with_what_is(state_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def group_of(items: list[Any]) -> Group:
 class Task:
     """One incarnation of a durable task around a gathering node."""
 
-    def __init__(self, path: Path, kind: type[Gather] = Gather) -> None:
+    def __init__(self, path: Path, kind: type[Any] = Gather) -> None:
         self.store = DurableStore(path, origin="gather", epoch="epoch", sync="process")
         self.node = kind("gather")
         self.applier = AttributeApplier(self.node, self.store, 1000)
@@ -117,6 +117,132 @@ def test_beside_an_item_that_fails_attributes_are_not_pickled_for_each_of_the_ot
     assert [failed.item for failed in outcome.failed] == [-1, -2]
     assert task.node.seen == [*range(600)]
     assert Weighed.times < 2 * 21 + 20, "for each item of the batch with one that fails, and a few times for the rest"
+    task.store.close()
+
+
+class Accounts(Node):
+    """Books on the account in hand, which is one of all of them."""
+
+    def begin(self) -> None:
+        self.accounts: dict[str, dict[str, int]] = {}
+        self.current: dict[str, int] | None = None
+        self.count = 0
+
+    def process(self, item: Any) -> None:
+        self.count += 1
+        if isinstance(item, str):
+            self.current = self.accounts.setdefault(item, {"total": 0})
+        elif callable(item):
+            item(self)
+        else:
+            assert self.current is not None
+            self.current["total"] += item
+            if item < 0:
+                raise ValueError("below 0")
+
+    def end(self) -> None:
+        self.push(self.accounts)
+
+
+def account_of(task: Any) -> Any:
+    return task.node.accounts[next(name for name, kept in task.node.accounts.items() if kept is task.node.current)]
+
+
+def stored_in(task: Task) -> dict[Any, Any]:
+    return dict(task.applier._states.items())
+
+
+def test_what_two_attributes_share_is_one_thing_after_a_failed_item_and_a_restart(tmp_path: Path) -> None:
+    task = Task(tmp_path / "store", Accounts)
+    task.apply("a", 1, "b", 10)
+    assert task.apply(100, -1, 1000) == [-1]
+    assert task.node.accounts == {"a": {"total": 1}, "b": {"total": 1110}}
+    task.store.close()
+
+    task = Task(tmp_path / "store", Accounts)
+    task.apply(20_000)
+    assert task.node.accounts == {"a": {"total": 1}, "b": {"total": 21110}}
+    assert task.node.current is task.node.accounts["b"]
+    assert task.node.count == 7
+    task.store.close()
+
+
+def test_only_those_that_share_something_are_written_together(tmp_path: Path) -> None:
+    task = Task(tmp_path / "store", Accounts)
+    task.apply(lambda node: None)
+    assert stored_in(task) == {"count": 1}
+
+    task.apply("a", 1)
+    assert stored_in(task) == {("accounts", "current"): [{"a": {"total": 1}}, {"total": 1}], "count": 3}
+    task.store.close()
+
+
+def test_those_that_share_something_no_more_are_written_apart_again(tmp_path: Path) -> None:
+    def let_go(node: Any) -> None:
+        node.current = None
+
+    task = Task(tmp_path / "store", Accounts)
+    task.apply("a", 1)
+    task.apply(let_go)
+    assert stored_in(task) == {"accounts": {"a": {"total": 1}}, "current": None, "count": 3}
+    task.store.close()
+
+    task = Task(tmp_path / "store", Accounts)
+    assert (task.node.accounts, task.node.current, task.node.count) == ({"a": {"total": 1}}, None, 3)
+    task.store.close()
+
+
+def test_what_was_stored_apart_and_is_shared_now_is_not_stored_twice(tmp_path: Path) -> None:
+    def link(node: Any) -> None:
+        node.current = node.accounts["a"]
+
+    task = Task(tmp_path / "store", Accounts)
+    task.apply(lambda node: node.accounts.update(a={"total": 5}))
+    task.apply(lambda node: setattr(node, "current", {"total": 6}))
+    assert stored_in(task).keys() == {"accounts", "current", "count"}
+    task.store.close()
+
+    task = Task(tmp_path / "store", Accounts)
+    task.apply(link, 1)
+    assert stored_in(task).keys() == {("accounts", "current"), "count"}
+    task.store.close()
+
+    task = Task(tmp_path / "store", Accounts)
+    assert account_of(task) == {"total": 6}
+    task.store.close()
+
+
+def test_of_those_that_share_something_one_may_go_or_become_what_cannot_be_pickled(tmp_path: Path) -> None:
+    def drop(node: Any) -> None:
+        del node.current
+
+    def generate(node: Any) -> None:
+        node.current = (part for part in ())
+
+    for change in (drop, generate):
+        task = Task(tmp_path / change.__name__, Accounts)
+        task.apply("a", 1)
+        task.apply(change, lambda node: node.accounts.update(b={"total": 2}))
+        assert stored_in(task) == {"accounts": {"a": {"total": 1}, "b": {"total": 2}}, "count": 4}
+        task.store.close()
+
+        task = Task(tmp_path / change.__name__, Accounts)
+        assert task.node.accounts == {"a": {"total": 1}, "b": {"total": 2}}
+        assert task.node.current is None, "as begin() made it"
+        task.store.close()
+
+
+def test_what_is_stored_together_and_not_shared_when_it_was_put_back_loses_nothing(tmp_path: Path) -> None:
+    task = Task(tmp_path / "store", Accounts)
+    task.apply("a", 1)
+    states = task.applier._states
+    states.put(("accounts", "current"), [{"a": {"total": 7}}, {"total": 8}])  # no longer one
+    task.store.apply(task.applier._writes(*states.take_changes()))
+    task.store.close()
+
+    task = Task(tmp_path / "store", Accounts)
+    task.apply(lambda node: None)
+    assert stored_in(task) == {"accounts": {"a": {"total": 7}}, "current": {"total": 8}, "count": 3}
     task.store.close()
 
 

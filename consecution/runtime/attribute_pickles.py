@@ -1,0 +1,109 @@
+"""The attributes of a plain node, pickled so that an object which several of them hold stays one.
+
+Each is pickled by itself, for only what has changed is written. But attributes that hold an object in common which can
+change (``self.current = self.lists[key]``) are pickled together: put back one by one, each would have one of its own.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import fractions
+import functools
+import io
+import itertools
+import pathlib
+import pickle
+import re
+import types
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+Names = tuple[str, ...]
+"""Attributes that are pickled together, sorted; mostly one alone."""
+
+_LEAVES = (
+    *(str, bytes, int, float, complex, type(None), range, enum.Enum, uuid.UUID, pathlib.PurePath, re.Pattern),
+    *(decimal.Decimal, fractions.Fraction, datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo),
+    *(type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType),
+)
+"""What never changes, nor holds anything that does: whether two have one or each a copy makes no difference."""
+_UNCHANGING = (*_LEAVES, tuple, frozenset)
+"""What never changes itself."""
+_LEAF_KINDS = frozenset((str, bytes, int, float, complex, bool, type(None)))
+_CONTAINERS = frozenset((dict, list, set, tuple, frozenset))
+
+
+def key_of(names: Names) -> Any:
+    """The key in the store: a name, or several. What several have is the list of their values."""
+    return names if len(names) > 1 else names[0]
+
+
+def attributes_of(key: Any, state: Any) -> tuple[Names, list[Any]]:
+    """The names and values of a record of the store."""
+    return (key, state) if isinstance(key, tuple) else ((key,), [state])
+
+
+def pickle_attributes(values: Mapping[str, Any]) -> dict[Names, bytes]:
+    """A pickle of the list of values for each group of attributes. What cannot be pickled is left out."""
+    found: dict[Names, bytes] = {}
+    may_share = {name for name, value in values.items() if not isinstance(value, _LEAVES)}
+    objects: dict[str, list[Any]] = {}
+    for name, value in values.items():
+        met = [value]
+        alone = len(may_share) < 2 or name not in may_share or _holds_leaves(value)
+        try:
+            found[name,] = _pickle([value], None if alone else met)
+        except Exception:
+            continue  # a connection, a lock: begin() makes it anew
+        if name in may_share:
+            objects[name] = _changing(met)
+    for names in _sharing(objects):
+        for name in names:
+            del found[name,]
+        found[names] = _pickle([values[name] for name in names])
+    return found
+
+
+def _pickle(values: list[Any], met: list[Any] | None = None) -> bytes:
+    """The pickle; where it is wanted, with all objects that it comes upon."""
+    try:
+        return _pickle_with(pickle.Pickler, values, met)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        import dill
+
+        return _pickle_with(functools.partial(dill.Pickler, byref=False, recurse=True), values, met)
+
+
+def _pickle_with(make_pickler: Callable[..., Any], values: list[Any], met: list[Any] | None) -> bytes:
+    buffer = io.BytesIO()
+    pickler = make_pickler(buffer, 5)
+    if met is not None:
+        pickler.persistent_id = met.append  # asked of each object, whether it is kept elsewhere; None: it is not
+    pickler.dump(values)
+    return buffer.getvalue()
+
+
+def _sharing(objects: Mapping[str, list[Any]]) -> Iterable[Names]:
+    """The groups of more than one: attributes where an object is met, and met again."""
+    places = {name: set(map(id, met)) for name, met in objects.items()}
+    group_of = {name: {name} for name in places}
+    for one, other in itertools.combinations(places, 2):
+        if not places[one].isdisjoint(places[other]):
+            joined = group_of[one] | group_of[other]
+            group_of.update(dict.fromkeys(joined, joined))
+    return {tuple(sorted(group)) for group in group_of.values() if len(group) > 1}
+
+
+def _holds_leaves(value: Any) -> bool:
+    """Whether it is a plain container, of what cannot change: there may be many of them."""
+    parts = itertools.chain(value, value.values()) if type(value) is dict else value
+    return type(value) in _CONTAINERS and _LEAF_KINDS.issuperset(map(type, parts))
+
+
+def _changing(objects: list[Any]) -> list[Any]:
+    """Those that can change, by their types: there may be many objects, and there are few types."""
+    kinds = {kind for kind in set(map(type, objects)) if not issubclass(kind, _UNCHANGING)}
+    return list(itertools.compress(objects, map(kinds.__contains__, map(type, objects)))) if kinds else []
