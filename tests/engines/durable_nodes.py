@@ -94,10 +94,32 @@ class DiesOnce(Node):
         self.token, self.at = token, at
 
     def process(self, item: Any) -> None:
+        self._die_at(item)
+        self.push(item)
+
+    def _die_at(self, item: Any) -> None:
         if item == self.at and self.token.exists():
             self.token.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
-        self.push(item)
+
+
+class Till(DiesOnce):
+    """A plain node that holds an account twice: among all of them, and as the one in hand."""
+
+    def begin(self) -> None:
+        self.accounts: dict[str, dict[str, int]] = {}
+        self.in_hand: dict[str, int] = {}
+
+    def process(self, item: tuple[str, int]) -> None:
+        account, amount = item
+        if amount % 100 == 0:
+            self.in_hand = self.accounts.setdefault(account, {"total": 0})
+        self.in_hand["total"] += amount
+        self._die_at(item)
+
+    def end(self) -> None:
+        for account, kept in self.accounts.items():
+            self.push((f"{account} at the end", kept["total"]))
 
 
 class Beat(StatefulNode):

@@ -22,6 +22,7 @@ from tests.engines.durable_nodes import (
     DiesOnce,
     Fickle,
     OnceFile,
+    Till,
     Watch,
     lines_of,
     payments,
@@ -60,6 +61,22 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline_s, "it never came about"
         time.sleep(0.005)
+
+
+def test_an_account_that_a_plain_node_holds_twice_is_one_after_a_kill(tmp_path: Path) -> None:
+    token, out = tmp_path / "token", tmp_path / "out"
+    token.touch()
+    items = payments(1000)
+    expected: dict[str, int] = {}
+    for start in range(0, 1000, 100):
+        account, _ = items[start]
+        expected[account] = expected.get(account, 0) + sum(amount for _, amount in items[start : start + 100])
+
+    pipeline = Pipeline(Till("till", token, at=items[555]) | OnceFile("out", out))
+    report = pipeline.run(items, **options("process", tmp_path, batch_size=10, max_pending=4))
+
+    assert at_the_end(lines_of(out)) == expected
+    assert (report.restarts, token.exists()) == (1, False)
 
 
 @pytest.mark.parametrize("level", LEVELS)
