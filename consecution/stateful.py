@@ -59,8 +59,8 @@ class DurableNode(Node):
 class StatefulNode(DurableNode):
     """A node with one state, and so with one replica.
 
-    ``self.state`` is a mapping that survives; its entries are written one by one, as they change. Where
-    `initial_state` is overridden, ``self.state`` is that value, written as a whole.
+    ``self.state`` is a mapping that survives; its entries are written one by one, as they change, and so no two of them
+    may hold the same list. Where `initial_state` is overridden, ``self.state`` is that value, written as a whole.
     """
 
     max_replicas = 1

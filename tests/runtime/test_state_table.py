@@ -60,6 +60,19 @@ def task(tmp_path: Path) -> Iterator[Task]:
     made.store.close()
 
 
+def test_what_one_state_holds_twice_is_one_thing_after_a_restart(task: Task) -> None:
+    shared = [1]
+    for key in ("merged", "logged"):
+        task.states.put(key, {"all": [shared], "current": shared})
+        task.commit(merge_all=key == "merged")
+
+    again = task.reopened()
+
+    for _, state in again.states.items():
+        assert state["current"] is state["all"][0]
+    again.store.close()
+
+
 # -- places ------------------------------------------------------------------------------------------
 
 
