@@ -908,6 +908,10 @@ class Origin:
         self._repeat_gos(list(self._decided.values()), now_s)
         return self._run_again(list(self._batches.values()), now_s)
 
+    def heard_of(self, now_s: float) -> None:
+        """Whoever has what is open is known to be at work: from now on each tree has its whole time again."""
+        self._heard_s = now_s
+
     def expire(self, now_s: float) -> int:
         """Replay the trees that made no progress for too long; returns how many. Times double each time.
 

@@ -62,6 +62,11 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
+class AtWork:
+    """A task has been at one frame for as long as the timeout, and gets on with it. Told again and again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Quit:
     """Close everything, answer `Closed`, exit."""
 

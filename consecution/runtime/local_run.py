@@ -224,6 +224,8 @@ class LocalRun:
 
     def open_sources(self) -> None:
         """Open all sources where their journals stand, then let the origins go."""
+        for host in self._origin_hosts():
+            host.at_work = self._is_at_work
         for source in self.source_hosts.values():
             source.open()
         for source in self.source_hosts.values():
@@ -345,6 +347,9 @@ class LocalRun:
 
     def _confirmed(self) -> bool:
         return all(host.confirmed for host in self._origin_hosts())
+
+    def _is_at_work(self) -> bool:
+        return any(host.occupied_with for host in self.tasks.values())
 
     def _origin_hosts(self) -> list[OriginHost]:
         below = [host.origin_host for host in self.tasks.values() if host.origin_host is not None]

@@ -192,6 +192,8 @@ class OriginHost:
         self.committed_s = 0.0
         """How long all of them took together."""
         self.companion: Companion | None = None
+        self.at_work: Callable[[], bool] = lambda: False
+        """Whether some task is known to be at what it was sent. So long no tree is late, however long it takes."""
 
     @property
     def has_outlets(self) -> bool:
@@ -239,6 +241,8 @@ class OriginHost:
         """Start retries, and replay trees without progress, whose time has come."""
         due_s = self.origin.next_due_s()
         if due_s is not None and due_s <= (now_s := self.now()):
+            if self.at_work():
+                self.origin.heard_of(now_s)
             self.origin.start_retries(now_s)
             self.origin.expire(now_s)
 

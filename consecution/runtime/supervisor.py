@@ -60,6 +60,8 @@ class _Seen:
 
     beat: control.Beat | None = None
     before: Counts = field(default_factory=Counts)
+    at_frame_since_s: float = 0.0
+    """When it was last seen to be done with a frame, or with all."""
 
 
 @dataclass(slots=True)
@@ -133,6 +135,7 @@ class Supervisor:
         self._pause_told = False
         self._to_end: set[TaskIndex] = set()
         self._replayed_before = dict.fromkeys(self._sources, 0)
+        self._told_of_work_s = -math.inf
         self._turned_s = math.inf
         """When the loop last came round; before it has begun, never too long ago."""
         self._waking = threading.RLock()
@@ -255,6 +258,7 @@ class Supervisor:
         self._start_what_is_due()
         self._forgive_standstill()
         self._look_for_hanging()
+        self._tell_of_long_work()
         self._on_turn()
 
     def _forgive_standstill(self) -> float:
@@ -359,7 +363,10 @@ class Supervisor:
         if idle_before or not watched.occupied_with or any(map(self._gets_on, beats)):
             watched.changed_s = self._clock()
         for beat in beats:
-            self._tasks[beat.task].beat = beat
+            seen = self._tasks[beat.task]
+            if not beat.occupied_with or seen.beat is None or seen.beat.frames != beat.frames:
+                seen.at_frame_since_s = self._clock()
+            seen.beat = beat
             if beat.finished and not self._stop_asked and self._recovery.settled:
                 self._end_if_finished()
 
@@ -561,6 +568,18 @@ class Supervisor:
                 watched.aborted_s = now_s
                 watched.hung = f" for hanging, no progress in {what} for {limit_s:g} s"
                 process.signal(signal.SIGABRT)
+
+    def _tell_of_long_work(self) -> None:
+        """Origins take for lost what they hear nothing of; a frame of dear items may take many times as long."""
+        now_s, long_s = self._clock(), self.plan.options.timeout_s
+        if now_s - self._told_of_work_s < long_s or not any(
+            seen.beat is not None and seen.beat.occupied_with and now_s - seen.at_frame_since_s >= long_s
+            for seen in self._tasks.values()
+        ):
+            return
+        self._told_of_work_s = now_s
+        for worker in self._workers:
+            self._tell(worker, control.AtWork())
 
     # -- orders ----------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ from consecution.runtime import assembly, control, failpoints
 from consecution.runtime.fork_server import leave_tracker
 from consecution.runtime.memory import limit_memory
 from consecution.runtime.offspring import Offspring, end_if_forked
-from consecution.runtime.origin_host import SourceHost, process_codec
+from consecution.runtime.origin_host import OriginHost, SourceHost, process_codec
 from consecution.runtime.replicas import share_nodes
 from consecution.runtime.shipping import Shipment, read_parcel, unship
 from consecution.runtime.slots import SlotNote, map_slot
@@ -224,6 +224,8 @@ class Worker:
         self._waking = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
         self._quit = False
+        self._at_work_s = -math.inf
+        """When the supervisor last told of work that takes long."""
         self._stop_beating = threading.Event()
         self._warned_of_s: set[float] = set()
         self._ending: set[TaskIndex] = set()
@@ -318,6 +320,15 @@ class Worker:
         for task, source in self._sources.items():
             self.at, self.doing = task, "begin"
             source.open()
+        for origin in self._origin_hosts():
+            origin.at_work = self._knows_of_work
+
+    def _origin_hosts(self) -> list[OriginHost]:
+        below = [host.origin_host for host in self._hosts.values() if host.origin_host is not None]
+        return [*below, *(source.host for source in self._sources.values())]
+
+    def _knows_of_work(self) -> bool:
+        return time.monotonic() - self._at_work_s < 2 * self._plan.options.timeout_s
 
     def _turn(self) -> None:
         while self._orders:
@@ -449,6 +460,8 @@ class Worker:
         elif isinstance(order, control.Pause):
             for source in self._sources.values():
                 source.pause(paused=order.paused)
+        elif isinstance(order, control.AtWork):
+            self._at_work_s = time.monotonic()
         elif isinstance(order, control.Judged):
             for task, guard in self._guards.items():
                 if self._plan.task(task).node == order.node:
@@ -585,8 +598,7 @@ class Worker:
         failpoints.passed("worker.closing")
         self._stop_beating.set()
         last = self.beats()
-        origins = [host.origin_host for host in self._hosts.values() if host.origin_host is not None]
-        origins += [source.host for source in self._sources.values()]
+        origins = self._origin_hosts()
         keep = self._plan.options.keep_failed
         failures = tuple(entry for origin in origins for entry in origin.store.failures(keep))
         confirmed = all(origin.confirmed for origin in origins)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
 import os
@@ -116,6 +117,32 @@ class Diary(Node):
     def end(self) -> None:
         self.notes.add(f"end {self.name}")
         self.push(f"{self.name} ended")
+
+
+class Dear(Node):
+    """Takes so many seconds for an item."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(name)
+        self.seconds = seconds
+
+    def process(self, item: Any) -> None:
+        time.sleep(self.seconds)
+        self.push(item)
+
+
+class DearTogether(Node):
+    """Takes so many seconds for sixteen items."""
+
+    timeout_s = 600.0
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(name)
+        self.seconds = 16 * seconds
+
+    async def process(self, item: Any) -> None:
+        await asyncio.sleep(self.seconds)
+        self.push(item)
 
 
 class Tag(Node):

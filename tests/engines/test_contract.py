@@ -45,7 +45,21 @@ from consecution.errors import (
 )
 from consecution.routing import replica_of_slot, slot_of
 from tests.engines import nodes
-from tests.engines.nodes import Collect, Diary, Fail, Flaky, FlakyTens, Gate, Notes, Tag, Tens, Total, collected
+from tests.engines.nodes import (
+    Collect,
+    Dear,
+    DearTogether,
+    Diary,
+    Fail,
+    Flaky,
+    FlakyTens,
+    Gate,
+    Notes,
+    Tag,
+    Tens,
+    Total,
+    collected,
+)
 
 MODES = ("inline", "thread", "process")
 WORKERS = {"one worker": 1, "two workers": 2}
@@ -256,6 +270,21 @@ def test_a_limit_lets_items_through_in_order_and_no_sooner_than_they_may(run: Ru
     assert run.items == list(range(41))
     assert time.monotonic() - started_s >= 1.9
     assert_all_done(report, 41)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("thread", Dear), ("process", Dear), ("inline", DearTogether), ("process", DearTogether)],
+    indirect=["mode"],
+)
+def test_a_batch_of_dear_items_runs_once_however_long_it_takes(run: Run, kind: Callable[[str, float], Node]) -> None:
+    """Longer than a batch may go unheard of, four times the timeout, which no item takes. In processes that hang is
+    punished."""
+    timeout_s = 1.0 if run.mode == "process" else 0.25
+    report = run(Producer(list(range(16))) | kind("dear", 0.3 * timeout_s) | run.sink, timeout_s=timeout_s)
+
+    assert_all_done(report, 16)
+    assert sorted(run.items) == list(range(16))
 
 
 @every_engine

@@ -810,6 +810,20 @@ def test_an_earlier_tree_that_is_decided_counts_as_heard_of() -> None:
     assert origin.expire(19.0) == 1
 
 
+def test_no_tree_is_late_while_somebody_is_known_to_be_at_work() -> None:
+    origin = running(tree_timeout_s=10.0)
+    birth(origin, now_s=0.0)
+    birth(origin, now_s=5.0)
+    origin.take_turn()
+
+    for now_s in (10.0, 19.0, 28.0):
+        origin.heard_of(now_s)
+        assert origin.expire(now_s) == 0
+
+    assert origin.next_due_s() == 38.0
+    assert origin.expire(38.0) == 2
+
+
 def test_what_is_heard_of_later_trees_does_not_help_one_that_is_lost() -> None:
     origin = running(tree_timeout_s=10.0)
     birth(origin)

@@ -594,6 +594,23 @@ def test_codecs_are_bytes_between_processes_and_in_journals(robust: bool) -> Non
     assert isinstance(live_stored, ReusingCodec) == robust
 
 
+def test_nothing_is_replayed_while_somebody_is_at_work_and_everything_once_nobody_is() -> None:
+    shell = running(one_node(timeout_s=3.0), [[1]])
+    shell.source_host.turn()
+    at_work = True
+    shell.host.at_work = lambda: at_work
+
+    for _ in range(5):
+        shell.clock.now_s += 11.0
+        shell.source_host.turn()
+    assert [frame.generation for _, frame in shell.frames()] == [1]
+
+    at_work = False
+    shell.clock.now_s += 12.0
+    shell.source_host.turn()
+    assert [frame.generation for _, frame in shell.frames()] == [1, 2]
+
+
 @pytest.mark.parametrize("robustness", ["none", "confirm", "track", "robust"])
 def test_only_robust_retries_and_replays(robustness: str) -> None:
     limits = origin_limits(one_node(robustness=robustness, retries=2, timeout_s=3.0).options)

@@ -211,6 +211,7 @@ ORDINARY: dict[str, Reaction] = {
     "RunEnd": run_end,
     "StopReading": drain,
     "Judged": nothing,
+    "AtWork": nothing,
     "Quit": close,
 }
 
@@ -883,6 +884,37 @@ def test_a_worker_that_is_not_heard_of_any_more_is_killed() -> None:
 
     assert supervisor.restarts == 1
     assert "b.0 (pid 4001) has made no progress in its loop for 5 s: killing it" in world.said
+
+
+def at_frame(frames_a_second: float) -> Callable[[FakeWorker], control.Beats]:
+    """It gets on, and is done with so many frames a second."""
+
+    def make(worker: FakeWorker) -> control.Beats:
+        now_s = worker.world.now_s
+        told = worker.beat(int(now_s * 2), "process").beats
+        return control.Beats(tuple(replace(beat, frames=int(now_s * frames_a_second)) for beat in told))
+
+    return make
+
+
+def test_everybody_is_told_again_and_again_of_a_task_that_gets_on_with_one_frame() -> None:
+    world = waiting({}, 23.0)
+    world.at(1.0, lambda: setattr(world.newest(LAST), "pulse", lambda: at_frame(0)(world.newest(LAST))))
+    told_s: list[float] = []
+    world.script[SOURCE, "AtWork"] = lambda worker, order: told_s.append(world.now_s)
+
+    assert world.run().restarts == 0
+    assert [name for name, _ in world.orders(control.AtWork)] == [SOURCE, LEFT, RIGHT, LAST] * 4
+    assert all(later_s - earlier_s >= TIMEOUT_S for earlier_s, later_s in itertools.pairwise([0.0, *told_s]))
+
+
+def test_nobody_is_told_of_a_task_that_is_done_with_a_frame_now_and_then_or_has_none() -> None:
+    busy, idle = waiting({}, 23.0), waiting({}, 23.0)
+    busy.at(1.0, lambda: setattr(busy.newest(LAST), "pulse", lambda: at_frame(0.25)(busy.newest(LAST))))
+
+    for world in (busy, idle):
+        assert world.run().restarts == 0
+        assert world.orders(control.AtWork) == []
 
 
 def test_an_idle_worker_is_left_alone_for_hours() -> None:
