@@ -351,6 +351,15 @@ def test_a_table_made_in_a_frame_that_failed_is_made_again(db: Database) -> None
     assert db.query() == [(2,)]
 
 
+def test_a_wrong_row_in_the_first_transaction_leaves_the_columns_as_the_first_row_has_named_them(db: Database) -> None:
+    items = [{"a": 1, "b": "x"}, 7, {"a": 2}, {"a": 3, "b": "y"}]
+
+    report = Pipeline(db.sink()).run(items, mode="inline", retries=0)
+
+    assert [failure.item for failure in report.failures] == [7]
+    assert db.query() == [(1, "x"), (2, None), (3, "y")]
+
+
 def test_a_file_that_is_no_database_is_an_error_and_left_open_by_nobody(db: Database) -> None:
     db.path.write_bytes(b"no database at all" * 100)
 
