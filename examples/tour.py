@@ -1,4 +1,4 @@
-"""All that may stand in a pipeline, in one: what becomes of the words of a poem?
+"""What most pipelines are made of, in one: what becomes of the words of a poem?
 
     poem | words | Filter(is_word) | Route([short, long], by=length) | number * 2 | print
 
