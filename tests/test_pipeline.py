@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -443,6 +445,30 @@ def test_every_public_name_can_be_imported() -> None:
         assert name in dir(consecution)
     with pytest.raises(AttributeError, match="no attribute 'Nodes'"):
         consecution.Nodes
+
+
+def test_what_is_read_without_running_names_the_same_as_what_is_found() -> None:
+    """A type checker or an editor takes ``from consecution import *`` from a list that stands there, or not at all."""
+    tree = ast.parse(Path(consecution.__file__).read_text(encoding="utf-8"))
+    (listed,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and "__all__" in names_of(node)
+    ]
+    imported = [
+        alias.asname
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+
+    assert listed == sorted(imported) == sorted(consecution._HOMES)
+
+
+def names_of(node: ast.Assign) -> list[str]:
+    return [target.id for target in node.targets if isinstance(target, ast.Name)]
 
 
 def test_the_modules_of_0_2_0_are_there_after_an_import() -> None:
