@@ -136,7 +136,7 @@ SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of one run, checked. Made by `Options.of`; the fields are those of `SETTINGS`."""
+    """The options of one run, checked. Made by `Options.of`; the fields are those of `consecution.options.SETTINGS`."""
 
     mode: str = "process"
     robustness: str = "robust"

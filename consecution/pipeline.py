@@ -308,10 +308,10 @@ class Pipeline:
     ) -> Report:
         """Run to the end of the stream and report.
 
-        ``iterable`` takes the place of the pipeline's Producer. ``options`` are those of `RunOptions`;
-        OptionError names one that does not exist or cannot be. ``on_status`` is called about twice a
-        second. In the main thread a first SIGINT or SIGTERM stops reading and finishes what is open,
-        a second one stops at once; in ``robust`` nothing is lost either way.
+        ``iterable`` takes the place of the pipeline's Producer. ``options`` are those of
+        `consecution.pipeline.RunOptions`, which docs/options.md explains; OptionError names one that does not exist or
+        cannot be. ``on_status`` is called about twice a second. In the main thread a first SIGINT or SIGTERM stops
+        reading and finishes what is open, a second one stops at once; in ``robust`` nothing is lost either way.
         """
         from consecution import engine
 

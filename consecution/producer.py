@@ -85,12 +85,13 @@ KINDS: dict[str, Callable[[], Callable[..., Source]]] = {
 class Producer(Node):
     """Begins a pipeline: ``Producer("pipe") | parse | ...``. Several may: ``[Producer(a), Producer(b) | f] | g``.
 
-    ``Producer(x) * n`` reads a source that can be split (a list, a range, files, `sql`) in n shares at once. Unasked,
+    ``Producer(x) * n`` reads a source that can be split (a list, a range, files, "sql") in n shares at once. Unasked,
     ``workers`` splits files where nothing behind them minds the order; ``* 1`` never does.
 
-    ``what`` is a kind (one of `KINDS`, whose arguments and options follow: ``Producer("pipe", format="csv")``), any
-    iterable, a function without arguments that returns an iterable (a generator function: it is called
-    anew in every run, and what was taken before is skipped), or a `Source`. UsageError for anything else.
+    ``what`` is a kind, any iterable, a function without arguments that returns an iterable (a generator function: it
+    is called anew in every run, and what was taken before is skipped), or a `Source`. UsageError for anything else.
+    The kinds are "pipe", "files", "sql", "http", "tcp", "zmq", "every", "schedule" and "manual". A kind's arguments and
+    options follow it, ``Producer("pipe", format="csv")``: they are those of its class, `PipeSource` here.
     """
 
     def __init__(self, what: Any, *arguments: Any, name: str | None = None, **options: Any) -> None:

@@ -100,7 +100,7 @@ class Reduce(KeyedNode):
     a function without arguments that makes one; give a function where ``step`` changes the value in place.
 
     ``combine(value, other)`` joins two values that were folded from different items of a key, each beginning with
-    ``initial``. Where it is given, workers fold what they have before they send it (`workers`). It must not matter
+    ``initial``. Where it is given, workers fold what they have before they send it (``workers``). It must not matter
     in which order values are joined, and joining ``initial`` must change nothing: a sum, a count, the greatest.
     """
 

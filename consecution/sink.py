@@ -38,9 +38,9 @@ class Sink(Node):
     sink with ``after_decision = False`` is given them while they travel, earlier and without a commit of its own.
 
     If ``write`` raises, it is offered the items again, half by half, to find the ones at fault; so what a call
-    that raises has written must be undone, or be harmless to write again. `OutageError` says that no item is at
-    fault: in ``robust`` the same call is then repeated, with pauses, until it succeeds, and the pipeline is held
-    back; at the other levels the items of that call fail.
+    that raises has written must be undone, or be harmless to write again. `consecution.errors.OutageError` says
+    that no item is at fault: in ``robust`` the same call is then repeated, with pauses, until it succeeds, and the
+    pipeline is held back; at the other levels the items of that call fail.
     """
 
     sync: str = "power"
@@ -236,10 +236,10 @@ class TransactionSink(Sink):
     make one transaction. One that raises must leave the transaction as it was before that call (a savepoint).
     At the other levels nobody begins a transaction, and each ``write`` is one of its own.
 
-    **Outages.** `open`, `begin_transaction`, `write`, `commit` and `last_mark` may raise `OutageError`: what was
-    written since `begin_transaction` is gone, or will be with `roll_back`. After a pause `last_mark` is asked whether a
-    commit that raised has happened, and the transaction is repeated if it has not. So `last_mark` and
-    `begin_transaction` connect again where the connection is lost.
+    **Outages.** `open`, `begin_transaction`, `write`, `commit` and `last_mark` may raise
+    `consecution.errors.OutageError`: what was written since `begin_transaction` is gone, or will be with `roll_back`.
+    After a pause `last_mark` is asked whether a commit that raised has happened, and the transaction is repeated if it
+    has not. So `last_mark` and `begin_transaction` connect again where the connection is lost.
     """
 
     def begin_transaction(self) -> None:

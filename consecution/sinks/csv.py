@@ -22,7 +22,8 @@ class Csv(FileSink):
     file held something before; that something must then begin with the same names. Quoting as in Python's
     `csv` module, in UTF-8, lines end with a newline. None becomes nothing, everything else its ``str``.
 
-    What is promised at which robustness, rotation and compression: see `FileSink`.
+    What is promised at which robustness, rotation and compression: see
+    `consecution.sinks.file.FileSink`.
     """
 
     def __init__(

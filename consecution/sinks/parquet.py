@@ -36,7 +36,8 @@ class Parquet(FileSink):
     ``compression`` and ``row_group_rows`` are those of the Parquet file. The space that the rows of one file need is
     needed twice while it is made.
 
-    What is promised at which robustness, and rotation: see `FileSink`; here without ``rotate_bytes``.
+    What is promised at which robustness, and rotation: see `consecution.sinks.file.FileSink`; here without
+    ``rotate_bytes``.
     """
 
     in_parts = True

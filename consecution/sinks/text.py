@@ -19,8 +19,8 @@ class TextLines(FileSink):
     """Appends one line per item to a file: ``format(item)``, which is ``str`` unless told otherwise
     (a text that holds newlines makes several). An item at which ``format`` raises fails alone.
 
-    What is promised at which robustness, rotation and compression: see `FileSink`. Half a line that the file
-    ends with before the first run is ended, so that it spoils no other.
+    What is promised at which robustness, rotation and compression: see `consecution.sinks.file.FileSink`. Half a
+    line that the file ends with before the first run is ended, so that it spoils no other.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class JsonLines(TextLines):
 
     Named tuples and tuples become arrays, keys that are no text become text, as `json.dumps` has it; dataclasses
     become objects. Of a `Failure` the item is written as its ``repr`` where JSON cannot hold it.
-    The rest as in `TextLines` and `FileSink`.
+    The rest as in `TextLines` and `consecution.sinks.file.FileSink`.
     """
 
     def __init__(self, name: str, path: str | os.PathLike[str], **kwargs: Any) -> None:

@@ -30,8 +30,9 @@ class FilesSource(Source):
 
     The files are read in the order of the paths, those of a pattern in the order of their names, each once. What is
     there at the start is read: the list is kept for later runs, and what comes later is not among them.
-    ``format`` and its options are those of `RecordFormat`, or "parquet": rows become dicts, ``columns`` chooses, and
-    pyarrow is needed. What ends with ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` is decompressed on the way.
+    ``format`` and its options are those of `consecution.sources.records.RecordFormat`, or "parquet": rows become
+    dicts, ``columns`` chooses, and pyarrow is needed. What ends with ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` is
+    decompressed on the way.
 
     The position is the file and a place in it (decompressed bytes; in Parquet, row group and row), with a print
     of what was read, so that another file of that name is noticed.

@@ -59,8 +59,9 @@ class FollowedFilesSource(Source):
     renamed is read to its end before the one that took its place; one that was copied and truncated is read to its
     end in the copy, if that lies in the same folder. A line is given once its newline has come.
 
-    ``format`` and its options are those of `RecordFormat`. Compressed files do not grow: a pattern leaves them out, to
-    name one is a UsageError; but the rest of a file that was compressed when it was rotated away is read there.
+    ``format`` and its options are those of `consecution.sources.records.RecordFormat`. Compressed files do not grow:
+    a pattern leaves them out, to name one is a UsageError; but the rest of a file that was compressed when it was
+    rotated away is read there.
 
     Of each file lines keep their order, and so do the files at a path; several paths take turns. The position is, for
     each file that is followed, its inode, the place and a print of what was read (about 70 bytes), and the same for the

@@ -23,10 +23,10 @@ class PipeSource(Source):
     """What comes on a file descriptor (standard input): its lines as text, without their newlines; or records.
 
     ``format`` is "lines", "ndjson" (a JSON value on each line) or "csv" (rows become dicts), with the options that
-    `RecordFormat` has for them; what is no such record is `Rejected`, alone. A line ends at ``\\n`` only. Bytes that
-    are not in the ``encoding`` come as surrogates (``errors="surrogateescape"``), so nothing is lost. The position is
-    the number of bytes (and of lines, and the header): a file is gone on with at that place, a pipe with what comes
-    next. At most a block and one line, of ``max_line_bytes``, are in memory.
+    `consecution.sources.records.RecordFormat` has for them; what is no such record is `Rejected`, alone. A line ends at
+    ``\\n`` only. Bytes that are not in the ``encoding`` come as surrogates (``errors="surrogateescape"``), so nothing
+    is lost. The position is the number of bytes (and of lines, and the header): a file is gone on with at that place, a
+    pipe with what comes next. At most a block and one line, of ``max_line_bytes``, are in memory.
 
     SourceError from ``open`` if the descriptor is closed, or the file is shorter than what was taken; from
     ``read`` if it cannot be read, a line is too long, or the header cannot be used.

@@ -52,7 +52,8 @@ class TcpSource(Source):
 
     Each client's lines keep their order. ``max_clients`` are served at a time, others wait until one has gone. A line
     of more than ``max_line_bytes``, or whose client goes away before its newline, is `Rejected`, as a line is that is
-    no JSON; the encoding is as in `RecordFormat`. In memory are at most ``max_clients * max_line_bytes`` and a block.
+    no JSON; the encoding is as in `consecution.sources.records.RecordFormat`. In memory are at most
+    ``max_clients * max_line_bytes`` and a block.
 
     With ``acknowledge`` each client is told, as a number on a line, how many of the lines it has sent are in the
     journal. What it was not told of may be lost with a crash, or may not: it sends that again when it connects anew.
