@@ -287,7 +287,7 @@ def _tell_of_gone(arguments: argparse.Namespace, edited: dict[str, Edited] | Non
 def drop_items(arguments: argparse.Namespace) -> int:
     """Remove items."""
     selection = _selection(arguments)
-    if selection.is_all and not arguments.all:
+    if selection.is_all and not arguments.all and not arguments.dry_run:
         raise UsageError("this would drop every failed item: say --all, or which ones; --dry-run shows them")
     with FailureStore(arguments.state_dir) as store:
         ids = store.drop(selection, dry_run=arguments.dry_run)

@@ -52,13 +52,30 @@ def _import_file(path: Path) -> Any:
         raise UsageError(f"{path}: the name of the file must be a Python name, so that workers can import it")
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
-    module = _import_module(stem)
+    try:
+        module = _import_module(stem)
+    except UsageError as error:
+        if "attempted relative import" in str(error.__cause__):
+            package, above = _package_of(path.resolve())
+            raise UsageError(
+                f"{path} is part of the package {package}, from which it imports, and cannot stand alone: name it as "
+                f"{package}.{stem}, in the folder {above}"
+            ) from error.__cause__
+        raise
     origin = getattr(module, "__file__", None)
     if origin is None or Path(origin).resolve() != path.resolve():
         raise UsageError(
             f"{path}: a module named {stem!r} exists already ({origin or 'built in'}); give the file another name"
         )
     return module
+
+
+def _package_of(path: Path) -> tuple[str, Path]:
+    """The dotted name of the package that a file lies in, and the folder above it all."""
+    above, names = path.parent.parent, [path.parent.name]
+    while (above / "__init__.py").exists():
+        above, names = above.parent, [above.name, *names]
+    return ".".join(names), above
 
 
 def _import_module(name: str) -> Any:

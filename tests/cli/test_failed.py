@@ -354,9 +354,11 @@ def test_an_export_writes_over_no_file(call: Call, tmp_path: Path) -> None:
 def test_a_dry_run_names_the_items_and_changes_nothing(call: Call, state_dir: Path) -> None:
     retried = call("retry", "--error", "half", "--dry-run")
     dropped = call("drop", "--id", "numbers:2", "--dry-run")
+    all_dropped = call("drop", "--dry-run")
 
     assert retried == (0, "numbers:0\nnumbers:1\n2 failed items would be put back\n", "")
     assert dropped == (0, "numbers:2\n1 failed item would be dropped\n", "")
+    assert all_dropped == (0, "numbers:0\nnumbers:1\nnumbers:2\n3 failed items would be dropped\n", "")
     assert len(call("list")[1].splitlines()) == 3
     assert check_state_dir(state_dir).finished
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from consecution import Pipeline
@@ -105,3 +107,19 @@ def test_a_target_that_raises_when_imported_is_a_usage_error_with_its_place(
 
     assert error in str(caught.value)
     assert "line 3" in str(caught.value)
+
+
+def test_a_file_that_imports_from_its_package_says_how_it_is_named(write_module: WriteModule, tmp_path: Path) -> None:
+    package = tmp_path / "target_shop" / "flows"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package / "target_part.py").write_text("from .. import target_nowhere")
+
+    with pytest.raises(UsageError) as caught:
+        load_target("target_shop/flows/target_part.py")
+
+    assert str(caught.value) == (
+        "target_shop/flows/target_part.py is part of the package target_shop.flows, from which it imports, and cannot "
+        f"stand alone: name it as target_shop.flows.target_part, in the folder {tmp_path}"
+    )
