@@ -31,7 +31,13 @@ class Shape:
             get = operator.itemgetter(*self.columns)
             with contextlib.suppress(KeyError):
                 return list(map(get, items)) if len(self.columns) > 1 else list(zip(map(get, items)))
-        return call_each(self.values_of, items)
+        try:
+            return call_each(self.values_of, items)
+        except AttributeError as error:
+            if type(error.obj) is self.kind or not any(item is error.obj for item in items):
+                raise
+            found = type(error.obj).__name__
+            raise UsageError(f"expected a {self.kind.__name__} as the rows before, found {found}") from error
 
     def columns_of(self, items: list[Any]) -> list[Sequence[Any]]:
         """The values of each column, in the order of the items."""
