@@ -60,7 +60,8 @@ class RunOptions(TypedDict, total=False):
 class GlobalState:
     """A container for what all nodes of a pipeline share: keyword arguments become attributes and items.
 
-    Inline and in threads all nodes share one; in process mode every worker has a copy that is read only.
+    Inline and in threads all nodes share one. In process mode every worker has a copy: to set an attribute there is an
+    error, and what a node changes inside of one (a list that it appends to) is seen by nobody else.
     """
 
     # The unusual first name lets keyword arguments contain "self".
