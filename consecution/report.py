@@ -150,7 +150,8 @@ class Report:
     ``pending_below`` counts what durable nodes had pushed, or had to try again, and was not yet processed.
 
     ``replayed`` counts batches that ran again, ``restarts`` workers that were started again. ``confirmed``:
-    every item was completely processed; None at ``robustness="none"``, where nobody can say.
+    the stream has ended and every item was completely processed; so it is False after a stop, also where nothing is
+    left open, and None at ``robustness="none"``, where nobody can say.
     ``result`` is what the pipeline's own ``end()`` returned. ``completed_before`` of the completed were so when this
     run began, by earlier ones over the same state directory.
     """

@@ -883,6 +883,7 @@ def test_a_stopped_run_takes_nothing_more(run: Run) -> None:
 
     report = running.wait(DEADLINE_S)
     assert (report.emitted, report.pending, report.stopped) == (1, 0, True)
+    assert report.confirmed is (None if report.robustness == "none" else False)  # the stream has not ended
 
 
 # -- stopping, going on, starting again ----------------------------------------------------------
