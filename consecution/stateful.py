@@ -96,7 +96,11 @@ class KeyedNode(DurableNode):
     state: Any
 
     def key(self, item: Any) -> Key:
-        """The key of an item: text, a number, bytes, a date, or a tuple of these. Must be overridden."""
+        """The key of an item. Must be overridden.
+
+        Text, bytes, a number (a Decimal too, but not NaN), True, False, None, a member of an Enum, a date, a datetime,
+        a UUID, or a tuple of these: what is the same in every process. An item with another key fails.
+        """
         raise NotImplementedError(
             f"Error in node named {self.name!r}\nYou must define a .key(self, item) method on all keyed nodes"
         )
