@@ -286,6 +286,18 @@ class Report:
             lines.append(f"  ... and {kept - shown:,} more, in {place}")
         return lines
 
+    def _where_failures_are(self, place: str) -> str:
+        kept = len(self.failures)
+        if kept >= self.failed:
+            return f"Each failed item's traceback is in {place}."
+        listed = (
+            f"The tracebacks of the last {kept:,} are in {place}" if kept else "No failed item was kept for the report"
+        )
+        if self._keeps_failures:
+            return f"{listed}; `{self._list_command()}` lists all failed items."
+        remedy = " or name a state_dir, which keeps all," if self.robustness == "robust" else ""
+        return f"{listed}; raise keep_failed{remedy} to have more."
+
     def _next_step(self, at_command_line: bool = False) -> str:
         if self.already_finished:
             return "Start again from the beginning with fresh=True (--fresh), or use another state folder."
@@ -299,7 +311,7 @@ class Report:
             listed = f"`{self._list_command()}` lists the failed items"
             return f"{listed}; `failed show` has their tracebacks, `failed retry` puts them back."
         if self.failed:
-            return f"Each failed item's traceback is in {self._place_of_failures(at_command_line)}."
+            return self._where_failures_are(self._place_of_failures(at_command_line))
         if self.stopped and self.state_dir is not None:
             return f"What was taken is completely processed; run again with state_dir={self.state_dir!r} to go on."
         if self.stopped and self.robustness != "robust":

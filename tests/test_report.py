@@ -156,6 +156,23 @@ def test_more_failures_than_were_kept_are_not_promised() -> None:
     assert "... and 490 more; the last 12 are in report.failures" in text
 
 
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        ({}, "`consecution failed list state` lists all failed items."),
+        ({"state_dir": None}, "raise keep_failed or name a state_dir, which keeps all, to have more."),
+        ({"state_dir": None, "robustness": "track"}, "raise keep_failed to have more."),
+    ],
+)
+def test_where_a_report_does_not_hold_all_failures_it_says_how_to_have_them(changes: dict[str, Any], step: str) -> None:
+    text = str(report(failed=500, failures=(failure(), failure()), **changes))
+
+    assert text.endswith(f"\nThe tracebacks of the last 2 are in report.failures; {step}")
+    assert "Each failed item" not in text
+    none_kept = str(report(failed=500, **changes))
+    assert none_kept.endswith(f"\nNo failed item was kept for the report; {step}")
+
+
 def test_no_line_is_wider_than_a_hundred_columns() -> None:
     long = failure(item="x" * 500, node="a_node_with_quite_a_long_name", error="E: " + "y\n" * 300)
 
