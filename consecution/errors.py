@@ -111,6 +111,10 @@ class UndecodableStateError(WorldError):
     """A state on disk cannot be unpickled: the code that it was written with is not there any more."""
 
 
+class MissingCodeError(WorldError, ImportError):
+    """What an item is made of is not in the code (any more): no item is at fault, and none is given up for it."""
+
+
 class OutageError(WorldError):
     """What a sink writes to cannot take anything just now: a lost connection, a lock, a full disk.
 

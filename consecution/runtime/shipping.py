@@ -23,7 +23,7 @@ from consecution.errors import ReadOnlyError, ShippingError, text_of
 from consecution.nodes import Node
 from consecution.plan import EdgePlan, NodePlan, Outlet, Plan
 from consecution.protocol.values import TaskIndex
-from consecution.runtime.main_module import know_script_by_all_names, stand_in, stand_in_for_main
+from consecution.runtime.main_module import NAME_IN_WORKERS, know_script_by_all_names, stand_in, stand_in_for_main
 from consecution.source import Source
 
 
@@ -214,8 +214,23 @@ def _dumps(value: Any) -> bytes:
     return file.getvalue()
 
 
+class _Unpickler(dill.Unpickler):  # type: ignore[misc]
+    """dill's, but for what is said of a script that does not define something when it is imported."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return super().find_class(module, name)
+        except AttributeError as error:
+            if module not in ("__main__", NAME_IN_WORKERS):
+                raise
+            raise ShippingError(
+                f"a worker imports your script, and finds no {name!r} in it: define it at the top, above "
+                "`if __name__ == '__main__':`, or in a module of its own"
+            ) from error
+
+
 def _loads(blob: bytes) -> Any:
-    unpickler = dill.Unpickler(io.BytesIO(blob))
+    unpickler = _Unpickler(io.BytesIO(blob))
     # What dill takes for the main module is the fork server's; the script was imported after that.
     unpickler._main = sys.modules["__main__"]
     return unpickler.load()

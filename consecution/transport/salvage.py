@@ -6,7 +6,7 @@ fault. Here each step that calls the code of others may raise: what it was to ma
 everything that holds it, up to the item. Slow, and only for what the quick way refuses.
 
 A class or module that is not there is no item's fault: the code has changed, and what was stored must not be
-given up for that. It raises as ever.
+given up for that. It raises MissingCodeError, which ends a run.
 
 The pickle machine is the one of the standard library, in its Python form.
 """
@@ -20,6 +20,7 @@ import types
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from consecution.errors import MissingCodeError, text_of
 from consecution.protocol.poison import LostItem, Meet, PartlyDecodedError, PoisonError, show_untouched
 from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import LIVE, USER_ERRORS
@@ -120,7 +121,11 @@ class _Salvager(_Unpickler):  # type: ignore[misc]
             _STANDARD[code](self)
         except USER_ERRORS as error:
             if code == pickle.STACK_GLOBAL[0] and not isinstance(error, PoisonError):
-                raise
+                needed = ".".join(map(str, parts))
+                raise MissingCodeError(
+                    f"an item needs {needed}, which is not there ({text_of(error)}): put it back, or, in a script, "
+                    "define it above `if __name__ == '__main__':`; no item is given up for that"
+                ) from error
             self.lost += 1
             return LostItem(_show(what, parts, error), error)
         return None

@@ -26,6 +26,7 @@ import pytest
 import consecution
 from consecution import GlobalState, Node, Pipeline, Producer, Report, Running, TextLines
 from consecution.errors import ShippingError, StateDirError, WorkerError
+from consecution.runtime.journal_check import check_state_dir
 from tests.engines.misbehaving import (
     Chatty,
     ClosesBadly,
@@ -994,6 +995,42 @@ def test_a_script_without_a_guard_is_refused_at_once(house: House) -> None:
     assert said == ""
     assert "put the call under `if __name__ == '__main__':`" in problems
     assert problems.count("Traceback") == 1
+
+
+UNDER_THE_GUARD = """
+from consecution import Map, Pipeline, Producer, TextLines
+
+if __name__ == "__main__":
+    class Item:
+        pass
+
+    def passed(item):
+        return item
+
+    def items():
+        yield from (Item(), Item())
+
+    chain = Producer(items) | Map(NODE, "node") | TextLines("out", "out")
+    try:
+        Pipeline(chain).run(retries=0, state_dir="state")
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ("passed", "ShippingError a worker imports your script, and finds no 'passed' in it: "),
+        ("str", "MissingCodeError an item needs __main__.Item, which is not there ("),
+    ],
+)
+def test_what_stands_under_a_scripts_guard_is_told_to_stand_above_it(house: House, node: str, said: str) -> None:
+    printed, _ = house.script(UNDER_THE_GUARD.replace("NODE", node)).communicate(timeout=60)
+
+    assert printed.startswith(said)
+    assert "above `if __name__ == '__main__':`" in printed
+    assert {origin.given_up for origin in check_state_dir(house.folder / "state").origins} == {0}
 
 
 def test_standard_error_may_be_gone() -> None:

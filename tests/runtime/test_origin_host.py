@@ -247,7 +247,7 @@ def shell_with(payload: bytes, count: int) -> Shell:
 def test_a_batch_that_cannot_be_decoded_any_more_is_named() -> None:
     shell = shell_with(pickle.dumps([Renamed()], 5).replace(b"Renamed", b"Unnamed"), 1)
 
-    with pytest.raises(WorldError, match=r"batch 7 .* cannot be decoded \(AttributeError: .*code that it was"):
+    with pytest.raises(WorldError, match=r"batch 7 .* cannot be decoded \(MissingCodeError: .*code that it was"):
         shell.host.turn()
 
 
