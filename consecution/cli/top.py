@@ -54,7 +54,7 @@ def top(arguments: argparse.Namespace) -> int:
             while before.running:
                 time.sleep(max(0.05, arguments.interval))
                 now = outside.see()
-                if now.running and now.state != "busy":
+                if now.running and _is_same_run(before, now):
                     show(now, rates_between(before, now))
                     if arguments.once:
                         return 0
@@ -64,6 +64,11 @@ def top(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         print(f"the run has ended: {before.state}")
     return 0
+
+
+def _is_same_run(before: Sight, now: Sight) -> bool:
+    """Whether the two can be compared. A run that just starts, or closes, does not answer yet, or any more."""
+    return now.started_s is not None and now.started_s == before.started_s
 
 
 def _shower(arguments: argparse.Namespace, stack: ExitStack) -> Callable[[Sight, list[NodeRates]], None]:

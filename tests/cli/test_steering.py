@@ -21,7 +21,7 @@ from consecution import Pipeline, Producer
 from consecution.cli import main
 from consecution.cli.rates import NodeRates
 from consecution.cli.top import HEADS, _drawn
-from consecution.runtime.outside import Sight
+from consecution.runtime.outside import Outside, Sight
 from tests.conftest import WriteModule
 
 LONGEST_WAIT_S = 60.0
@@ -310,6 +310,28 @@ def test_top_goes_on_until_the_run_ends(runs: Runs) -> None:
     printed = looking.communicate(timeout=LONGEST_WAIT_S)[0]
     assert looking.returncode == 0
     assert printed.endswith("the run has ended: stopped\n")
+
+
+def test_top_compares_only_looks_at_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def look(started_s: float, seconds: float, items_in: int) -> Sight:
+        counts = {"items_in": items_in, "items_out": 0, "failed": 0, "frames": 0, "waiting": 0}
+        task = {"task": "a.0", "node": "a", **counts, "busy_s": 0.0, "commit_s": 0.0, "waited_s": 0.0}
+        told = {"seconds": seconds, "pending": 0, "pending_below": 0, "completed": 0, "tasks": [task], "sources": []}
+        return Sight(str(tmp_path), True, "running", told, 7, started_s=started_s)
+
+    starting = Sight(str(tmp_path), True, "busy", {"pending": 0, "pending_below": 0}, 7)
+    over = Sight(str(tmp_path), False, "stopped", {"pending": 0, "pending_below": 0}, 7)
+    looks = iter([starting, look(100.0, 1.0, 10), look(200.0, 2.0, 500), look(200.0, 3.0, 520), over])
+    monkeypatch.setattr(Outside, "__init__", lambda self, path: None)
+    monkeypatch.setattr(Outside, "see", lambda self: next(looks))
+
+    code = main(["top", str(tmp_path), "--json", "--interval", "0"])
+
+    printed = capsys.readouterr()
+    assert (code, printed.err) == (0, "")
+    assert [json.loads(line)["nodes"][0]["in_per_s"] for line in printed.out.splitlines()] == [20.0]
 
 
 def test_on_a_terminal_top_is_drawn_with_rich() -> None:
