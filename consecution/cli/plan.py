@@ -84,10 +84,8 @@ def _going_on(plan: Plan) -> dict[str, Any] | None:
     if plan.options.state_dir is None or not plan.options.robust:
         return None
     path = plan.options.state_dir.absolute()
-    if plan.options.fresh:
-        return {"path": str(path), "foreseen": ["it would be forgotten (fresh)"]}
     foreseen = foresee(path, plan)
-    if shares_before(path):
+    if not plan.options.fresh and shares_before(path):
         check_it_loads(path, kinds_of(plan))
     return {"path": str(path), "foreseen": foreseen}
 

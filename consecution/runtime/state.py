@@ -439,24 +439,36 @@ def _stores_move(manifest: dict[str, Any], moved: dict[str, Any]) -> bool:
 def foresee(path: Path, plan: Plan) -> list[str]:
     """What a run of this plan would do with what is in the directory, in words. Changes nothing.
 
-    StateDirError where the run would be refused, or where another one goes on there.
+    StateDirError where the run would be refused: the folder is none for it, or another run goes on there, say.
     """
     with _explained(path):
-        manifest = None
-        if path.is_dir():
+        manifest = holder = None
+        if _is_there(path):
             check_owner(path)
-            manifest = _read_manifest(path)
-        if manifest is None or not manifest["origins"]:
-            return ["there is nothing yet: it would begin"]
-        holder = holder_of(path)
+            check_is_ours(path)
+            holder = holder_of(path)
+            manifest = None if plan.options.fresh else _read_manifest(path)
     if holder is not None:
         raise StateDirError(
             f"the state directory {path} is in use by another run (process {holder or 'unknown'}): what it holds is in "
             f"flight; let it end first (consecution drain {path}), then ask again"
         )
+    if plan.options.fresh:
+        return ["it would be forgotten (fresh)"]
+    if manifest is None or not manifest["origins"]:
+        return ["there is nothing yet: it would begin"]
     if manifest["finished"] is not None:
         return ["the run in it has finished: nothing would be done without fresh=True (--fresh)"]
     return _foresee_going_on(path, manifest, plan)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether anything has this name; OSError where nothing could."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _foresee_going_on(path: Path, manifest: dict[str, Any], plan: Plan) -> list[str]:

@@ -200,11 +200,40 @@ def test_plan_over_no_state_a_finished_one_and_one_in_use(
     try:
         assert plan_of(write_module, same, stopped) == 2
         assert "is in use by another run" in capsys.readouterr().err
+        assert plan_of(write_module, same, stopped, "--fresh") == 2
+        assert "is in use by another run" in capsys.readouterr().err
     finally:
         running.finish_input()
         running.wait(DEADLINE_S)
     assert plan_of(write_module, same, stopped) == 0
     assert "has finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [[], ["--fresh"]], ids=["as it is", "fresh"])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("folder", "is not a state directory: expected manifest.json, found notes.txt"),
+        ("folder/notes.txt", "cannot be used: [Errno 20] Not a directory"),
+        ("folder/notes.txt/state", "cannot be used: [Errno 20] Not a directory"),
+    ],
+)
+def test_plan_refuses_a_place_that_a_run_would_refuse(
+    place: str,
+    message: str,
+    flags: list[str],
+    tmp_path: Path,
+    write_module: WriteModule,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").touch()
+    write_module("first_program", FIRST)
+
+    assert plan_of(write_module, OTHERS["the same"][0], tmp_path / place, *flags) == 2
+
+    assert message in capsys.readouterr().err
+    assert [*(tmp_path / "folder").iterdir()] == [tmp_path / "folder" / "notes.txt"]
 
 
 # -- from `python etl.py` to `consecution run etl.py`, and back ------------------------------------------
