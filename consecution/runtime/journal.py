@@ -72,7 +72,7 @@ NOTES = "notes"
 """The table of what a source keeps beside its position. Most need none."""
 NO_ROOM_BYTES = 1 << 20
 """With less than that LMDB's "Input/output error" means a full disk: it cannot tell the one from the other."""
-_DAMAGE = (
+DAMAGE = (
     lmdb.BadTxnError,
     lmdb.CorruptedError,
     lmdb.IncompatibleError,
@@ -80,6 +80,7 @@ _DAMAGE = (
     lmdb.PageNotFoundError,
     lmdb.VersionMismatchError,
 )
+"""What of LMDB's errors says that a file is not sound."""
 _KEY = struct.Struct(">Q")
 _CRC = struct.Struct(">I")
 _LARGE_CODE, _LARGE_HEADER = 0xC6, struct.Struct(">BI")
@@ -371,7 +372,7 @@ class Journal:
             yield
         except (lmdb.MapFullError, lmdb.DiskError, lmdb.TxnFullError) as error:
             raise self._no_room(error) from error
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise DamagedStoreError(
                 f"the journal {self.path} is damaged and cannot be {what}: {error}; restore {self.path / 'data.mdb'} "
                 "from a backup, or start afresh (fresh=True), which forgets what was in flight",

@@ -30,7 +30,7 @@ import lmdb
 import msgpack
 
 from consecution.errors import DamagedStoreError, StateDirError, UsageError, WorldError
-from consecution.runtime.journal import check_is_there, damaged_record, unseal
+from consecution.runtime.journal import DAMAGE, check_is_there, damaged_record, unseal
 from consecution.runtime.journal_check import check_pages, open_environment
 from consecution.runtime.state import MANIFEST, StateDir, look_at_state_dir
 from consecution.runtime.state_table import END
@@ -92,7 +92,7 @@ class StoreView:
         return body
 
     def copy_to(self, folder: Path) -> None:
-        """Write all of it into a new folder, without the free pages in between."""
+        """Write all of it into a new folder, without the free pages in between. OSError where that has no room, say."""
         folder.mkdir(mode=0o700)
         try:
             self._env.copy(str(folder), compact=True, txn=self._txn)
@@ -101,6 +101,10 @@ class StoreView:
                 f"this build of lmdb cannot copy a store as of an instant ({error}): reinstall it from its wheel (pip "
                 "install --force-reinstall lmdb)"
             ) from error
+        except lmdb.Error as error:
+            if isinstance(error, DAMAGE):
+                raise
+            raise OSError(f"{folder}: {error}") from error  # the copy's: what is read is mapped into memory
         (folder / "data.mdb").chmod(0o600)
 
     def close(self) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from consecution import KeyedNode, Map, Pipeline
-from consecution.errors import WorldError
+from consecution.errors import StateDirError, WorldError
+from consecution.runtime.backup import back_up
 from consecution.runtime.checkup import BAD, check_machine
 from consecution.runtime.journal_check import check_state_dir
 from tests.engines.durable_nodes import OnceFile, lines_of
@@ -85,3 +86,14 @@ def test_the_doctor_finds_that_a_disk_is_full(disk: Path) -> None:
     for what in ("fsync", "store"):
         assert (found[what].level, found[what].remedy[:21]) == (BAD, "make room on the disk"), found[what]
     assert [entry.name for entry in disk.iterdir()] == ["filler"]
+
+
+def test_a_backup_to_a_full_disk_says_so_and_leaves_nothing(disk: Path, tmp_path: Path) -> None:
+    nodes = Map(int, "in") | Biggest("biggest") | OnceFile("out", tmp_path / "out")
+    Pipeline(nodes).run(range(ITEMS), mode="inline", state_dir=tmp_path / "state", sync="process")
+
+    with pytest.raises(StateDirError, match=r"backup cannot be made: .*No space left on device; nothing is left of it"):
+        back_up(tmp_path / "state", disk / "backup")
+
+    assert [*disk.iterdir()] == []
+    assert back_up(tmp_path / "state", tmp_path / "backup").finished
