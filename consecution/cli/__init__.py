@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import traceback
+from typing import TextIO
 
 import consecution
 from consecution.cli import (
@@ -71,12 +72,36 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read the output has seen enough (`| head`); the interpreter's last flush must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_output()  # whoever read it has seen enough (`| head`)
         return EXIT_PIPE
+    except OSError as error:
+        if not _is_stuck(sys.stdout):
+            traceback.print_exc()
+            return EXIT_USAGE
+        print(
+            f"consecution: standard output cannot be written: {error.strerror or error}; what it holds is not whole: "
+            "make room, or send it elsewhere",
+            file=sys.stderr,
+        )
+        _let_go_of_output()
+        return EXIT_USAGE
     except Exception:  # the interpreter would exit with 1, which says that items have failed
         traceback.print_exc()
         return EXIT_USAGE
+
+
+def _is_stuck(output: TextIO) -> bool:
+    """Whether it holds what cannot be written: the error that ended a command is its own."""
+    try:
+        output.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _let_go_of_output() -> None:
+    """The interpreter's last flush must not fail, too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -76,8 +76,13 @@ def new_file(flag: str, path: Path) -> Iterator[TextIO]:
     try:
         with file:
             yield file
-    except BaseException:
+    except BaseException as error:
         path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UsageError(
+                f"{flag} {path}: {error.strerror or error}, so nothing is left of it; make room, or give a file on "
+                "another disk"
+            ) from error
         raise
 
 

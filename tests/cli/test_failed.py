@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ import pytest
 from consecution import Map, Pipeline, Producer, Reduce
 from consecution.cli import main
 from consecution.cli.failed import time_of
+from consecution.cli.outside import new_file
+from consecution.errors import UsageError
 from consecution.options import Options
 from consecution.plan import make_plan
 from consecution.runtime.journal_check import check_state_dir
@@ -123,6 +127,19 @@ def test_a_reader_that_has_seen_enough_is_no_mistake(state_dir: Path) -> None:
     assert (process.returncode, error) == (141, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+@pytest.mark.parametrize("words", [["list"], ["export"]])
+def test_output_that_cannot_be_written_is_said_in_a_line(state_dir: Path, words: list[str]) -> None:
+    command = [sys.executable, "-m", "consecution", "failed", *words, str(state_dir)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("consecution: standard output cannot be written: No space left on device; ")
+    assert done.stderr.count("\n") == 1
+
+
 # -- what is wrong ---------------------------------------------------------------------------------
 
 
@@ -219,6 +236,16 @@ def test_an_export_that_fails_leaves_no_file_that_looks_whole(
 
     assert (unknown[0], there_after_it) == (2, False), unknown
     assert (nowhere, exported.exists()) == (2, False), capsys.readouterr().err
+
+
+def test_an_export_to_a_full_disk_is_said_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "failed.jsonl"
+
+    said = "No space left on device, so nothing is left of it"
+    with pytest.raises(UsageError, match=said), new_file("--output", path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert not path.exists()
 
 
 def test_items_are_exported_edited_and_put_back(call: Call, state_dir: Path, tmp_path: Path) -> None:
