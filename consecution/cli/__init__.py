@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 import traceback
 from typing import TextIO
@@ -71,13 +72,19 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_USAGE
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
+    except OSError as error:
+        return _end_with(error)
+    except Exception:  # the interpreter would exit with 1, which says that items have failed
+        traceback.print_exc()
+        return EXIT_USAGE
+
+
+def _end_with(error: OSError) -> int:
+    """The exit code; the error is that of standard output, or else what somebody's code has raised."""
+    if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
         _let_go_of_output()  # whoever read it has seen enough (`| head`)
         return EXIT_PIPE
-    except OSError as error:
-        if not _is_stuck(sys.stdout):
-            traceback.print_exc()
-            return EXIT_USAGE
+    if not isinstance(error, BrokenPipeError) and _is_stuck(sys.stdout):
         print(
             f"consecution: standard output cannot be written: {error.strerror or error}; what it holds is not whole: "
             "make room, or send it elsewhere",
@@ -85,9 +92,18 @@ def main(argv: list[str] | None = None) -> int:
         )
         _let_go_of_output()
         return EXIT_USAGE
-    except Exception:  # the interpreter would exit with 1, which says that items have failed
-        traceback.print_exc()
-        return EXIT_USAGE
+    traceback.print_exception(error)
+    return EXIT_USAGE
+
+
+def _nobody_reads(output: TextIO) -> bool:
+    """Whether it is a pipe, or a socket, whose other end is closed."""
+    try:
+        poll = select.poll()
+        poll.register(output.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError):  # it has no descriptor
+        return False
 
 
 def _is_stuck(output: TextIO) -> bool:

@@ -172,3 +172,22 @@ def test_a_real_command_line_runs_worker_processes(write_module: WriteModule) ->
     assert done.returncode == 0, done.stderr
     found = Report.from_dict(json.loads(done.stdout))
     assert (found.mode, found.completed, found.confirmed) == ("process", 4, True)
+
+
+def test_a_broken_pipe_of_the_pipelines_own_is_told(
+    write_module: WriteModule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+from consecution import Pipeline, Producer
+
+class Mine(Pipeline):
+    def begin(self):
+        raise BrokenPipeError(32, "Broken pipe", "of begin()")
+
+pipeline = Mine(Producer(range(4)) | str)
+"""
+
+    code = main(["run", str(write_module("run_broken", text)), "--mode", "inline"])
+
+    assert code == 2
+    assert "BrokenPipeError: [Errno 32] Broken pipe: 'of begin()'" in capsys.readouterr().err
