@@ -29,6 +29,7 @@ from consecution.cli import (
     stop,
     top,
 )
+from consecution.cli.outside import escape_what_it_cannot_take
 from consecution.errors import ConsecutionError
 
 COMMANDS = (
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     arguments = parser.parse_args(argv)
     try:
+        if arguments.command is not run.run:  # there it belongs to the nodes first
+            escape_what_it_cannot_take(sys.stdout)
         code: int = arguments.command(arguments)
         sys.stdout.flush()
         return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -84,6 +85,12 @@ def new_file(flag: str, path: Path) -> Iterator[TextIO]:
                 "another disk"
             ) from error
         raise
+
+
+def escape_what_it_cannot_take(output: TextIO) -> None:
+    """From now on a letter that is not in the output's encoding (ä, in ASCII) is printed as \\xe4, as errors are."""
+    if isinstance(output, io.TextIOWrapper) and output.errors == "strict":
+        output.reconfigure(errors="backslashreplace")
 
 
 def tell(sight: Sight, *, as_json: bool, said: str = "") -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from consecution.cli.outside import escape_what_it_cannot_take
 from consecution.cli.target import HELP, load_target
 from consecution.errors import StoppedByItemError
 from consecution.options import SETTINGS, Setting
@@ -76,6 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         report = pipeline.run(**options)
     except StoppedByItemError as error:
         stopped, report = error, error.report
+    escape_what_it_cannot_take(sys.stdout)
     print(json.dumps(report.to_dict(), indent=1) if arguments.json else report.to_text(at_command_line=True))
     if stopped is not None:
         print(f"consecution: {stopped}", file=sys.stderr)

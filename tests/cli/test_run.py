@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -191,3 +192,28 @@ pipeline = Mine(Producer(range(4)) | str)
 
     assert code == 2
     assert "BrokenPipeError: [Errno 32] Broken pipe: 'of begin()'" in capsys.readouterr().err
+
+
+def test_what_the_output_cannot_take_is_escaped_and_the_exit_code_is_that_of_the_run(write_module: WriteModule) -> None:
+    text = """
+from consecution import Map, Pipeline, Producer
+
+def refuse(word):
+    raise ValueError(word)
+
+pipeline = Pipeline(Producer(["b\u00e4d"]) | Map(refuse, name="refuse"))
+"""
+    path = write_module("run_foreign", text)
+    flags = ["--mode", "inline", "--state-dir", "state", "--retries", "0", "--quiet"]
+
+    def call(*words: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "consecution", *words]
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(command, capture_output=True, text=True, encoding="ascii", env=environment, check=False)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout
+
+    code, printed = call("run", str(path), *flags)
+    assert (code, r"ValueError: b\xe4d" in printed) == (1, True)
+    code, printed = call("failed", "list", "state")
+    assert (code, r"ValueError: b\xe4d" in printed) == (0, True)
