@@ -109,16 +109,19 @@ def _older(path: Path, number: int) -> Path:
 
 def read_log(state_dir: Path) -> Iterator[LogLine]:
     """All lines that are kept, the oldest first."""
-    path = state_dir / FOLDER / NAME
-    yield from _older_lines(path)
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        yield from _parsed(file)
+    with _opened(state_dir / FOLDER / NAME) as files:
+        for file in files:
+            yield from _parsed(file)
 
 
 def follow_log(state_dir: Path) -> Iterator[LogLine | None]:
     """All lines that are kept, then those that come, for ever; None now and then, while there is nothing new."""
     path = state_dir / FOLDER / NAME
-    yield from _older_lines(path)
+    with _opened(path) as files:
+        for file in files[:-1]:
+            yield from _parsed(file)
+        for newest in files[-1:]:
+            yield from _grown(path, newest)
     while True:
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             yield from _grown(path, file)
@@ -126,11 +129,20 @@ def follow_log(state_dir: Path) -> Iterator[LogLine | None]:
         time.sleep(LOOK_EVERY_S)
 
 
-def _older_lines(path: Path) -> Iterator[LogLine]:
-    """The lines of the files that were renamed, the oldest first."""
-    for number in range(KEPT, 0, -1):
-        with contextlib.suppress(FileNotFoundError), open(_older(path, number), "rb") as file:
-            yield from _parsed(file)
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[list[BinaryIO]]:
+    """All files of a log, the oldest first, before any is read: until then a run may rename them, and others come.
+
+    From the newest on, so that one that is renamed meanwhile is not missed, but met twice.
+    """
+    files: list[BinaryIO] = []
+    with contextlib.ExitStack() as stack:
+        for name in (path, *(_older(path, number) for number in range(1, KEPT + 1))):
+            with contextlib.suppress(FileNotFoundError):
+                file = stack.enter_context(open(name, "rb"))
+                if not any(os.path.sameopenfile(file.fileno(), other.fileno()) for other in files):
+                    files.insert(0, file)
+        yield files
 
 
 def _grown(path: Path, file: BinaryIO) -> Iterator[LogLine | None]:

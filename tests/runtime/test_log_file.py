@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import stat
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -106,6 +108,43 @@ def test_who_follows_misses_no_line_while_files_are_renamed(tmp_path: Path, monk
     log.close()
 
     assert found == [f"line {number}" for number in range(1000)]
+
+
+@pytest.mark.parametrize("read", [read_log, follow_log])
+def test_who_reads_misses_no_line_though_files_are_renamed_meanwhile(
+    tmp_path: Path, read: Callable[[Path], Iterator[LogLine | None]]
+) -> None:
+    with closing(LogFile(tmp_path, largest_bytes=1000)) as log:
+        for number in range(20):
+            log.write([line(number)])
+        lines = (told for told in read(tmp_path) if told is not None)
+
+        found = [next(lines)]
+        for number in range(20, 30):  # more than one file holds
+            log.write([line(number)])
+        found += itertools.islice(lines, 19)
+
+    assert [told.text for told in found] == [f"line {number}" for number in range(20)]
+
+
+def test_a_file_that_is_renamed_while_all_are_opened_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = LogFile(tmp_path, largest_bytes=1000)
+    for number in range(20):
+        log.write([line(number)])
+
+    def rename_then(path: Path, number: int) -> Path:
+        if number == 1 and path.stat().st_size:
+            monkeypatch.setattr(log_file, "_older", real)
+            log._rotate()
+        return real(path, number)
+
+    real = log_file._older
+    monkeypatch.setattr(log_file, "_older", rename_then)
+
+    assert texts(tmp_path) == [f"line {number}" for number in range(20)]
+    log.close()
 
 
 @pytest.mark.parametrize(
