@@ -7,7 +7,6 @@ import os
 import select
 import sys
 import traceback
-from typing import TextIO
 
 import consecution
 from consecution.cli import (
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command is not run.run:  # there it belongs to the nodes first
             escape_what_it_cannot_take(sys.stdout)
         code: int = arguments.command(arguments)
-        sys.stdout.flush()
+        _flush()
         return code
     except ConsecutionError as error:
         notes = "\n".join(getattr(error, "__notes__", ()))
@@ -84,10 +83,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _end_with(error: OSError) -> int:
     """The exit code; the error is that of standard output, or else what somebody's code has raised."""
-    if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
+    if isinstance(error, BrokenPipeError) and _nobody_reads_it():
         _let_go_of_output()  # whoever read it has seen enough (`| head`)
         return EXIT_PIPE
-    if not isinstance(error, BrokenPipeError) and _is_stuck(sys.stdout):
+    if not isinstance(error, BrokenPipeError) and _is_stuck():
         print(
             f"consecution: standard output cannot be written: {error.strerror or error}; what it holds is not whole: "
             "make room, or send it elsewhere",
@@ -99,20 +98,25 @@ def _end_with(error: OSError) -> int:
     return EXIT_USAGE
 
 
-def _nobody_reads(output: TextIO) -> bool:
-    """Whether it is a pipe, or a socket, whose other end is closed."""
+def _flush() -> None:
+    """Nothing where standard output was closed from the start (``>&-``): there is no object for it then."""
+    print(end="", flush=True)
+
+
+def _nobody_reads_it() -> bool:
+    """Whether standard output is a pipe, or a socket, whose other end is closed."""
     try:
         poll = select.poll()
-        poll.register(output.fileno(), select.POLLOUT)
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
         return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-    except (OSError, ValueError):  # it has no descriptor
+    except (AttributeError, OSError, ValueError):  # it has no descriptor
         return False
 
 
-def _is_stuck(output: TextIO) -> bool:
-    """Whether it holds what cannot be written: the error that ended a command is its own."""
+def _is_stuck() -> bool:
+    """Whether standard output holds what cannot be written: the error that ended a command is its own."""
     try:
-        output.flush()
+        _flush()
     except OSError:
         return True
     return False

@@ -217,3 +217,12 @@ pipeline = Pipeline(Producer(["b\u00e4d"]) | Map(refuse, name="refuse"))
     assert (code, r"ValueError: b\xe4d" in printed) == (1, True)
     code, printed = call("failed", "list", "state")
     assert (code, r"ValueError: b\xe4d" in printed) == (0, True)
+
+
+def test_a_run_whose_standard_output_is_closed_exits_as_any_other(write_module: WriteModule) -> None:
+    path = write_module("run_silent", NUMBERS.format(first=0))
+    command = [sys.executable, "-m", "consecution", "run", str(path), "--mode", "inline", "--retries", "0", "--quiet"]
+
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (1, "")
