@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from consecution.protocol.values import USER_ERRORS
+
+DUMB = ("dumb", "unknown")
 
 
 def write(text: str) -> None:
@@ -25,10 +28,15 @@ def tell(line: str) -> None:
     write(f"{line}\n")
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether what stands on it can be written over. One that says it is dumb (TERM) shows line after line."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM", "").lower() not in DUMB
+
+
 def warn(text: str, *given: Any) -> None:
     """A warning of the logger ``consecution``; lost where its handlers raise."""
     with contextlib.suppress(*USER_ERRORS):
         logging.getLogger("consecution").warning(text, *given)
 
 
-__all__ = ["tell", "warn", "write"]
+__all__ = ["is_terminal", "tell", "warn", "write"]

@@ -14,6 +14,7 @@ from typing import Any
 from consecution.cli.outside import WORK_PENDING, add_state_parser, seconds, tell
 from consecution.cli.rates import NodeRates, rates_between, who_holds_back
 from consecution.runtime.outside import Outside, Sight
+from consecution.telling import is_terminal
 
 DESCRIPTION = """Show what each node of a run does per second, as long as you look: items in and out, how busy its
 busiest task is (in its code, and in commits), how many frames wait in front of it, how long one takes, and which node
@@ -75,7 +76,7 @@ def _shower(arguments: argparse.Namespace, stack: ExitStack) -> Callable[[Sight,
     """How a look is shown: as JSON, drawn in place, or as text."""
     if arguments.json:
         return _show_json
-    if arguments.once or not sys.stdout.isatty():
+    if arguments.once or not is_terminal(sys.stdout):
         return lambda sight, rates: print(f"{_text_of(sight, rates)}\n", flush=True)
     try:
         from rich.live import Live

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from consecution.options import Options
 from consecution.report import Status
 from consecution.runtime.log_file import LogLine
-from consecution.telling import tell, write
+from consecution.telling import is_terminal, tell, write
 
 LINE_EVERY_S = 5.0
 BAR_COLUMNS = 24
@@ -31,7 +31,7 @@ def make_display(options: Options) -> Display:
     """A bar on a terminal, or a line where `rich` is missing; in a log of JSON objects another one of them."""
     if options.log_format == "json":
         return Progress(live=False, describe=lambda status: LogLine.now("supervisor", None, str(status)).to_json())
-    live = sys.stderr is not None and sys.stderr.isatty()
+    live = is_terminal(sys.stderr)
     if live:
         with contextlib.suppress(ImportError):
             return Bar()

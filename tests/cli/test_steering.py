@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import pytest
 from consecution import Pipeline, Producer
 from consecution.cli import main
 from consecution.cli.rates import NodeRates
-from consecution.cli.top import HEADS, _drawn
+from consecution.cli.top import HEADS, _drawn, _shower
 from consecution.runtime.outside import Outside, Sight
 from tests.conftest import WriteModule
 
@@ -358,6 +360,23 @@ def test_on_a_terminal_top_is_drawn_with_rich() -> None:
         "12.0",
         "ms",
     ]
+
+
+def test_on_a_dumb_terminal_top_prints_look_after_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "dumb")
+    counts = {"seconds": 3.0, "completed": 5, "pending": 1, "pending_below": 0, "failed": 0, "restarts": 0}
+
+    with ExitStack() as stack:
+        show = _shower(argparse.Namespace(json=False, once=False), stack)
+        show(Sight("state", True, "running", counts, 7), [])
+
+    assert terminal.getvalue().startswith("state: running for 3 s, process 7; 5 completed, 1 pending")
 
 
 def test_what_is_left_of_a_run_over_files_can_be_looked_at(runs: Runs) -> None:

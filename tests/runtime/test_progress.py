@@ -86,6 +86,19 @@ def test_a_bar_shows_the_share_and_what_is_printed_stays_above_it(monkeypatch: p
     assert sys.stderr is terminal
 
 
+def test_a_dumb_terminal_shows_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, now_s = make_terminal(monkeypatch), [0.0]
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("consecution.runtime.progress.time.monotonic", lambda: now_s[0])
+
+    shown: Any = make_display(Options())
+    now_s[0] = 100.0
+    shown(STATUS)
+    shown.clear()
+
+    assert terminal.getvalue() == f"{STATUS}\n"
+
+
 def test_a_bar_goes_by_what_was_read_from_when_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = make_terminal(monkeypatch)
     shown: Any = Bar()
