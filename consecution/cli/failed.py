@@ -200,8 +200,12 @@ def _printable(text: str) -> str:
 
 def show_items(arguments: argparse.Namespace) -> int:
     """Traceback and item of each."""
+    number = 0
     for failed in _found(arguments):
+        number += 1
         print(json.dumps(failed.to_dict()) if arguments.json else _printable(f"{_shown(failed)}\n"))
+    if not number and not arguments.json:
+        print(_none(arguments))
     return 0
 
 

@@ -87,9 +87,10 @@ def test_list_takes_filters_and_tells_json(call: Call) -> None:
 @pytest.mark.parametrize(
     "filters", [["--node", "text"], ["--until", "1d"], ["--since", "2999-01-01"], ["--error", "KeyError"]]
 )
-def test_nothing_found_is_said(call: Call, filters: list[str]) -> None:
-    assert call("list", *filters) == (0, "no failed items like that; there are 3 at halve\n", "")
-    assert call("list", *filters, "--json") == (0, "", "")
+@pytest.mark.parametrize("action", ["list", "show"])
+def test_nothing_found_is_said(call: Call, action: str, filters: list[str]) -> None:
+    assert call(action, *filters) == (0, "no failed items like that; there are 3 at halve\n", "")
+    assert call(action, *filters, "--json") == (0, "", "")
 
 
 def test_show_prints_traceback_and_item(call: Call) -> None:
