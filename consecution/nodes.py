@@ -277,9 +277,9 @@ class Node:
         ``action`` is "retry" (then, after ``retries`` more tries, it is given up), "park" (given up at once), "stop"
         (given up, and the run stops as after a request to drain, with an error), or a function of (error, item)
         that returns one of these, called where the exception was raised. The item is what this node was given,
-        or, where a router or key function behind it raises, what it pushed. What is not said is as the run's
-        options have it: ``on_error``, ``retries``, ``retry_delay_s``. Only ``robust`` can retry; elsewhere
-        "retry" means "park".
+        or, where a router behind it raises, or what a plain node behind it is grouped `by`, what it pushed. What is
+        not said is as the run's options have it: ``on_error``, ``retries``, ``retry_delay_s``. Only ``robust`` can
+        retry; elsewhere "retry" means "park".
         """
         self.error_policy = ErrorPolicy.of(str(self), action, retries, delay_s)
         return self

@@ -25,7 +25,7 @@ from consecution.options import Options
 from consecution.producer import Producer, check_beginnings
 from consecution.reduction import Parts, Reduce
 from consecution.sink import Sink
-from consecution.stateful import StatefulNode
+from consecution.stateful import KeyedNode, StatefulNode
 
 
 class Grouping(enum.Enum):
@@ -58,6 +58,8 @@ class EdgePlan:
     """It leads to those who want the items that its source pushes to this name; empty: to no name."""
     branch: str = ""
     """Its target is a join, which knows by this name what comes over it."""
+    target_asks: bool = False
+    """Its target asks for the key of each item itself, and so it is there that an item fails which has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,7 +494,8 @@ class _Planner:
             everywhere = self._is_everywhere(parent) and self._is_everywhere(child)
             grouping = Grouping.LOCAL if everywhere else Grouping.SHUFFLE
         branch = child._branch_from(above) if isinstance(child, Join) and above is not None else ""
-        edge = EdgePlan(len(self._edges), owner, child.name, grouping, key_function, failed, output, branch)
+        asks = isinstance(child, KeyedNode)
+        edge = EdgePlan(len(self._edges), owner, child.name, grouping, key_function, failed, output, branch, asks)
         self._edges.append(edge)
         if owner not in self._parents[child.name]:
             self._parents[child.name].append(owner)

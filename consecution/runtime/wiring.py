@@ -20,7 +20,7 @@ from consecution.protocol.dispatch import (
     SingleEdge,
 )
 from consecution.protocol.dispatch import Outlet as DispatchOutlet
-from consecution.protocol.values import FrameId, Labelled, TaskIndex
+from consecution.protocol.values import USER_ERRORS, FrameId, Labelled, TaskIndex
 from consecution.reduction import PartTable
 from consecution.routing import ColumnSplitter, KeyedRouter, RouteChooser
 
@@ -113,7 +113,9 @@ def _make_edge(plan: Plan, edge: EdgePlan, local: frozenset[TaskIndex]) -> Edge:
     if edge.grouping is Grouping.PARTS:
         return KeyedEdge(edge.index, targets, _PartsPartition(len(targets)))
     assert edge.key_function is not None
-    return KeyedEdge(edge.index, targets, _KeyPartition(KeyedRouter(edge.key_function, len(targets)), len(targets)))
+    router = KeyedRouter(edge.key_function, len(targets))
+    partition = _TargetAsksPartition if edge.target_asks else _KeyPartition
+    return KeyedEdge(edge.index, targets, partition(router, len(targets)))
 
 
 def _any_edge(edge: EdgePlan, targets: tuple[TaskIndex, ...]) -> SingleEdge | ShuffleEdge:
@@ -124,6 +126,30 @@ class _KeyPartition:
     def __init__(self, router: KeyedRouter, ways: int) -> None:
         self.ways = ways
         self.split = router.partition
+
+
+class _TargetAsksPartition:
+    """What has no key goes to the first replica, where it fails as it would if that were the only one."""
+
+    def __init__(self, router: KeyedRouter, ways: int) -> None:
+        self.ways = ways
+        self._router = router
+
+    def split(self, items: Sequence[Any]) -> list[list[Any]]:
+        try:
+            return self._router.partition(items)
+        except USER_ERRORS:
+            return self._split_one_by_one(items)
+
+    def _split_one_by_one(self, items: Sequence[Any]) -> list[list[Any]]:
+        parts: list[list[Any]] = [[] for _ in range(self.ways)]
+        for item in items:
+            try:
+                way = self._router.replica_of(item)
+            except USER_ERRORS:
+                way = 0
+            parts[way].append(item)
+        return parts
 
 
 class _PartsPartition:

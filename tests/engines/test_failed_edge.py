@@ -49,6 +49,16 @@ class PickyKeyed(KeyedNode):
         self.push(item)
 
 
+class Owned(KeyedNode):
+    """Items without an owner have no key, and no list is one."""
+
+    def key(self, item: Any) -> Any:
+        return item["owner"]
+
+    def process(self, item: Any) -> None:
+        self.push(item)
+
+
 class Gathering(KeyedNode):
     """A durable handler: it counts what failed of each node, and says so at the end."""
 
@@ -111,6 +121,10 @@ def item_of(failure: Failure) -> Any:
     return failure.item
 
 
+def owner_of(item: Any) -> Any:
+    return item["owner"]
+
+
 def whole_numbers() -> Iterator[int]:
     return itertools.count()
 
@@ -165,6 +179,23 @@ def test_given_up_items_arrive_at_the_handler_and_are_not_failed(
     assert "handled 10" in str(report)
     if level == "robust":
         assert check_state_dir(tmp_path / "state").problems == ()
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_an_item_without_a_key_fails_at_the_keyed_node_however_many_replicas_that_has(
+    replicas: int, go: Callable[..., Report], tmp_path: Path
+) -> None:
+    owned = Owned("owned").on_error("park")
+    owned.failed | Map(item_of) | Collect("bad", tmp_path / "bad")
+    good, beside = Collect("good", tmp_path / "good"), Collect("beside", tmp_path / "beside")
+    items: list[Any] = [{"owner": "ann"}, {"n": 1}, {"owner": "bob"}, {"owner": ["ann"]}, {"owner": "cid"}]
+
+    report = go(Map(dict, "before") | [owned * replicas | good, beside], items)
+
+    assert sorted(collected(tmp_path / "bad"), key=str) == [items[1], items[3]]
+    assert sorted(map(owner_of, collected(tmp_path / "good"))) == ["ann", "bob", "cid"]
+    assert collected(tmp_path / "beside") == items
+    assert_handled(report, 5, 2)
 
 
 def test_what_arrives_is_a_failure_that_json_lines_write_as_an_object(
