@@ -267,14 +267,21 @@ class Reduce(KeyedNode):
             return
         states, step = self._states, self._step
         cached, get = states.cached, states.get
-        for key, item in zip(keys, cursor, strict=False):
-            try:
-                state = cached[key]
-            except KeyError:
-                state = MISSING
-            if state is MISSING:
-                state = get(key)
-            cached[key] = step(state, item)
+        made_at = -1
+        try:
+            for key, item in zip(keys, cursor, strict=False):
+                try:
+                    state = cached[key]
+                except KeyError:
+                    state = MISSING
+                if state is MISSING:
+                    state = get(key)
+                    made_at = operator.length_hint(cursor)
+                cached[key] = step(state, item)
+        except BaseException:
+            if made_at == operator.length_hint(cursor):
+                states.unmake(key)
+            raise
 
 
 class Count(Reduce):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -126,12 +127,18 @@ class KeyedNode(DurableNode):
     def _process_item(self, item: Any) -> None:
         key = self.key(item)
         states = self._states
+        made = states.made
         try:
             state = self.state = states.get(key)
         except TypeError:
             encode_key(key)  # raises, for what cannot be hashed, an error that says what a key may be
             raise
-        self._logged_process(item)
+        try:
+            self._logged_process(item)
+        except BaseException:
+            if states.made > made:
+                states.unmake(key)
+            raise
         if self.state is not state:
             states.put(key, self.state)
 
@@ -151,7 +158,7 @@ class KeyedNode(DurableNode):
         """The loop over a frame whose keys are known, and touched; a call less per item than `_process_item`."""
         states, process = self._states, self.process
         cached, get = states.cached, states.get
-        mark = len(out)
+        mark, made_at = len(out), -1
         try:
             for key, item in zip(keys, cursor, strict=False):
                 try:
@@ -160,6 +167,7 @@ class KeyedNode(DurableNode):
                     state = MISSING
                 if state is MISSING:
                     state = get(key)
+                    made_at = operator.length_hint(cursor)
                 self.state = state
                 process(item)
                 if self.state is not state:
@@ -167,6 +175,8 @@ class KeyedNode(DurableNode):
                 mark = len(out)
         except BaseException:
             del out[mark:]
+            if made_at == operator.length_hint(cursor):
+                states.unmake(key)
             raise
 
 

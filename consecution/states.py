@@ -77,12 +77,15 @@ class States:
         self._undo: dict[Key, Any] | None = None
         self.roll_backs = 0
         """How often something was taken back: whoever keeps notes on the states has to look again."""
+        self.made = 0
+        """How often a state was made for a key that had none."""
 
     def get(self, key: Key) -> Any:
         """The state of a key, made if there is none; it counts as changed."""
         state = self._touch(key)
         if state is MISSING:
             state = self.cached[key] = self.initial()
+            self.made += 1
         return state
 
     def find(self, key: Key, default: Any = None) -> Any:
@@ -101,6 +104,12 @@ class States:
         self.put(key, MISSING)
         if self._backing is None:
             del self.cached[key]
+
+    def unmake(self, key: Key) -> None:
+        """The item raised that `get` has made this state for. Where there is a store, whoever commits takes it back."""
+        if self._backing is None:
+            self.roll_backs += 1
+            self.cached.pop(key, None)
 
     @property
     def in_memory(self) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import operator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,20 @@ def test_state_goes_on_in_the_next_run(node: Any, runs: Any) -> None:
     assert run([3]) == [(6, [1, 2, 3])]
 
 
+class Balances(KeyedNode):
+    """Changes nothing before it knows that it can; at the end each state has a total."""
+
+    def key(self, item: Any) -> str:
+        return str(item[0])
+
+    def process(self, item: Any) -> None:
+        self.state["total"] = self.state.get("total", 0) + int(item[1])
+
+    def end(self) -> None:
+        for key, state in self.states():
+            self.push((key, state["total"]))
+
+
 def test_an_item_that_raises_leaves_state_as_before_it(node: Any, runs: Any) -> None:
     run = runs(node)
 
@@ -291,6 +306,27 @@ def test_states_come_in_one_order_whatever_order_the_items_had(tmp_path: Path) -
 
     assert found[0] == found[1]
     assert len(found[0]) == 50
+
+
+@pytest.mark.parametrize("robustness", ["none", "confirm", "track", "robust"])
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_key_of_which_every_item_raises_has_no_state_at_the_end(logged: bool, robustness: Any) -> None:
+    def keyed() -> KeyedNode:
+        return Balances("balances")
+
+    def reduced() -> KeyedNode:
+        return Reduce(operator.itemgetter(0), 0, lambda total, item: total + int(item[1]), "sums")
+
+    for make in (keyed, reduced):
+        heard, node = Heard(), make()
+        if logged:
+            node.log("input")
+        items = [("a", "x"), ("b", "1"), ("a", "y"), ("c", "2"), ("b", "z"), ("c", "3"), ("d", "w")]
+
+        report = Pipeline(node | heard).run(items, mode="inline", robustness=robustness, sync="process", retries=0)
+
+        assert sorted(heard.items) == [("b", 1), ("c", 5)]
+        assert report.failed == 4
 
 
 def test_a_key_that_has_no_encoding_fails_alone(runs: Any) -> None:
