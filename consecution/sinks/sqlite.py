@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import OutageError, UsageError
+from consecution.errors import OutageError, UsageError, WorldError
 from consecution.sinks.database import MARKS, Insert, Target, describe, unfit
 from consecution.sinks.rows import Row, Shape, insert_statement, quote, quote_all
 
@@ -59,6 +59,7 @@ class Sqlite:
         self.where = str(self.path)
         self._sink = sink
         self._connection: sqlite3.Connection | None = None
+        self._ended_by: sqlite3.Error | None = None
 
     def open(self, sync: str) -> None:
         folder = self.path.absolute().parent
@@ -85,9 +86,10 @@ class Sqlite:
         """Tell what the world does from what is wrong with a row."""
         try:
             yield self._open
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF in OUTAGES:
+        except sqlite3.Error as error:
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in OUTAGES:
                 raise OutageError(f"{self.path}: {error}") from error
+            self._ended_by = error
             raise
 
     def _run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
@@ -99,6 +101,7 @@ class Sqlite:
         self._run("BEGIN IMMEDIATE")
 
     def save(self) -> None:
+        self._check_has_not_ended()
         self._run("SAVEPOINT write")
 
     def back(self) -> None:
@@ -109,6 +112,15 @@ class Sqlite:
 
     def keep(self) -> None:
         self._run("RELEASE write")
+
+    def _check_has_not_ended(self) -> None:
+        """WorldError once a row has: a savepoint would begin another transaction, and a mark be one of its own."""
+        if not self._open.in_transaction:
+            raise WorldError(
+                f"{self._sink}: {self.path}: {self._ended_by}: that row has not only failed, but taken back the whole "
+                "transaction, other rows included; where its table says ON CONFLICT ROLLBACK, or a trigger "
+                "RAISE(ROLLBACK, ...), let it say ABORT; nothing is lost, a new start tries again"
+            ) from self._ended_by
 
     def commit(self) -> None:
         self._run("COMMIT")
@@ -168,6 +180,7 @@ class Sqlite:
         return number, redo
 
     def move_mark(self, owner: str, number: int, redo: bytes) -> bool:
+        self._check_has_not_ended()
         statement = f"UPDATE {MARKS} SET number = ?, redo = ? WHERE owner = ? AND number = ?"
         return self._run(statement, [number, redo, owner, number - 1]).rowcount == 1
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from consecution import Pipeline, SqlSink
-from consecution.errors import OutageError, UsageError
+from consecution.errors import OutageError, UsageError, WorldError
 from consecution.sinks import sql, sqlite
 
 Place = collections.namedtuple("Place", "name km")
@@ -333,6 +333,37 @@ def test_a_table_that_does_not_fit_is_refused_with_the_remedy(db: Database, made
 
     with pytest.raises(UsageError, match=r"the rows do not fit the table 't' of .*out\.db: .*change the table"):
         db.write([{"a": 1}], **options)
+
+
+@pytest.mark.parametrize(
+    ("made", "mended", "reason"),
+    [
+        (
+            "CREATE TRIGGER q BEFORE INSERT ON t WHEN new.a = 55 BEGIN SELECT raise(ROLLBACK, 'no 55'); END",
+            "DROP TRIGGER q",
+            "no 55",
+        ),
+        ("INSERT INTO t VALUES (55, 'there')", "DELETE FROM t WHERE b = 'there'", "UNIQUE constraint failed: t.a"),
+    ],
+)
+def test_a_row_that_takes_back_the_transaction_ends_the_run_and_loses_no_other(
+    db: Database, tmp_path: Path, made: str, mended: str, reason: str
+) -> None:
+    db.query("CREATE TABLE t (a UNIQUE ON CONFLICT ROLLBACK, b)")
+    db.query(made)
+
+    def run() -> Any:
+        rows = [{"a": number, "b": "x"} for number in range(100)]
+        return Pipeline(db.sink()).run(rows, mode="inline", state_dir=tmp_path / "state", batch_size=10)
+
+    for _ in range(2):
+        with pytest.raises(WorldError, match=f"{reason}.*whole transaction.*let it say ABORT"):
+            run()
+    db.query(mended)
+    report = run()
+
+    assert report.completed == 100
+    assert db.query("SELECT a FROM t ORDER BY a") == [(number,) for number in range(100)]
 
 
 @pytest.mark.parametrize("url", ["sqlite:///", "mysql://x", "out.db", ""])
