@@ -12,7 +12,7 @@ from consecution.sink import TransactionSink, refuse_unknown
 from consecution.sinks import sqlite
 from consecution.sinks.database import MARKS, Database, Insert, Target
 from consecution.sinks.postgres import Postgres
-from consecution.sinks.rows import check_names, shape_of
+from consecution.sinks.rows import Shape, check_names, shape_of
 from consecution.sinks.sqlite import Sqlite
 
 PATIENCE_S = 30.0
@@ -65,13 +65,14 @@ class SqlSink(TransactionSink):
         self._database = _database(url, str(self))
         self._target = Target(table, check_names("key", key) or (), create, str(self))
         self.columns = check_names("columns", columns)
+        self._shape: Shape | None = None
         self._insert: Insert | None = None
         self._insert_is_new = False
         self._in_transaction = False
 
     def open(self) -> None:
         self._ride_out(lambda: self._database.open(self.sync), START_PATIENCE_S)
-        self._insert = None
+        self._shape = self._insert = None
         self._in_transaction = False
 
     def write(self, batch_id: BatchId | None, items: list[Any]) -> None:
@@ -104,8 +105,8 @@ class SqlSink(TransactionSink):
         self._insert_is_new = False
 
     def _insert_rows(self, items: list[Any]) -> None:
+        shape = self._shape or shape_of(items[0], self.columns, str(self))
         if self._insert is None:
-            shape = shape_of(items[0], self.columns, str(self))
             for column in self._target.key:
                 if column not in shape.columns:
                     raise UsageError(
@@ -114,6 +115,7 @@ class SqlSink(TransactionSink):
             self._insert = self._database.make_insert(self._target, shape, items)
             self._insert_is_new = True
         self._insert(items)
+        self._shape = shape  # Kept when the table is forgotten: what fails later names no other columns.
 
     def _forget_new_table(self) -> None:
         """It may have been made by what is being undone: look again next time."""

@@ -186,6 +186,25 @@ def test_a_wrong_first_row_spoils_no_other(db: Database) -> None:
     assert db.query() == [(1,), (2,)]
 
 
+def test_a_row_that_fails_behind_the_first_leaves_the_columns_as_they_are(db: Database) -> None:
+    sink = db.sink()
+    sink.open()
+    assert sink.last_mark("owner") == (0, b"")
+
+    sink.begin_transaction()
+    sink.write(None, [{"a": 1, "b": "first"}])
+    with pytest.raises(ValueError, match="NaN"):
+        sink.write(None, [{"a": math.nan}])
+    sink.write(None, [{"b": "short"}])
+    sink.commit("owner", 1, b"")
+    sink.begin_transaction()
+    sink.write(None, [{"a": 2, "b": "whole"}])
+    sink.commit("owner", 2, b"")
+
+    sink.close()
+    assert db.query() == [(1, "first"), (None, "short"), (2, "whole")]
+
+
 def test_an_empty_first_row_fails_alone_and_the_next_one_names_the_columns(db: Database) -> None:
     report = Pipeline(db.sink()).run([{}, {"a": 1}, {}], mode="inline", robustness="track")
 
