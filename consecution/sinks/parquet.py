@@ -31,7 +31,8 @@ class Parquet(FileSink):
     The types are those of the first rows to come, or of ``schema``, a pyarrow.Schema, which is surer. What does not
     fit fails alone, and nothing is made to: 2.5 is no whole number, a datetime no date, a time with a zone none
     without, and a nested dict may have no keys that its struct lacks. Only a schema may ask for shorter floats, which
-    round, and take whole numbers for times.
+    round, and take whole numbers for times. A type that no Parquet file holds is refused at the start; so is a
+    dictionary: give the type of its values, for the file has dictionaries anyway.
 
     ``compression`` and ``row_group_rows`` are those of the Parquet file. The space that the rows of one file need is
     needed twice while it is made.
@@ -63,6 +64,8 @@ class Parquet(FileSink):
                 f"{self}: path={str(path)!r}: expected a name without the suffix of a compression; found "
                 f"{self.path.suffix}; a Parquet file is compressed inside: compression='gzip'"
             )
+        if not isinstance(row_group_rows, int) or isinstance(row_group_rows, bool) or row_group_rows < 1:
+            raise UsageError(f"{self}: row_group_rows={row_group_rows!r}: expected a whole number of at least 1")
         self.columns = check_names("columns", columns)
         self.schema = schema
         self.compression = compression
@@ -78,6 +81,40 @@ class Parquet(FileSink):
         arrow = _pyarrow(str(self))
         super().open()
         self._arrow = arrow
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """UsageError at the start for what would be refused when the file is made, and all rows have come."""
+        if self.schema is not None and not isinstance(self.schema, self._arrow.Schema):
+            raise UsageError(f"{self}: schema={self.schema!r:.80}: expected a pyarrow.Schema, as pyarrow.schema makes")
+        try:
+            self._try_to_make(self.schema or self._arrow.schema([("any", "int64")]), self.compression)
+        except Exception as error:
+            self._check_types(self.schema or [])
+            raise UsageError(
+                f"{self}: compression={self.compression!r}: expected one that pyarrow has, 'zstd' say, or None; {error}"
+            ) from error
+
+    def _check_types(self, types: Any) -> None:
+        """UsageError for a column that Arrow has, and a Parquet file, or the stream before it, has not."""
+        for field in types:
+            try:
+                self._try_to_make(self._arrow.schema([field]), None)
+            except Exception as error:
+                raise UsageError(
+                    f"{self}: column {field.name!r}: expected a type that a Parquet file holds, found {field.type} "
+                    f"({error}): give schema=pyarrow.schema(...) with another one, that of its values for a dictionary"
+                ) from error
+
+    def _try_to_make(self, types: Any, compression: Any) -> None:
+        """Raises where no file of rows of these types can be made: a part without rows becomes one in memory."""
+        parquet = importlib.import_module("pyarrow.parquet")
+        nothing = [self._arrow.array([], field.type) for field in types]
+        batch = self._arrow.RecordBatch.from_arrays(nothing, schema=types)
+        part = self._arrow.py_buffer(bytes(types.serialize()) + bytes(batch.serialize()))
+        table = self._arrow.ipc.open_stream(part).read_all()
+        with parquet.ParquetWriter(self._arrow.BufferOutputStream(), types, compression=compression) as writer:
+            writer.write_table(table)
 
     def encode(self, items: list[Any]) -> bytes:
         shape = self._shape or shape_of(items[0], self._names_given(), str(self))
@@ -129,7 +166,9 @@ class Parquet(FileSink):
                 raise UsageError(
                     f"{self}: the first rows have only None in column {name!r}: give schema=pyarrow.schema(...)"
                 )
-        return self._arrow.schema([(name, array.type) for name, array in zip(shape.columns, arrays, strict=True)])
+        types = self._arrow.schema([(name, array.type) for name, array in zip(shape.columns, arrays, strict=True)])
+        self._check_types(types)
+        return types
 
     def _first_array_of(self, name: str, values: Sequence[Any]) -> Any:
         try:

@@ -199,6 +199,51 @@ def test_an_empty_first_row_fails_alone_and_the_next_one_names_the_columns(path:
     assert rows(path) == [{"a": 1}, {"a": None}]
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        arrow.dictionary(arrow.int32(), arrow.string()),
+        arrow.list_(arrow.dictionary(arrow.int32(), arrow.string())),
+        arrow.struct([]),
+        arrow.run_end_encoded(arrow.int32(), arrow.int64()),
+    ],
+    ids=str,
+)
+def test_a_type_that_no_parquet_file_holds_is_refused_before_rows_come(path: Path, kind: Any) -> None:
+    sink = Parquet("sink", path, schema=arrow.schema([("a", arrow.int64()), ("b", kind)]))
+
+    with pytest.raises(UsageError, match=r"sink.*column 'b': expected a type that a Parquet file holds, found "):
+        Pipeline(sink).run([{"a": 1, "b": None}], mode="inline")
+
+
+def test_first_rows_of_a_type_that_no_parquet_file_holds_fail_and_others_are_written(path: Path) -> None:
+    items = [{"a": {}}, {"a": {}}, {"a": {"x": 1}}]
+
+    report = Pipeline(Parquet("sink", path)).run(items, mode="inline", batch_size=1, retries=0)
+
+    assert [failure.item for failure in report.failures] == items[:2]
+    assert "column 'a': expected a type that a Parquet file holds, found struct<>" in report.failures[0].error
+    assert rows(path) == items[2:]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"compression": "snapy"}, "compression='snapy': expected one that pyarrow has"),
+        ({"compression": "lzo"}, "compression='lzo': expected one that pyarrow has"),
+        ({"compression": 5}, "compression=5: expected one that pyarrow has"),
+        ({"schema": {"a": "int64"}}, "schema={'a': 'int64'}: expected a pyarrow.Schema"),
+        ({"row_group_rows": 0}, "row_group_rows=0: expected a whole number of at least 1"),
+        ({"row_group_rows": "many"}, "row_group_rows='many': expected a whole number of at least 1"),
+    ],
+)
+def test_what_no_file_could_be_made_with_is_refused_before_rows_come(
+    path: Path, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UsageError, match=f"sink.*{re.escape(reason)}"):
+        Pipeline(Parquet("sink", path, **options)).run([{"a": 1}], mode="inline")
+
+
 def test_a_schema_without_columns_is_told(path: Path) -> None:
     report = Pipeline(Parquet("sink", path, schema=arrow.schema([]))).run([{"a": 1}], mode="inline", retries=0)
 
