@@ -64,6 +64,32 @@ def array_of(arrow: Any, values: Sequence[Any], kind: Any, *, is_given: bool) ->
     return array
 
 
+def forbidden_none(arrow: Any, array: Any, field: Any) -> str | None:
+    """The first field, this one or one inside, that says nullable=False and has None; None: there is none."""
+    if array.null_count and not field.nullable:
+        return str(field.name)
+    if not _has_strict_fields(field.type):
+        return None
+    parts = (forbidden_none(arrow, part, inner) for inner, part in _parts_of(arrow, array, field.type))
+    return next(filter(None, parts), None)
+
+
+def _has_strict_fields(kind: Any) -> bool:
+    """Whether anything inside says nullable=False. The keys of a map always do."""
+    fields = [kind.field(index) for index in range(kind.num_fields)]
+    return any(not field.nullable or _has_strict_fields(field.type) for field in fields)
+
+
+def _parts_of(arrow: Any, array: Any, kind: Any) -> list[tuple[Any, Any]]:
+    """Each field inside, with what the values that are there have in it."""
+    if arrow.types.is_struct(kind):
+        there = array.drop_null()
+        return [(kind.field(index), there.field(index)) for index in range(kind.num_fields)]
+    if arrow.types.is_map(kind):
+        return [(kind.key_field, array.keys), (kind.item_field, array.items)]
+    return [(kind.value_field, array.flatten())]
+
+
 def _first_refused(arrow: Any, values: Sequence[Any], kind: Any, error: Exception) -> MisfitError:
     for value in values:
         try:

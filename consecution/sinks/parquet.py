@@ -11,7 +11,7 @@ from typing import Any
 
 from consecution.compressions import SUFFIXES
 from consecution.errors import MissingExtraError, UsageError
-from consecution.sinks.arrow_types import REFUSALS, MisfitError, array_of
+from consecution.sinks.arrow_types import REFUSALS, MisfitError, array_of, forbidden_none
 from consecution.sinks.file import FileSink
 from consecution.sinks.rows import Shape, check_names, shape_of
 
@@ -140,8 +140,10 @@ class Parquet(FileSink):
                 f"{self}: column {field.name!r}: expected {field.type}, {whose}; found {error}: make it fit before, or "
                 "give schema=pyarrow.schema(...) with a type that holds it"
             ) from error
-        if array.null_count and not field.nullable:
-            raise UsageError(f"{self}: column {field.name!r}: found None, and the schema says nullable=False")
+        strict = forbidden_none(self._arrow, array, field)
+        if strict is not None:
+            where = "" if strict == field.name else f" in {strict!r}"
+            raise UsageError(f"{self}: column {field.name!r}: found None{where}, and the schema says nullable=False")
         return array
 
     def _names_given(self) -> tuple[str, ...] | None:

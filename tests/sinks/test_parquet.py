@@ -191,6 +191,37 @@ def test_none_in_a_column_that_must_not_hold_it_fails_alone(path: Path) -> None:
     assert rows(path) == [{"a": 1}]
 
 
+STRICT = arrow.struct([arrow.field("x", arrow.int64(), nullable=False)])
+STRICT_ITEM = arrow.field("item", arrow.int64(), nullable=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "held", "refused"),
+    [
+        (STRICT, [{"x": 1}, None, {"x": 2}], {"x": None}),
+        (STRICT, [{"x": 1}, None], {}),
+        (arrow.list_(STRICT_ITEM), [[1], None, []], [2, None]),
+        (arrow.large_list(STRICT_ITEM), [[1], None, []], [2, None]),
+        (arrow.list_(STRICT_ITEM, 2), [[1, 2], None], [3, None]),
+        (arrow.map_(arrow.string(), STRICT_ITEM), [[("k", 1)], None, []], [("k", None)]),
+        (arrow.list_(STRICT), [[None, {"x": 1}], None], [{"x": None}]),
+        (arrow.struct([arrow.field("y", STRICT)]), [{"y": {"x": 1}}, {"y": None}, None], {"y": {"x": None}}),
+        (arrow.struct([arrow.field("y", STRICT, nullable=False)]), [{"y": {"x": 1}}, None], {"y": None}),
+    ],
+    ids=str,
+)
+def test_none_inside_a_value_that_must_not_hold_it_fails_alone(
+    path: Path, kind: Any, held: list[Any], refused: Any
+) -> None:
+    items = [{"a": value} for value in [*held, refused, *held]]
+
+    report = Pipeline(Parquet("sink", path, schema=arrow.schema([("a", kind)]))).run(items, mode="inline", retries=0)
+
+    assert [failure.item for failure in report.failures] == [{"a": refused}]
+    assert re.search(r"column 'a': found None in '\w+', and the schema says nullable=False", report.failures[0].error)
+    assert rows(path) == [{"a": value} for value in [*held, *held]]
+
+
 def test_an_empty_first_row_fails_alone_and_the_next_one_names_the_columns(path: Path) -> None:
     report = Pipeline(Parquet("sink", path)).run([{}, {"a": 1}, {}], mode="inline", robustness="track")
 
