@@ -40,6 +40,8 @@ COLUMN_TYPES = (
 )
 
 LARGEST_INT = 2**63 - 1
+LARGEST_EXACT_INT = 2**53
+"""Of larger ones a float is only near."""
 STORABLE = (int, float, str, bytes, bytearray, memoryview, type(None))
 
 OUTAGES = {
@@ -293,8 +295,15 @@ def _create_statement(target: Target, columns: Sequence[str], rows: Iterable[Row
 
 def _column_types(rows: Iterable[Row]) -> list[str]:
     """The SQLite type of each column; none where values differ, for SQLite would convert them."""
-    kinds = [set(map(type, column)) - {type(None)} for column in zip(*rows, strict=True)]
-    return [next((name for name, types in COLUMN_TYPES if found and found <= types), "") for found in kinds]
+    return [_column_type(values) for values in zip(*rows, strict=True)]
+
+
+def _column_type(values: Sequence[Any]) -> str:
+    found = set(map(type, values)) - {type(None)}
+    fitting = next((name for name, types in COLUMN_TYPES if found and found <= types), "")
+    if fitting == "REAL" and any(type(value) is int and abs(value) > LARGEST_EXACT_INT for value in values):
+        return ""
+    return fitting
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:

@@ -223,6 +223,9 @@ def test_a_tuple_without_names_asks_for_columns(db: Database) -> None:
     [
         ([1, None], "INTEGER"),
         ([1, 2.5], "REAL"),
+        ([2**53, 2.5, None], "REAL"),
+        ([2**53 + 1, 2.5], ""),
+        ([2.5, -(2**63)], ""),
         (["1"], "TEXT"),
         ([b"1"], "BLOB"),
         ([1, "1"], ""),
