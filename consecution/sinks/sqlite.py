@@ -19,7 +19,6 @@ from consecution.sinks.rows import Row, Shape, insert_statement, quote, quote_al
 SCHEME = "sqlite:///"
 BUSY_TIMEOUT_S = 1.0
 """How long SQLite itself waits for others; then it is an outage, and waited for by whoever called."""
-LONG_BUSY_S = 30.0
 BUSY_RETRY_S = 0.02
 
 CACHE_KIB = 64 * 1024
@@ -67,6 +66,17 @@ class Sqlite:
         folder = self.path.absolute().parent
         if not folder.is_dir():
             raise UsageError(f"{self._sink}: the folder {folder} does not exist; make it, or choose another url")
+        try:
+            self._connection = self._connect(sync)
+        except sqlite3.Error as error:
+            if _is_outage(error):
+                raise OutageError(f"{self.path}: {error}") from error
+            raise UsageError(
+                f"{self._sink}: {self.path} cannot be opened: {error}; expected a SQLite database, or a place where "
+                "one can be made: choose another url, or mend what is there"
+            ) from error
+
+    def _connect(self, sync: str) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
             _use_write_ahead_log(connection)
@@ -76,7 +86,7 @@ class Sqlite:
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
+        return connection
 
     @property
     def _open(self) -> sqlite3.Connection:
@@ -89,7 +99,7 @@ class Sqlite:
         try:
             yield self._open
         except sqlite3.Error as error:
-            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in OUTAGES:
+            if _is_outage(error):
                 raise OutageError(f"{self.path}: {error}") from error
             self._ended_by = error
             raise
@@ -190,6 +200,11 @@ class Sqlite:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _is_outage(error: sqlite3.Error) -> bool:
+    """Whether no row is at fault; each of these is an OperationalError, and has a code."""
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in OUTAGES
 
 
 def _rows_at_once(target: Target, columns: int) -> int:
@@ -308,7 +323,7 @@ def _column_type(values: Sequence[Any]) -> str:
 
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
     """Readers and the writer do not wait for each other. The change itself is not covered by the busy timeout."""
-    give_up_s = time.monotonic() + LONG_BUSY_S
+    give_up_s = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")

@@ -273,6 +273,39 @@ def test_a_file_that_another_program_has_locked_is_waited_for(tmp_path: Path, mo
     assert numbers_in_file(tmp_path / "out.db") == Counter(range(COUNT))
 
 
+def test_a_file_that_is_locked_when_a_run_goes_on_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(sql, "START_PATIENCE_S", 0.01)
+    path = tmp_path / "out.db"
+    locks: list[sqlite3.Connection] = []
+
+    class Releasing(SqlSink):
+        def waiting(self) -> Any:
+            if locks:
+                locks.pop().close()
+            return super().waiting()
+
+    def run(last: int) -> Any:
+        sink = Releasing("sink", f"sqlite:///{path}", "t")
+        with Pipeline(Producer("manual", name="rows") | sink).start(
+            mode="inline", state_dir=tmp_path / "state", **OPTIONS
+        ) as running:
+            running.push({"n": last})
+            return running.stop()
+
+    run(1)
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("CREATE TABLE other (a)")
+    locks.append(other)
+    report = run(2)
+
+    assert (locks, report.failed, report.completed) == ([], 0, 2)
+    assert numbers_in_file(path) == Counter([1, 2])
+
+
 class Full(SqlSink):
     """Its file may not grow until it has waited twice."""
 

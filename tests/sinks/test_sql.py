@@ -418,7 +418,14 @@ def test_a_wrong_row_in_the_first_transaction_leaves_the_columns_as_the_first_ro
 def test_a_file_that_is_no_database_is_an_error_and_left_open_by_nobody(db: Database) -> None:
     db.path.write_bytes(b"no database at all" * 100)
 
-    with pytest.raises(sqlite3.DatabaseError, match="not a database"):
+    with pytest.raises(UsageError, match=r"sink.*out\.db cannot be opened: file is not a database; .*another url"):
+        db.sink().open()
+
+
+def test_a_place_where_no_file_can_be_is_named(db: Database) -> None:
+    db.path.mkdir()
+
+    with pytest.raises(UsageError, match=r"sink.*out\.db cannot be opened: unable to open database file; .*url"):
         db.sink().open()
 
 
