@@ -145,6 +145,7 @@ class Sqlite:
     # -- rows --------------------------------------------------------------------------------------
 
     def make_insert(self, target: Target, shape: Shape, items: list[Any]) -> Insert:
+        self._check_names_differ(target, shape.columns)
         if target.create:
             self._run(_create_statement(target, shape.columns, _plain(shape, items)))
         marks = "?" * len(shape.columns)
@@ -167,6 +168,16 @@ class Sqlite:
                 raise
 
         return insert
+
+    def _check_names_differ(self, target: Target, columns: Sequence[str]) -> None:
+        """To SQLite ``A`` is ``a``: of two columns that are one it would drop the second's values without a word."""
+        alike: dict[bytes, str] = {}
+        for column in columns:
+            first = alike.setdefault(column.encode("utf-8", "surrogatepass").lower(), column)
+            if first is not column:
+                raise UsageError(
+                    unfit(target, self.where, f"the columns {first!r} and {column!r} are one and the same to SQLite")
+                )
 
     def _check_fits(self, target: Target, statement: str, columns: int) -> None:
         try:

@@ -324,6 +324,19 @@ def test_a_key_that_is_no_column_is_refused(db: Database) -> None:
         db.write([{"a": 1, "b": 2}], key="z")
 
 
+@pytest.mark.parametrize("options", [{}, {"create": False}, {"key": "a"}])
+def test_names_that_sqlite_takes_for_one_are_refused_and_no_value_is_dropped(
+    db: Database, options: dict[str, Any]
+) -> None:
+    db.query("CREATE TABLE t (a PRIMARY KEY, É, é)")
+
+    with pytest.raises(UsageError, match=r"the columns 'a' and 'A' are one and the same to SQLite; change the table"):
+        db.write([{"a": 1, "A": 2}], **options)
+    db.write([{"a": 1, "É": 2, "é": 3}], **options)
+
+    assert db.query() == [(1, 2, 3)]
+
+
 @pytest.mark.parametrize("given", [("a", "a"), (1,), [None]])
 @pytest.mark.parametrize("option", ["key", "columns"])
 def test_names_that_are_none_are_refused(db: Database, option: str, given: Any) -> None:
