@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -46,6 +47,16 @@ class Shape:
                 return [list(map(operator.itemgetter(column), items)) for column in self.columns]
         return list(zip(*self.rows_of(items), strict=True))
 
+    def widened(self, items: list[Any]) -> Shape | None:
+        """A shape that has the columns, too, which dicts among these bring; None: they bring none."""
+        if not issubclass(self.kind, Mapping):
+            return None
+        rows = [item for item in items if isinstance(item, Mapping)]
+        names = tuple(dict.fromkeys(itertools.chain(self.columns, *rows)))
+        if len(names) == len(self.columns) or not all(isinstance(name, str) for name in names):
+            return None
+        return _shape_of_mappings(self.kind, names)
+
     def _are_complete(self, items: list[Any]) -> bool:
         """Sequences of one type with a value for each column; of others the one that is wrong is found row by row."""
         return set(map(type, items)) == {self.kind} and set(map(len, items)) == {len(self.columns)}
@@ -63,7 +74,7 @@ def shape_of(row: Any, columns: tuple[str, ...] | None, sink: str) -> Shape:
     if isinstance(row, Mapping):
         names = columns or check_names("columns", tuple(row)) or ()
         _check_any(names, row, sink)
-        return Shape(type(row), names, lambda item: _values_of_mapping(item, names), False)
+        return _shape_of_mappings(type(row), names)
     if dataclasses.is_dataclass(row) and not isinstance(row, type):
         names = columns or tuple(field.name for field in dataclasses.fields(row))
         _check_any(names, row, sink)
@@ -78,6 +89,10 @@ def shape_of(row: Any, columns: tuple[str, ...] | None, sink: str) -> Shape:
         f"{sink}: a row must be a dict, a dataclass, a named tuple, or a tuple with columns=[...]; found "
         f"{type(row).__name__}"
     )
+
+
+def _shape_of_mappings(kind: type, names: tuple[str, ...]) -> Shape:
+    return Shape(kind, names, lambda item: _values_of_mapping(item, names), False)
 
 
 def _check_any(names: tuple[str, ...], row: Any, sink: str) -> None:

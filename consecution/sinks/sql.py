@@ -20,19 +20,22 @@ PATIENCE_S = 30.0
 START_PATIENCE_S = 10.0
 """How long a start waits for one that is not there: it may just be starting, or the url be wrong."""
 
+ROW_NUMBERS = {"rowid", "oid", "_rowid_"}
+"""To SQLite these are in every table: the number of a row. No row is to say it that only has a column too many."""
+
 
 class SqlSink(TransactionSink):
     """Inserts each item as a row: a dict, a dataclass, a named tuple, or a tuple with ``columns``.
 
     ``url`` is ``sqlite:///relative.db`` or ``sqlite:////absolute.db`` (the folder must exist, the file need not), or
     ``postgresql://user:password@host:port/database`` with whatever libpq takes after a ``?``; that needs
-    ``consecution[postgres]``. The columns are those of the first row, or ``columns``; a dict that lacks one gives NULL,
-    one with a column too many fails. The table is made from the first frame unless ``create`` is False, with types
-    after its values. Later values of another type are converted as the database does; SQLite keeps what it cannot
-    convert as it is, and in PostgreSQL a row fails that has a value of which something would be lost: a fraction in a
-    ``bigint`` column, the time of day in a ``date`` (`docs/operations.md` has the rules). SQLite has no NaN: it
-    fails, where PostgreSQL keeps it. Names are quoted, so any will do. Replicas, other sinks and other programs may
-    write to the same table.
+    ``consecution[postgres]``. The columns are those of the first row, or ``columns``; a dict that lacks one gives
+    NULL. One with another column adds that if the table has it, and fails if not, or if ``columns`` were given. The
+    table is made from the first frame unless ``create`` is False, with types after its values. Later values of
+    another type are converted as the database does; SQLite keeps what it cannot convert as it is, and in PostgreSQL a
+    row fails that has a value of which something would be lost: a fraction in a ``bigint`` column, the time of day in
+    a ``date`` (`docs/operations.md` has the rules). SQLite has no NaN: it fails, where PostgreSQL keeps it. Names are
+    quoted, so any will do. Replicas, other sinks and other programs may write to the same table.
 
     **Exactly once** in ``robust``: rows and the mark of what they came from are one transaction, in the table
     ``_consecution_marks``. While the database is away, the pipeline is held back; a commit that broke off is
@@ -107,15 +110,32 @@ class SqlSink(TransactionSink):
     def _insert_rows(self, items: list[Any]) -> None:
         shape = self._shape or shape_of(items[0], self.columns, str(self))
         if self._insert is None:
-            for column in self._target.key:
-                if column not in shape.columns:
-                    raise UsageError(
-                        f"{self}: key column {column!r} is not among the columns {', '.join(shape.columns)}"
-                    )
-            self._insert = self._database.make_insert(self._target, shape, items)
+            self._insert = self._make_insert(shape, items)
             self._insert_is_new = True
-        self._insert(items)
+        try:
+            self._insert(items)
+        except UsageError as error:
+            shape = self._insert_widened(shape, items, error)
         self._shape = shape  # Kept when the table is forgotten: what fails later names no other columns.
+
+    def _make_insert(self, shape: Shape, items: list[Any]) -> Insert:
+        for column in self._target.key:
+            if column not in shape.columns:
+                raise UsageError(f"{self}: key column {column!r} is not among the columns {', '.join(shape.columns)}")
+        return self._database.make_insert(self._target, shape, items)
+
+    def _insert_widened(self, shape: Shape, items: list[Any], error: UsageError) -> Shape:
+        """The row that came first after a restart may have lacked a column: take in those that the table has."""
+        wide = None if self.columns else shape.widened(items)
+        if wide is None or ROW_NUMBERS.intersection(map(str.lower, wide.columns[len(shape.columns) :])):
+            raise error
+        try:
+            insert = self._make_insert(wide, items)
+        except UsageError:
+            raise error from None
+        insert(items)
+        self._insert = insert
+        return wide
 
     def _forget_new_table(self) -> None:
         """It may have been made by what is being undone: look again next time."""

@@ -232,6 +232,19 @@ def test_a_wrong_row_fails_alone_and_says_why(
     assert postgres.query("SELECT n FROM t ORDER BY n") == [(n,) for n in (1, 9, *range(20, 30))]
 
 
+@pytest.mark.parametrize("key", [None, "n"])
+def test_a_column_that_the_first_row_lacks_is_added_if_the_table_has_it(
+    postgres: PostgresDatabase, key: str | None
+) -> None:
+    postgres.query("CREATE TABLE t (n bigint PRIMARY KEY, x bigint)")
+    rows: list[dict[str, Any]] = [{"n": 1}, {"n": 2, "x": 2}, {"n": 3, "y": 3}, {"n": 4, "ctid": 4}, {"n": 5}]
+
+    report = Pipeline(sink(postgres, key=key)).run(rows, mode="inline", retries=0)
+
+    assert [failure.item for failure in report.failures] == rows[2:4]
+    assert postgres.query("SELECT n, x FROM t ORDER BY n") == [(1, None), (2, 2), (5, None)]
+
+
 def test_a_constraint_that_is_deferred_fails_its_row_too(postgres: PostgresDatabase) -> None:
     postgres.query("CREATE TABLE t (n int, UNIQUE (n) DEFERRABLE INITIALLY DEFERRED)")
 

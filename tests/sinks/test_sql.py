@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from consecution import Pipeline, SqlSink
+from consecution import Pipeline, Producer, SqlSink
 from consecution.errors import OutageError, UsageError, WorldError
 from consecution.sinks import sql, sqlite
 
@@ -203,6 +203,31 @@ def test_a_row_that_fails_behind_the_first_leaves_the_columns_as_they_are(db: Da
 
     sink.close()
     assert db.query() == [(1, "first"), (None, "short"), (2, "whole")]
+
+
+def test_a_first_row_after_a_restart_that_lacks_a_column_costs_no_other(db: Database, tmp_path: Path) -> None:
+    def run(*rows: dict[str, Any]) -> Any:
+        with Pipeline(Producer("manual", name="rows") | db.sink()).start(
+            mode="inline", state_dir=tmp_path / "state", retries=0
+        ) as running:
+            for row in rows:
+                running.push(row)
+            return running.stop()
+
+    run({"a": 1, "b": 1, "c": 1})
+    wrong = [{"a": 5, "c": 5, "d": 5}, {"a": 7, "rowid": 7}, {"A": 8}]
+    report = run({"b": 2}, {"a": 3, "b": 3}, {"b": 4}, *wrong, {"c": 6})
+
+    assert [failure.item for failure in report.failures] == wrong
+    assert all("the row has a column" in failure.error for failure in report.failures)
+    assert db.query() == [(1, 1, 1), (None, 2, None), (3, 3, None), (None, 4, None), (None, None, 6)]
+
+
+def test_columns_that_were_given_are_not_added_to(db: Database) -> None:
+    db.query("CREATE TABLE t (a, b)")
+
+    with pytest.raises(UsageError, match=r"the row has a column 'b'; the columns are a"):
+        db.write([{"a": 1}, {"a": 2, "b": 2}], columns=["a"])
 
 
 def test_an_empty_first_row_fails_alone_and_the_next_one_names_the_columns(db: Database) -> None:
