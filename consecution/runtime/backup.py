@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -113,9 +114,10 @@ def _keep(file: SinkFile, number: int, folder: Path) -> KeptFile:
 
 
 def _copy(fd: int, length: int, target: Path) -> int | None:
-    """Copy so many bytes from the beginning; their checksum, or None where there are fewer."""
+    """Copy so many bytes from the beginning, for the same eyes; their checksum, or None where there are fewer."""
     crc = at = 0
     with open(target, "xb") as file:
+        os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(fd).st_mode) & 0o777)
         while at < length:
             chunk = os.pread(fd, min(CHUNK_BYTES, length - at), at)
             if not chunk:

@@ -167,6 +167,20 @@ def test_a_file_is_put_back_where_it_was_if_it_is_gone(tmp_path: Path, backup: P
     assert (tmp_path / "a" / "out.txt").read_text() == "0\n1\n2\n3\n4\n"
 
 
+def test_a_file_that_others_must_not_read_stays_so_in_a_backup_and_when_it_is_put_back(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a", 5)
+    out = tmp_path / "a" / "out.txt"
+    for mode in (0o600, 0o640):
+        out.chmod(mode)
+        made = back_up(tmp_path / "a" / "state", tmp_path / f"backup-{mode}")
+        there = tmp_path / f"there-{mode}"
+        restore(tmp_path / f"backup-{mode}", there / "state", files_to=there)
+
+        (kept,) = made.files
+        copies = (tmp_path / f"backup-{mode}" / "files" / kept.kept, there / "out.txt")
+        assert [copy.stat().st_mode & 0o777 for copy in copies] == [mode, mode]
+
+
 def test_a_file_that_has_grown_stays_and_the_sink_cuts_it(tmp_path: Path, backup: Path) -> None:
     out = tmp_path / "a" / "out.txt"
     with open(out, "a") as file:
