@@ -309,8 +309,8 @@ def _read_error(error: BaseException) -> SourceError:
     if isinstance(error, SourceError):
         return error
     made = SourceError(
-        f"the source raised {text_of(error)}; what came before it was taken: mend the source and "
-        "run again with the same state directory"
+        f"the source raised {text_of(error)}; what came before it was taken: mend the source and run again; with a "
+        "state_dir of its own a run goes on where this one ended, without one it begins anew"
     )
     made.__cause__ = error
     return made
