@@ -952,9 +952,8 @@ class Origin:
         return self.limits.tree_timeout_s * 2.0 ** min(batch.replays, 10)
 
     def _run_again(self, batches: list[_Batch], now_s: float) -> int:
-        """Without any, nothing carries the new generation before the next birth, which the head is kept with."""
         self.generation += 1
-        self._head_moved = self._head_moved or bool(batches)
+        self._head_moved = True
         again = {batch.record.seq for batch in batches}
         self._turn.launches = [launch for launch in self._turn.launches if launch.seq not in again]
         for batch in batches:
