@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from consecution.errors import MisplacedKeyError, UndecodableStateError, text_of
+from consecution.errors import MisplacedKeyError, MissingCodeError, UndecodableStateError, text_of
 from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import USER_ERRORS
 from consecution.routing import SLOTS, SLOTS_BY_CRC, encode_key, replica_of_slot, slot_of_encoded
@@ -109,7 +109,8 @@ def decode_state(body: bytes, loads: Callable[[bytes], list[Any]], path: Path) -
     """
     try:
         return loads(body)
-    except USER_ERRORS as error:
+    except USER_ERRORS as failed:
+        error = failed.__cause__ if isinstance(failed, MissingCodeError) and failed.__cause__ else failed
         raise UndecodableStateError(
             f"the state in {path} cannot be decoded ({text_of(error)}): {_remedy(error)}; nothing was lost"
         ) from error
