@@ -156,12 +156,13 @@ class Sqlite:
 
         def insert(items: list[Any]) -> None:
             rows = list(_plain(shape, items))
-            _refuse_nan(target, shape.columns, rows)
+            values = list(itertools.chain.from_iterable(rows))
+            _refuse_nan(target, shape.columns, values)
             alone = len(rows) % at_once if at_once > 1 else len(rows)
             together = len(rows) - alone
             try:
                 with self._explained() as connection:
-                    connection.executemany(for_many, _joined(rows[:together], at_once))
+                    connection.executemany(for_many, _cut(values[: together * len(marks)], at_once * len(marks)))
                     connection.executemany(statement, rows[together:])
             except (sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError, UnicodeEncodeError) as error:
                 _check_values(target, shape.columns, rows, error)
@@ -223,16 +224,16 @@ def _rows_at_once(target: Target, columns: int) -> int:
     return VALUES_AT_ONCE // columns if columns <= COLUMNS_AT_ONCE and not target.key else 1
 
 
-def _joined(rows: list[Row], at_once: int) -> Iterator[list[Any]]:
-    """The values of so many rows in one list, again and again."""
-    for start in range(0, len(rows), at_once):
-        yield list(itertools.chain.from_iterable(rows[start : start + at_once]))
+def _cut(values: list[Any], length: int) -> Iterator[list[Any]]:
+    """The values in lists of this length."""
+    for start in range(0, len(values), length):
+        yield values[start : start + length]
 
 
-def _refuse_nan(target: Target, columns: Sequence[str], rows: list[Row]) -> None:
-    """ValueError that names the column: SQLite would store NULL without a word."""
-    for column, values in zip(columns, zip(*rows, strict=True), strict=True):
-        if _holds_nan(values):
+def _refuse_nan(target: Target, columns: Sequence[str], values: list[Any]) -> None:
+    """ValueError that names the column: SQLite would store NULL without a word. ``values``: of row after row."""
+    for at, column in enumerate(columns):
+        if _holds_nan(values[at :: len(columns)]):
             raise ValueError(
                 f"{target.sink}: column {column!r} of the table {target.table}: SQLite has no NaN, and would store "
                 "NULL; found nan: make it None before, or text"
