@@ -61,6 +61,18 @@ class _Failed:
         return self if node is None else node._own_failed_edge()
 
 
+_SET_AT_FIRST = (
+    "name",
+    "clock",
+    "_upstream_nodes",
+    "_downstream_nodes",
+    "_failed_edge",
+    "_output_edges",
+    "_stands_behind",
+)
+"""Attributes that `Node.__init__` makes."""
+
+
 class Node:
     """A step of a pipeline. Inherit from it and define ``process(self, item)``.
 
@@ -135,6 +147,20 @@ class Node:
         self._stands_behind: str | None = None
         self._check_async()
         self._check_hooks()
+
+    if not TYPE_CHECKING:  # who checks types is to go on telling of names that are not there
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for what is not there: say why, where that is known."""
+            if name == "push":
+                why = "nothing can be pushed in begin(), nor before a stream; do it in process() or end()"
+            elif name in _SET_AT_FIRST:
+                why = f"let the __init__ of {type(self).__name__} call super().__init__(name) before all else"
+            else:
+                return object.__getattribute__(self, name)  # raises what Python does, or a property of the user's
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}: {why}", name=name, obj=self
+            )
 
     def _check_hooks(self) -> None:
         """A method that yields would be called, run nothing of it, and every item be lost without a word."""
@@ -483,7 +509,7 @@ class Node:
             else:
                 self.begin()
         except AttributeError as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
+            where = [at for at in traceback.extract_tb(error.__traceback__) if at.name != "__getattr__"][-1]
             traceback.print_exc()
             raise AttributeError(
                 f"{error}\n\nError in .begin() method of '{self.name}' node.\n"

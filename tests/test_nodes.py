@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consecution.batching import BatchNode
-from consecution.errors import GraphError, MissingExtraError
+from consecution.errors import GraphError, MissingExtraError, WorkerError
 from consecution.nodes import AsyncMap, Chunk, Filter, FlatMap, GroupByNode, Map, Node, node_from_function
 from consecution.pipeline import Pipeline
+from consecution.producer import Producer
 from consecution.sink import Sink
 
 
@@ -514,3 +515,48 @@ def test_a_chunk_needs_a_time_of_more_than_nothing(timeout_s: Any) -> None:
 def test_a_method_that_yields_is_refused_for_it_would_not_run(kind: type[Node], method: str) -> None:
     with pytest.raises(GraphError, match=rf"N\(it\): {kind.__name__}.{method} holds a yield.*self.push\(...\)"):
         kind("it")
+
+
+# -- what is not there ---------------------------------------------------------------------------
+
+
+class PushesInBegin(Node):
+    def begin(self) -> None:
+        self.push(1)
+
+
+class ForgetsItsParent(Node):
+    def __init__(self, name: str) -> None:
+        self.longest = 5
+
+
+@pytest.mark.parametrize("mode", ["inline", "thread"])
+def test_a_push_in_begin_is_told_where_it_belongs(mode: Any) -> None:
+    with pytest.raises(
+        WorkerError, match=r"has no attribute 'push': nothing can be pushed in begin\(\).*in process\(\) or end\(\)"
+    ):
+        Pipeline(Producer([1]) | PushesInBegin("hasty")).run(mode=mode)
+
+
+def test_a_constructor_that_forgets_the_parents_is_named() -> None:
+    with pytest.raises(AttributeError, match=r"let the __init__ of ForgetsItsParent call super\(\).__init__\(name\)"):
+        Pipeline(Producer([1]) | ForgetsItsParent("orphan"))
+
+
+@pytest.mark.parametrize("node", [Twice("whole"), ForgetsItsParent("orphan")])
+def test_of_other_names_that_are_not_there_python_says_what_it_says(node: Node) -> None:
+    with pytest.raises(AttributeError, match=r"object has no attribute 'longets'$") as caught:
+        node.longets  # type: ignore[attr-defined]
+
+    assert (caught.value.name, caught.value.obj) == ("longets", node)
+    assert not hasattr(node, "__set_state__")
+
+
+def test_what_a_property_raises_is_told_as_it_is() -> None:
+    class Lazy(Node):
+        @property
+        def total(self) -> Any:
+            return self.connection.total  # type: ignore[attr-defined]
+
+    with pytest.raises(AttributeError, match=r"^'Lazy' object has no attribute 'connection'$"):
+        Lazy("lazy").total  # type: ignore[unused-coroutine, unused-ignore]
