@@ -32,6 +32,8 @@ _LEAVES = (
 """What never changes, nor holds anything that does: whether two have one or each a copy makes no difference."""
 _UNCHANGING = (*_LEAVES, tuple, frozenset)
 """What never changes itself."""
+_WITH_ATTRIBUTES = (enum.Enum, datetime.tzinfo, type, types.FunctionType, types.ModuleType)
+"""Of those, what has attributes by nature; a class of the user's that is another may give it some, and change them."""
 _LEAF_KINDS = frozenset((str, bytes, int, float, complex, bool, type(None)))
 _CONTAINERS = frozenset((dict, list, set, tuple, frozenset))
 
@@ -49,7 +51,7 @@ def attributes_of(key: Any, state: Any) -> tuple[Names, list[Any]]:
 def pickle_attributes(values: Mapping[str, Any]) -> dict[Names, bytes]:
     """A pickle of the list of values for each group of attributes. What cannot be pickled is left out."""
     found: dict[Names, bytes] = {}
-    may_share = {name for name, value in values.items() if not isinstance(value, _LEAVES)}
+    may_share = {name for name, value in values.items() if not _never_changes(type(value), _LEAVES)}
     objects: dict[str, list[Any]] = {}
     for name, value in values.items():
         met = [value]
@@ -105,5 +107,10 @@ def _holds_leaves(value: Any) -> bool:
 
 def _changing(objects: list[Any]) -> list[Any]:
     """Those that can change, by their types: there may be many objects, and there are few types."""
-    kinds = {kind for kind in set(map(type, objects)) if not issubclass(kind, _UNCHANGING)}
+    kinds = {kind for kind in set(map(type, objects)) if not _never_changes(kind, _UNCHANGING)}
     return list(itertools.compress(objects, map(kinds.__contains__, map(type, objects)))) if kinds else []
+
+
+def _never_changes(kind: type, unchanging: tuple[type, ...]) -> bool:
+    """Whether objects of this type are of the unchanging ones, and have no attributes that could be set."""
+    return issubclass(kind, unchanging) and (not kind.__dictoffset__ or issubclass(kind, _WITH_ATTRIBUTES))

@@ -19,6 +19,14 @@ class Thing:
         self.part = part
 
 
+class Labelled(str):
+    label: list[Any]
+
+
+class Pair(tuple[Any, ...]):
+    label: list[Any]
+
+
 def put_back(values: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for names, blob in pickle_attributes(values).items():
@@ -79,3 +87,14 @@ def test_what_only_dill_can_pickle_may_share_too() -> None:
 
     assert found["a"][0] is found["b"]
     assert found["a"][1]() == 7
+
+
+@pytest.mark.parametrize("kind", [Labelled, Pair])
+def test_what_cannot_change_but_for_the_attributes_that_its_class_gives_it_stays_one_object(kind: type[Any]) -> None:
+    shared = kind("ab")
+    shared.label = [1]
+
+    found = put_back({"a": shared, "b": [shared], "c": shared.label})
+
+    assert found["a"] is found["b"][0]
+    assert found["a"].label is found["c"]
