@@ -34,6 +34,8 @@ _UNCHANGING = (*_LEAVES, tuple, frozenset)
 """What never changes itself."""
 _WITH_ATTRIBUTES = (enum.Enum, datetime.tzinfo, type, types.FunctionType, types.ModuleType)
 """Of those, what has attributes by nature; a class of the user's that is another may give it some, and change them."""
+_ARRAY_TYPE = ("numpy", "dtype")
+"""All arrays of numbers of one kind have the same one. Named, for numpy may not be there."""
 _LEAF_KINDS = frozenset((str, bytes, int, float, complex, bool, type(None)))
 _CONTAINERS = frozenset((dict, list, set, tuple, frozenset))
 
@@ -113,4 +115,6 @@ def _changing(objects: list[Any]) -> list[Any]:
 
 def _never_changes(kind: type, unchanging: tuple[type, ...]) -> bool:
     """Whether objects of this type are of the unchanging ones, and have no attributes that could be set."""
-    return issubclass(kind, unchanging) and (not kind.__dictoffset__ or issubclass(kind, _WITH_ATTRIBUTES))
+    if issubclass(kind, unchanging):
+        return not kind.__dictoffset__ or issubclass(kind, _WITH_ATTRIBUTES)
+    return any((base.__module__, base.__name__) == _ARRAY_TYPE for base in kind.__mro__)

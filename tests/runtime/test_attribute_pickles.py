@@ -98,3 +98,11 @@ def test_what_cannot_change_but_for_the_attributes_that_its_class_gives_it_stays
 
     assert found["a"] is found["b"][0]
     assert found["a"].label is found["c"]
+
+
+def test_arrays_of_one_type_join_only_if_they_are_one() -> None:
+    numpy = pytest.importorskip("numpy")
+    one, other = numpy.zeros(3), numpy.zeros(3)
+
+    assert groups(a=one, b=other, c=[numpy.int64(3)], d=[numpy.int64(3)]) == {("a",), ("b",), ("c",), ("d",)}
+    assert groups(a=one, b=[one], c=other) == {("a", "b"), ("c",)}
