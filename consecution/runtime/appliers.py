@@ -433,9 +433,10 @@ class AttributeApplier(_NodeApplier):
     def _is_void(self, names: Names, now: Collection[Names]) -> bool:
         """Whether what is stored under these names, of which there is nothing now, must not be put back any more.
 
-        An attribute that cannot be pickled just now may be put back as it was.
+        An attribute that cannot be pickled just now may be put back as it was, and so may several that are one group.
         """
-        return len(names) > 1 or names[0] not in vars(self.node) or any(names[0] in others for others in now)
+        written = {*itertools.chain(*now)}
+        return any(name in written or name not in vars(self.node) for name in names)
 
     def _put_back(self, saved: dict[Names, bytes]) -> None:
         for name in {*itertools.chain(*self._pickled())}.difference(*saved):

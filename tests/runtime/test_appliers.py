@@ -71,6 +71,32 @@ class Task:
         return [failed.item for failed in outcome.failed]
 
 
+class Draws(Node):
+    """What it has drawn lies under two names; after a 0 it holds what cannot be pickled."""
+
+    def begin(self) -> None:
+        self.drawn: list[Any] = []
+        self.by_name = {"drawn": self.drawn}
+
+    def process(self, item: int) -> None:
+        self.drawn.append(item or (part for part in ()))
+
+    def end(self) -> None:
+        pass
+
+
+def test_attributes_that_share_what_cannot_be_pickled_for_now_come_back_as_they_were(tmp_path: Path) -> None:
+    task = Task(tmp_path / "store", Draws)
+    task.apply(7)
+    task.apply(0)
+    task.store.close()
+
+    task = Task(tmp_path / "store", Draws)
+    assert task.node.drawn == [7]
+    assert task.node.by_name["drawn"] is task.node.drawn
+    task.store.close()
+
+
 @pytest.mark.parametrize("first", [(), (4,)], ids=["alone", "behind a good one"])
 def test_a_failing_item_leaves_nothing_in_the_attributes_of_a_restarted_node(
     first: tuple[int, ...], tmp_path: Path
