@@ -123,6 +123,8 @@ class Beat:
     waiting: int = 0
     read_share: float | None = None
     address: Any = None
+    waits: bool = False
+    """Its sink waits for the world with a frame in hand. It counts as not occupied, for it is to be left alone."""
     """Where a source listens."""
 
 

@@ -364,7 +364,7 @@ class Supervisor:
             watched.changed_s = self._clock()
         for beat in beats:
             seen = self._tasks[beat.task]
-            if not beat.occupied_with or seen.beat is None or seen.beat.frames != beat.frames:
+            if not (beat.occupied_with or beat.waits) or seen.beat is None or seen.beat.frames != beat.frames:
                 seen.at_frame_since_s = self._clock()
             seen.beat = beat
             if beat.finished and not self._stop_asked and self._recovery.settled:
@@ -570,10 +570,12 @@ class Supervisor:
                 process.signal(signal.SIGABRT)
 
     def _tell_of_long_work(self) -> None:
-        """Origins take for lost what they hear nothing of; a frame of dear items may take many times as long."""
+        """Origins take for lost what they hear nothing of; dear items, or an outage, may take many times as long."""
         now_s, long_s = self._clock(), self.plan.options.timeout_s
         if now_s - self._told_of_work_s < long_s or not any(
-            seen.beat is not None and seen.beat.occupied_with and now_s - seen.at_frame_since_s >= long_s
+            (beat := seen.beat) is not None
+            and (beat.occupied_with or beat.waits)
+            and now_s - seen.at_frame_since_s >= long_s
             for seen in self._tasks.values()
         ):
             return

@@ -653,10 +653,11 @@ def _address_of(source: Source) -> Any:
 
 def _beat_of(task: TaskIndex, host: assembly.Host) -> control.Beat:
     counted = assembly.counts_now(host)
+    occupied_with, waits = host.occupied_with, isinstance(host.node, Sink) and host.node._waits
     return control.Beat(
         task,
         host.progress(),
-        "" if getattr(host.node, "_waits", False) else host.occupied_with,
+        "" if waits else occupied_with,
         counted.items_in,
         counted.items_out,
         counted.failed,
@@ -666,4 +667,5 @@ def _beat_of(task: TaskIndex, host: assembly.Host) -> control.Beat:
         waited_s=counted.waited_s,
         commit_s=counted.commit_s,
         waiting=counted.waiting,
+        waits=waits,
     )

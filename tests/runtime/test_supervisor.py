@@ -897,9 +897,19 @@ def at_frame(frames_a_second: float) -> Callable[[FakeWorker], control.Beats]:
     return make
 
 
-def test_everybody_is_told_again_and_again_of_a_task_that_gets_on_with_one_frame() -> None:
+def in_outage(worker: FakeWorker) -> control.Beats:
+    """Its sink waits for the world, and tries again now and then."""
+    waits = int(worker.world.now_s) % 2 == 0
+    told = worker.beat(1, "" if waits else "process").beats
+    return control.Beats(tuple(replace(beat, waits=waits) for beat in told))
+
+
+@pytest.mark.parametrize("pulse", [at_frame(0), in_outage], ids=["at work", "in an outage"])
+def test_everybody_is_told_again_and_again_of_a_task_that_gets_on_with_one_frame(
+    pulse: Callable[[FakeWorker], control.Beats],
+) -> None:
     world = waiting({}, 23.0)
-    world.at(1.0, lambda: setattr(world.newest(LAST), "pulse", lambda: at_frame(0)(world.newest(LAST))))
+    world.at(1.0, lambda: setattr(world.newest(LAST), "pulse", lambda: pulse(world.newest(LAST))))
     told_s: list[float] = []
     world.script[SOURCE, "AtWork"] = lambda worker, order: told_s.append(world.now_s)
 

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from consecution import Pipeline, Producer, SqlSink
+from consecution import Map, Pipeline, Producer, SqlSink
 from consecution.errors import OutageError
 from consecution.protocol.values import BatchId
 from consecution.sink import Sink
@@ -379,6 +380,28 @@ def test_a_plain_sink_may_say_that_its_world_is_away(caplog: pytest.LogCaptureFi
         "the world is away; trying again in 0.05 s",
         "the world is away; trying again in 0.1 s",
     ]
+
+
+class AwayFor(Sink):
+    """Its world is away for so many seconds from the start."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("away")
+        self.seconds = seconds
+
+    def open(self) -> None:
+        self.back_s = time.monotonic() + self.seconds
+
+    def write(self, batch_id: BatchId | None, items: list[Any]) -> None:
+        if time.monotonic() < self.back_s:
+            raise OutageError("the world is away")
+
+
+def test_what_waits_behind_a_sink_whose_world_is_away_is_not_run_again() -> None:
+    """Longer than a batch may go unheard of, which is four times the timeout."""
+    report = Pipeline(Map(abs, "before") | AwayFor(6.0)).run(range(COUNT), mode="process", timeout_s=1.0, **OPTIONS)
+
+    assert (report.failed, report.completed, report.replayed) == (0, COUNT, 0)
 
 
 def test_without_a_journal_an_outage_fails_the_items_of_its_call_and_no_others() -> None:
