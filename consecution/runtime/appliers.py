@@ -23,7 +23,7 @@ from consecution.protocol.durable import Application
 from consecution.protocol.poison import Condemned, FrameKey, Guard, LostItem, Suspect
 from consecution.protocol.values import USER_ERRORS, BatchId, Frame, PartlyFailedError, TaskIndex, failed_parts
 from consecution.runtime import failpoints
-from consecution.runtime.attribute_pickles import Names, attributes_of, key_of, pickle_attributes
+from consecution.runtime.attribute_pickles import Names, NodeCodec, attributes_of, key_of, pickle_attributes
 from consecution.runtime.durable_store import CommittedOutside, DurableStore, TableWrite
 from consecution.runtime.journal import seal
 from consecution.runtime.state_table import END, Owner, StateTable
@@ -159,7 +159,7 @@ class _NodeApplier:
     def __init__(self, node: Node, store: DurableStore, cache_bytes: int, owner: Owner | None = None) -> None:
         self.node = node
         self.guard = Guard()
-        self._codec = PickleCodec()
+        self._codec = self._make_codec()
         self._table = StateTable(store, self._codec.encode, self._codec.decode, cache_bytes, owner)
         self._store = store
         self._careful_items = 0
@@ -167,6 +167,9 @@ class _NodeApplier:
         self._condemned: Condemned | None = None
         self._raised: Work | None = None
         self._states: States
+
+    def _make_codec(self) -> PickleCodec:
+        return PickleCodec()
 
     def apply(self, group: Group) -> Outcome:
         outcome = None if self._careful_items else self._apply_quickly(group)
@@ -371,6 +374,9 @@ class AttributeApplier(_NodeApplier):
     careful_items = 0
     """To be careful is to pickle all of them for every item: only where one of the same batch is known to raise."""
 
+    def _make_codec(self) -> PickleCodec:
+        return NodeCodec(self.node)
+
     def _apply_one_by_one(self, work: Work, outcome: Outcome) -> None:
         if work is self._raised or not self._apply_whole(work, outcome):
             super()._apply_one_by_one(work, outcome)
@@ -413,7 +419,7 @@ class AttributeApplier(_NodeApplier):
             for name, value in vars(self.node).items()
             if not (name in NOT_STATE or callable(value) or isinstance(value, io.IOBase))
         }
-        return pickle_attributes(state)
+        return pickle_attributes(state, self.node)
 
     def take_changes(self) -> list[TableWrite]:
         now = self._pickled()

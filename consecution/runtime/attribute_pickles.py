@@ -2,10 +2,13 @@
 
 Each is pickled by itself, for only what has changed is written. But attributes that hold an object in common which can
 change (``self.current = self.lists[key]``) are pickled together: put back one by one, each would have one of its own.
+The node itself, which a helper or a table of its methods may refer to, is not pickled but named: a copy would take what
+is done to it, and what it pushes, where nobody looks.
 """
 
 from __future__ import annotations
 
+import copyreg
 import datetime
 import decimal
 import enum
@@ -18,8 +21,12 @@ import pickle
 import re
 import types
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
+
+from consecution.transport.codec import PickleCodec
 
 Names = tuple[str, ...]
 """Attributes that are pickled together, sorted; mostly one alone."""
@@ -50,8 +57,61 @@ def attributes_of(key: Any, state: Any) -> tuple[Names, list[Any]]:
     return (key, state) if isinstance(key, tuple) else ((key,), [state])
 
 
-def pickle_attributes(values: Mapping[str, Any]) -> dict[Names, bytes]:
-    """A pickle of the list of values for each group of attributes. What cannot be pickled is left out."""
+@dataclass(frozen=True)
+class TheNode:
+    """Stands for the node where its state is looked at from outside."""
+
+    def __reduce__(self) -> Any:
+        return the_node, ()
+
+    def __getattr__(self, name: str) -> OfTheNode:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return OfTheNode(name)
+
+
+@dataclass(frozen=True)
+class OfTheNode:
+    """Stands for a method of the node there."""
+
+    name: str
+
+    def __reduce__(self) -> Any:
+        return getattr, (TheNode(), self.name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{self.name}() can be called in a run only")
+
+
+_node: ContextVar[Any] = ContextVar("_node")
+
+
+def the_node() -> Any:
+    """What a pickle has in the place of the node."""
+    node = _node.get(None)
+    return TheNode() if node is None else node
+
+
+class NodeCodec(PickleCodec):
+    """For what may refer to the node: decoded it refers to this very one."""
+
+    def __init__(self, node: object) -> None:
+        self._node = node
+
+    def encode(self, items: Sequence[Any]) -> bytes:
+        return _pickle_of(self._node, list(items))
+
+    def decode(self, payload: Any) -> list[Any]:
+        token = _node.set(self._node)
+        try:
+            return super().decode(payload)
+        finally:
+            _node.reset(token)
+
+
+def pickle_attributes(values: Mapping[str, Any], node: object = None) -> dict[Names, bytes]:
+    """A pickle of the list of values for each group of attributes of ``node``. What cannot be pickled is left out."""
+    _pickle = functools.partial(_pickle_of, node)
     found: dict[Names, bytes] = {}
     may_share = {name for name, value in values.items() if not _never_changes(type(value), _LEAVES)}
     objects: dict[str, list[Any]] = {}
@@ -63,7 +123,7 @@ def pickle_attributes(values: Mapping[str, Any]) -> dict[Names, bytes]:
         except Exception:
             continue  # a connection, a lock: begin() makes it anew
         if name in may_share:
-            objects[name] = _changing(met)
+            objects[name] = [part for part in _changing(met) if part is not node]
     for names in _sharing(objects):
         for name in names:
             del found[name,]
@@ -71,19 +131,23 @@ def pickle_attributes(values: Mapping[str, Any]) -> dict[Names, bytes]:
     return found
 
 
-def _pickle(values: list[Any], met: list[Any] | None = None) -> bytes:
+def _pickle_of(node: object, values: list[Any], met: list[Any] | None = None) -> bytes:
     """The pickle; where it is wanted, with all objects that it comes upon."""
     try:
-        return _pickle_with(pickle.Pickler, values, met)
+        return _pickle_with(pickle.Pickler, values, met, node)
     except (pickle.PicklingError, AttributeError, TypeError):
         import dill
 
-        return _pickle_with(functools.partial(dill.Pickler, byref=False, recurse=True), values, met)
+        return _pickle_with(functools.partial(dill.Pickler, byref=False, recurse=True), values, met, node)
 
 
-def _pickle_with(make_pickler: Callable[..., Any], values: list[Any], met: list[Any] | None) -> bytes:
+def _pickle_with(make_pickler: Callable[..., Any], values: list[Any], met: list[Any] | None, node: object) -> bytes:
+    def reduce_node(found: Any) -> Any:
+        return (the_node, ()) if found is node else found.__reduce_ex__(5)
+
     buffer = io.BytesIO()
     pickler = make_pickler(buffer, 5)
+    pickler.dispatch_table = {**copyreg.dispatch_table, type(node): reduce_node}
     if met is not None:
         pickler.persistent_id = met.append  # asked of each object, whether it is kept elsewhere; None: it is not
     pickler.dump(values)

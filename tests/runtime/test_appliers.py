@@ -97,6 +97,53 @@ def test_attributes_that_share_what_cannot_be_pickled_for_now_come_back_as_they_
     task.store.close()
 
 
+class Helper:
+    def __init__(self, node: Any) -> None:
+        self.node = node
+        self.calls = 0
+
+    def add(self, item: int) -> None:
+        self.calls += 1
+        self.node.total += item
+        self.node.push(item)
+
+
+class Delegates(Node):
+    """Counts through a helper that knows the node, and through a table of its methods."""
+
+    def begin(self) -> None:
+        self.total = 0
+        self.helper = Helper(self)
+        self.table = {"twice": self.twice}
+
+    def twice(self, item: int) -> None:
+        self.total += item
+
+    def process(self, item: int) -> None:
+        self.helper.add(item)
+        self.table["twice"](item)
+        if item < 0:
+            raise ValueError("below 0")
+
+    def end(self) -> None:
+        pass
+
+
+def test_what_refers_to_its_node_refers_to_it_after_a_failing_item_and_after_a_restart(tmp_path: Path) -> None:
+    task = Task(tmp_path / "store", Delegates)
+    task.apply(1)
+    assert task.apply(-3) == [-3]
+    outcome = task.applier.apply(group_of([4]))
+    task.store.apply(task.applier.take_changes())
+    assert (outcome.pushed, task.node.total, task.node.helper.calls) == ([4], 10, 2)
+    task.store.close()
+
+    task = Task(tmp_path / "store", Delegates)
+    outcome = task.applier.apply(group_of([5]))
+    assert (outcome.pushed, task.node.total, task.node.helper.calls) == ([5], 20, 3)
+    task.store.close()
+
+
 @pytest.mark.parametrize("first", [(), (4,)], ids=["alone", "behind a good one"])
 def test_a_failing_item_leaves_nothing_in_the_attributes_of_a_restarted_node(
     first: tuple[int, ...], tmp_path: Path
