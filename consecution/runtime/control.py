@@ -123,9 +123,9 @@ class Beat:
     waiting: int = 0
     read_share: float | None = None
     address: Any = None
+    """Where a source listens."""
     waits: bool = False
     """Its sink waits for the world with a frame in hand. It counts as not occupied, for it is to be left alone."""
-    """Where a source listens."""
 
 
 @dataclass(frozen=True, slots=True)
