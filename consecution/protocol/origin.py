@@ -63,6 +63,8 @@ LEAST_SHARE_S = 0.005
 WINDOW_SHARE = 4
 """So many batches of large items, at least, share the window's bytes."""
 LONGEST_RETRY_DELAY_S = 30.0
+LONGEST_TRUST = 30
+"""So many times as long as a tree may go unheard of it is waited for while others are at work; then it runs again."""
 GIVEN_UP_TOLD = 10
 """So many of a batch's items that are given up are told with its end."""
 NO_ROOT = -1
@@ -384,7 +386,9 @@ class Origin:
         self._running = False
         self._no_expiry_before_s = math.inf
         self._heard_s = -math.inf
-        """When it last heard of a tree that is decided."""
+        """When it last heard of a tree that is decided,"""
+        self._at_work_s = -math.inf
+        """and when it was last told that somebody is at work."""
         self._target = 1 if limits.parallel > 1 else min(FIRST_BATCH_SIZE, limits.batch_size)
         self.growing = self._target < limits.batch_size
         """Batches of this stream have not found their size yet: make few of them until more is known."""
@@ -909,8 +913,11 @@ class Origin:
         return self._run_again(list(self._batches.values()), now_s)
 
     def heard_of(self, now_s: float) -> None:
-        """Whoever has what is open is known to be at work: from now on each tree has its whole time again."""
-        self._heard_s = now_s
+        """Somebody is known to be at work, on what is open perhaps: from now on each tree has its whole time again.
+
+        That does not hold for ever (`LONGEST_TRUST`), for what is at work may have nothing to do with it.
+        """
+        self._at_work_s = now_s
 
     def expire(self, now_s: float) -> int:
         """Replay the trees that made no progress for too long; returns how many. Times double each time.
@@ -946,7 +953,9 @@ class Origin:
         for batch in self._batches.values():
             heard_s = max(heard_s, batch.progress_s)
             if not batch.complete:
-                yield batch, heard_s + self._patience_s(batch)
+                patience_s = self._patience_s(batch)
+                trusted_s = min(self._at_work_s, heard_s + LONGEST_TRUST * patience_s)
+                yield batch, max(heard_s, trusted_s) + patience_s
 
     def _patience_s(self, batch: _Batch) -> float:
         return self.limits.tree_timeout_s * 2.0 ** min(batch.replays, 10)

@@ -824,6 +824,19 @@ def test_no_tree_is_late_while_somebody_is_known_to_be_at_work() -> None:
     assert origin.expire(38.0) == 2
 
 
+def test_a_lost_tree_is_not_waited_for_for_ever_whoever_is_at_work() -> None:
+    origin = running(tree_timeout_s=10.0)
+    birth(origin, now_s=0.0)
+    origin.take_turn()
+    replayed_s = []
+    for now_s in map(float, range(1, 1500)):
+        origin.heard_of(now_s)
+        if origin.expire(now_s):
+            replayed_s.append(now_s)
+
+    assert replayed_s == [310.0, 930.0]
+
+
 def test_what_is_heard_of_later_trees_does_not_help_one_that_is_lost() -> None:
     origin = running(tree_timeout_s=10.0)
     birth(origin)
