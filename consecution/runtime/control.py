@@ -127,6 +127,11 @@ class Beat:
     waits: bool = False
     """Its sink waits for the world with a frame in hand. It counts as not occupied, for it is to be left alone."""
 
+    @property
+    def has_frame(self) -> bool:
+        """Whether it is at a frame, be it that it waits with that."""
+        return bool(self.occupied_with) or self.waits
+
 
 @dataclass(frozen=True, slots=True)
 class Beats:

@@ -364,7 +364,7 @@ class Supervisor:
             watched.changed_s = self._clock()
         for beat in beats:
             seen = self._tasks[beat.task]
-            if not (beat.occupied_with or beat.waits) or seen.beat is None or seen.beat.frames != beat.frames:
+            if not beat.has_frame or seen.beat is None or seen.beat.frames != beat.frames:
                 seen.at_frame_since_s = self._clock()
             seen.beat = beat
             if beat.finished and not self._stop_asked and self._recovery.settled:
@@ -573,9 +573,7 @@ class Supervisor:
         """Origins take for lost what they hear nothing of; dear items, or an outage, may take many times as long."""
         now_s, long_s = self._clock(), self.plan.options.timeout_s
         if now_s - self._told_of_work_s < long_s or not any(
-            (beat := seen.beat) is not None
-            and (beat.occupied_with or beat.waits)
-            and now_s - seen.at_frame_since_s >= long_s
+            seen.beat is not None and seen.beat.has_frame and now_s - seen.at_frame_since_s >= long_s
             for seen in self._tasks.values()
         ):
             return
