@@ -87,12 +87,11 @@ class SqlSink(TransactionSink):
             self._ride_out(lambda: self._write_alone(items), PATIENCE_S)
 
     def _write_within(self, items: list[Any]) -> None:
-        known = self._insert
         self._database.save()
         try:
             self._insert_rows(items)
         except BaseException:
-            self._insert = known  # a table that this very call has made is undone with it, and no other
+            self._forget_new_table()
             self._database.back()
             raise
         self._database.keep()
