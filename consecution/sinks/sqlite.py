@@ -162,7 +162,7 @@ class Sqlite:
             together = len(rows) - alone
             try:
                 with self._explained() as connection:
-                    connection.executemany(for_many, _cut(values[: together * len(marks)], at_once * len(marks)))
+                    connection.executemany(for_many, _cut(values, together * len(marks), at_once * len(marks)))
                     connection.executemany(statement, rows[together:])
             except (sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError, UnicodeEncodeError) as error:
                 _check_values(target, shape.columns, rows, error)
@@ -224,9 +224,9 @@ def _rows_at_once(target: Target, columns: int) -> int:
     return VALUES_AT_ONCE // columns if columns <= COLUMNS_AT_ONCE and not target.key else 1
 
 
-def _cut(values: list[Any], length: int) -> Iterator[list[Any]]:
-    """The values in lists of this length."""
-    for start in range(0, len(values), length):
+def _cut(values: list[Any], end: int, length: int) -> Iterator[list[Any]]:
+    """The values before ``end`` in lists of this length."""
+    for start in range(0, end, length):
         yield values[start : start + length]
 
 
