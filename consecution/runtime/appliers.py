@@ -11,7 +11,7 @@ import contextlib
 import io
 import itertools
 import operator
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -23,7 +23,7 @@ from consecution.protocol.durable import Application
 from consecution.protocol.poison import Condemned, FrameKey, Guard, LostItem, Suspect
 from consecution.protocol.values import USER_ERRORS, BatchId, Frame, PartlyFailedError, TaskIndex, failed_parts
 from consecution.runtime import failpoints
-from consecution.runtime.attribute_pickles import Names, NodeCodec, attributes_of, key_of, pickle_attributes
+from consecution.runtime.attribute_pickles import Names, NodeCodec, attributes_of, key_of, pickle_attributes, record_of
 from consecution.runtime.durable_store import CommittedOutside, DurableStore, TableWrite
 from consecution.runtime.journal import seal
 from consecution.runtime.state_table import END, Owner, StateTable
@@ -423,26 +423,25 @@ class AttributeApplier(_NodeApplier):
 
     def take_changes(self) -> list[TableWrite]:
         now = self._pickled()
-        void = {names for names in self._stored - now.keys() if self._is_void(names, now)}
-        left = {name for names in void for name in names}
+        void = self._find_void(now)
+        left = {*itertools.chain(*void)}
         for names in void:
             self._states.remove(key_of(names))
         for names, blob in now.items():
             if self._saved.get(names) != blob or not left.isdisjoint(names):
-                values = self._codec.decode(blob)
-                self._states.put(key_of(names), values if len(names) > 1 else values[0])
+                self._states.put(*record_of(names, self._codec.decode(blob)))
                 self._stored.add(names)
         self._stored -= void
         self._saved = self._before_group = now
         return self._writes(*self._states.take_changes())
 
-    def _is_void(self, names: Names, now: Collection[Names]) -> bool:
-        """Whether what is stored under these names, of which there is nothing now, must not be put back any more.
+    def _find_void(self, now: dict[Names, bytes]) -> set[Names]:
+        """What is stored under names of which there is nothing now, and must not be put back any more.
 
         An attribute that cannot be pickled just now may be put back as it was, and so may several that are one group.
         """
-        written = {*itertools.chain(*now)}
-        return any(name in written or name not in vars(self.node) for name in names)
+        unwritten = vars(self.node).keys() - itertools.chain(*now)
+        return {names for names in self._stored - now.keys() if not unwritten.issuperset(names)}
 
     def _put_back(self, saved: dict[Names, bytes]) -> None:
         for name in {*itertools.chain(*self._pickled())}.difference(*saved):

@@ -26,7 +26,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from consecution.transport.codec import PickleCodec
+from consecution.transport.codec import REFUSED_BY_PICKLE, PickleCodec, dill_pickler
 
 Names = tuple[str, ...]
 """Attributes that are pickled together, sorted; mostly one alone."""
@@ -48,8 +48,13 @@ _CONTAINERS = frozenset((dict, list, set, tuple, frozenset))
 
 
 def key_of(names: Names) -> Any:
-    """The key in the store: a name, or several. What several have is the list of their values."""
+    """The key in the store: a name, or several."""
     return names if len(names) > 1 else names[0]
+
+
+def record_of(names: Names, values: list[Any]) -> tuple[Any, Any]:
+    """Key and state in the store of what has these names and values."""
+    return key_of(names), values if len(names) > 1 else values[0]
 
 
 def attributes_of(key: Any, state: Any) -> tuple[Names, list[Any]]:
@@ -134,19 +139,17 @@ def pickle_attributes(values: Mapping[str, Any], node: object = None) -> dict[Na
 def _pickle_of(node: object, values: list[Any], met: list[Any] | None = None) -> bytes:
     """The pickle; where it is wanted, with all objects that it comes upon."""
     try:
-        return _pickle_with(pickle.Pickler, values, met, node)
-    except (pickle.PicklingError, AttributeError, TypeError):
-        import dill
-
-        return _pickle_with(functools.partial(dill.Pickler, byref=False, recurse=True), values, met, node)
+        return _pickle_with(lambda file: pickle.Pickler(file, 5), values, met, node)
+    except REFUSED_BY_PICKLE:
+        return _pickle_with(dill_pickler, values, met, node)
 
 
-def _pickle_with(make_pickler: Callable[..., Any], values: list[Any], met: list[Any] | None, node: object) -> bytes:
+def _pickle_with(make_pickler: Callable[[Any], Any], values: list[Any], met: list[Any] | None, node: object) -> bytes:
     def reduce_node(found: Any) -> Any:
         return (the_node, ()) if found is node else found.__reduce_ex__(5)
 
     buffer = io.BytesIO()
-    pickler = make_pickler(buffer, 5)
+    pickler = make_pickler(buffer)
     pickler.dispatch_table = {**copyreg.dispatch_table, type(node): reduce_node}
     if met is not None:
         pickler.persistent_id = met.append  # asked of each object, whether it is kept elsewhere; None: it is not

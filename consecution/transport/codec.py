@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import operator
 import pickle
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from consecution.protocol.values import LIVE, USER_ERRORS
 from consecution.transport.pieces import Pieces, gather, load
 from consecution.transport.salvage import salvage
 
+REFUSED_BY_PICKLE = (pickle.PicklingError, AttributeError, TypeError)
+"""What pickle raises at things that dill may know better."""
 LIVE_ITEM_BYTES = 64
 """What flow control takes a live item for; its true size is not known and not worth measuring."""
 
@@ -122,7 +125,7 @@ def _dumps(items: Sequence[Any]) -> bytes | Pieces:
     parts: list[Any] = []
     try:
         pickle.Pickler(_Gathering(parts.append), 5).dump(items)
-    except (pickle.PicklingError, AttributeError, TypeError):
+    except REFUSED_BY_PICKLE:
         return _dill_dumps(items)
     return parts[0] if len(parts) == 1 else gather(parts)
 
@@ -175,7 +178,13 @@ def _loads(payload: Any) -> list[Any]:
 
 
 def _dill_dumps(items: Sequence[Any]) -> bytes:
+    buffer = io.BytesIO()
+    dill_pickler(buffer).dump(items)
+    return buffer.getvalue()
+
+
+def dill_pickler(file: Any) -> Any:
+    """The pickler for what `REFUSED_BY_PICKLE` was raised at."""
     import dill
 
-    payload: bytes = dill.dumps(items, protocol=5, byref=False, recurse=True)
-    return payload
+    return dill.Pickler(file, 5, byref=False, recurse=True)
