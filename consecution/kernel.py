@@ -1,12 +1,13 @@
-"""What Linux lets a thread ask for, by ``prctl``. Other systems are left as they are."""
+"""What Linux lets a thread ask for. Other systems are left as they are."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 PR_SET_PDEATHSIG = 1
 PR_SET_TIMERSLACK = 29
@@ -42,4 +43,21 @@ def set_timer_slack(nanoseconds: int) -> None:
     _ask(PR_SET_TIMERSLACK, nanoseconds)
 
 
-__all__ = ["end_with_parent", "set_timer_slack"]
+def cores_allowed() -> frozenset[int]:
+    """The cores that the calling thread may run on; none where nobody says."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            return frozenset(os.sched_getaffinity(0))
+    return frozenset()
+
+
+def keep_to(cores: Iterable[int], thread: int = 0) -> bool:
+    """Let a thread (0: the calling one) run on these cores only; False where that cannot be asked for."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, ValueError):
+            os.sched_setaffinity(thread, cores)
+            return True
+    return False
+
+
+__all__ = ["cores_allowed", "end_with_parent", "keep_to", "set_timer_slack"]

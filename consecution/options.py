@@ -107,6 +107,15 @@ SETTINGS = (
         "crashes, takes the whole program with it",
         "bytes",
     ),
+    Setting(
+        "affinity",
+        "choice",
+        "auto",
+        "auto: with fewer than two cores for each worker, a worker waits for messages, and for the disk, on one core, "
+        "unless others are at work there; nodes run on any (process mode, Linux). off: the system moves workers as "
+        "it likes",
+        choices=("auto", "off"),
+    ),
     Setting("max_restarts", "int", 5, "deaths in a row, without progress between, that end the run"),
     Setting("stop_timeout_s", "float", 30.0, "how long a stop waits for open batches", "s"),
     Setting(
@@ -156,6 +165,7 @@ class Options:
     drop_state: bool = False
     cache_bytes: int = 256 * 1024 * 1024
     memory_limit_bytes: int = 0
+    affinity: str = "auto"
     max_restarts: int = 5
     stop_timeout_s: float = 30.0
     log_format: str = "text"

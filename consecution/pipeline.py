@@ -49,6 +49,7 @@ class RunOptions(TypedDict, total=False):
     drop_state: bool
     cache_bytes: int
     memory_limit_bytes: int
+    affinity: Literal["auto", "off"]
     max_restarts: int
     stop_timeout_s: float
     log_format: Literal["text", "json"]

@@ -25,6 +25,7 @@ from consecution.runtime.logs import LogPump, LogStream
 from consecution.runtime.memory import can_limit_memory
 from consecution.runtime.occupation import GivenUp, LastHook, wait_looking
 from consecution.runtime.offspring import come_back_alone
+from consecution.runtime.placement import Placement
 from consecution.runtime.service_manager import VARIABLES, ServiceManager
 from consecution.runtime.shipping import Parcel, Shipment, can_ship, ship
 from consecution.runtime.slots import SlotFile
@@ -81,7 +82,9 @@ class ProcessRunning(Running):
             plan = set_apart(plan, task)
         self._plan = plan
         self._service_manager = ServiceManager.of(os.environ)
-        self._supervisor = Supervisor(plan, self._launch, self._say, on_turn=self._on_turn)
+        self._supervisor = Supervisor(
+            plan, self._launch, self._say, on_turn=self._on_turn, placement=Placement.of(plan, time.monotonic())
+        )
         failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
         self._state = open_run_state(plan)
         self._epoch = self._state.epoch if self._state is not None else "memory"
@@ -193,6 +196,7 @@ class ProcessRunning(Running):
             environment={name: value for name, value in os.environ.items() if name not in VARIABLES},
             verdicts={name: self._supervisor.verdicts(name) for name in {plan.task(task).node for task in tasks}},
             memory_limit_bytes=plan.options.memory_limit_bytes,
+            core=self._supervisor.core_of(worker),
         )
         if not self._read_here.isdisjoint(tasks):
             started = ThreadWorker(spec, planned.name, Shipment(plan, {}, self._sources_of(tasks), None))

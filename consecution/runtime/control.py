@@ -67,6 +67,13 @@ class AtWork:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Wait on this core from now on; None: wherever the system likes."""
+
+    core: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Quit:
     """Close everything, answer `Closed`, exit."""
 

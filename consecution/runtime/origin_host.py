@@ -44,6 +44,7 @@ from consecution.protocol.values import (
 )
 from consecution.report import Failure
 from consecution.runtime import failpoints
+from consecution.runtime.affinity import Affinity
 from consecution.runtime.journal import NotesTaken
 from consecution.runtime.occupation import not_back
 from consecution.runtime.offspring import end_if_forked
@@ -194,6 +195,8 @@ class OriginHost:
         self.companion: Companion | None = None
         self.at_work: Callable[[], bool] = lambda: False
         """Whether some task is known to be at what it was sent. So long no tree is late, however long it takes."""
+        self.affinity = Affinity()
+        """Where to wait for the disk, if commits do."""
 
     @property
     def has_outlets(self) -> bool:
@@ -273,7 +276,11 @@ class OriginHost:
                 self.companion.prepare(changes)
             failpoints.passed("origin.before_commit")
             started_s = self.now()
-            self.store.apply(changes)
+            self.affinity.bind()
+            try:
+                self.store.apply(changes)
+            finally:
+                self.affinity.free()
             self.commit_s = self.now() - started_s
             self.committed_s += max(0.0, self.commit_s)
             failpoints.passed("origin.committed")

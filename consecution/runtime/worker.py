@@ -35,6 +35,7 @@ from consecution.protocol.poison import Guard, Verdict
 from consecution.protocol.step import shorten_repr
 from consecution.protocol.values import Frame, Message, TaskIndex, WorkerIndex
 from consecution.runtime import assembly, control, failpoints
+from consecution.runtime.affinity import Affinity, transport_threads
 from consecution.runtime.fork_server import leave_tracker
 from consecution.runtime.memory import limit_memory
 from consecution.runtime.offspring import Offspring, end_if_forked
@@ -78,6 +79,8 @@ class WorkerSpec:
     environment: dict[str, str]
     verdicts: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)
     memory_limit_bytes: int = 0
+    core: int | None = None
+    """Where its loop waits, if that is settled already."""
 
 
 def run_worker(spec: WorkerSpec, pipe: Any, log: Any, parcel: Any, slot: Any = None) -> None:
@@ -229,8 +232,10 @@ class Worker:
         self._stop_beating = threading.Event()
         self._warned_of_s: set[float] = set()
         self._ending: set[TaskIndex] = set()
+        others = transport_threads()
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
         self._inbox = Inbox(self._context, spec.socket_folder, f"{spec.worker}.{spec.incarnation}")
+        self._affinity = Affinity(transport_threads() - others)
         self._plan = shipment.plan
         self._sockets = SocketOutbox(self._context, _homes(shipment.plan))
         self._outbox = _Outbox(frozenset(spec.tasks), self._sockets)
@@ -300,6 +305,7 @@ class Worker:
             gc.freeze()  # Code and inputs stay to the end: no collection has to go through them.
         self._tell(control.Began(self.worker))
         failpoints.passed("worker.begun")
+        self._affinity.place(self._spec.core)
         self.doing = "process"
         while not self._quit:
             self._turn()
@@ -322,6 +328,8 @@ class Worker:
             source.open()
         for origin in self._origin_hosts():
             origin.at_work = self._knows_of_work
+            if self._plan.options.sync == "power":
+                origin.affinity = self._affinity
 
     def _origin_hosts(self) -> list[OriginHost]:
         below = [host.origin_host for host in self._hosts.values() if host.origin_host is not None]
@@ -426,7 +434,9 @@ class Worker:
         if self._sources and not self._watch_sources():
             waits.append(ASK_EVERY_S)
         wait_s = min((wait for wait in waits if wait is not None), default=None)
+        self._affinity.bind()
         ready = self._poller.poll(None if wait_s is None else math.ceil(wait_s * 1000))
+        self._affinity.free()
         if any(found == self._wake_read for found, _ in ready):
             os.read(self._wake_read, 4096)
 
@@ -460,6 +470,8 @@ class Worker:
         elif isinstance(order, control.Pause):
             for source in self._sources.values():
                 source.pause(paused=order.paused)
+        elif isinstance(order, control.Place):
+            self._affinity.place(order.core)
         elif isinstance(order, control.AtWork):
             self._at_work_s = time.monotonic()
         elif isinstance(order, control.Judged):

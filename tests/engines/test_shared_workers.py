@@ -17,6 +17,8 @@ import pytest
 import consecution
 from consecution import FlatMap, KeyedNode, Map, Node, Pipeline, Producer, Running, StatefulNode, TextLines
 from consecution.errors import StateDirError, StoppedByItemError
+from consecution.kernel import cores_allowed
+from consecution.runtime import placement
 from consecution.runtime.journal_check import check_state_dir
 from tests.engines.durable_nodes import Balance, OnceFile, lines_of, payments, totals
 from tests.engines.misbehaving import Copy, Gate, Misbehaving, wait_for
@@ -70,6 +72,48 @@ def test_a_few_items_are_enough_for_all_workers(before: Callable[[], Node], tmp_
 
     assert (report.completed, report.failed) == (report.emitted, 0)
     assert numbers(tmp_path / "out") == [0, 1]
+
+
+class Waits(Node):
+    """Pushes how many cores it may use, once this test lets it."""
+
+    def __init__(self, name: str, may_go: Path) -> None:
+        super().__init__(name)
+        self.may_go = may_go
+
+    def process(self, item: Any) -> None:
+        wait_for(self.may_go.exists, DEADLINE_S)
+        self.push(len(cores_allowed()))
+
+
+@pytest.mark.skipif(len(cores_allowed()) < 2, reason="needs a choice of cores, which Linux gives")
+def test_workers_wait_on_a_core_of_their_own_and_nodes_run_on_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = sorted(cores_allowed())[:2]
+    monkeypatch.setattr(placement, "cores_allowed", lambda: frozenset(two))
+    monkeypatch.setattr(placement, "ALONE", 1000.0)  # whatever else this machine is at
+    monkeypatch.setattr(placement, "FULL", 1000.0)
+    items, may_go = tmp_path / "items", tmp_path / "go"
+    chain = Producer(lambda: grows(items)) | Waits("waits", may_go) * 2 | TextLines("lines", path=tmp_path / "out")
+
+    with Pipeline(chain).start(**OPTIONS, workers=2, state_dir=tmp_path / "state") as running:
+        wait_for(lambda: {"waits.0", "waits.1"} <= set(running.pids()), DEADLINE_S)
+        pids = [running.pids()[name] for name in ("waits.0", "waits.1")]
+        wait_for(lambda: [os.sched_getaffinity(pid) for pid in pids] == [{core} for core in two], DEADLINE_S)
+        items.touch()
+        wait_for(lambda: any(len(os.sched_getaffinity(pid)) > 1 for pid in pids), DEADLINE_S)
+        may_go.touch()
+        report = running.join(DEADLINE_S)
+
+    assert report is not None
+    assert report.completed == 4
+    assert set(numbers(tmp_path / "out")) == {len(cores_allowed())}
+
+
+def grows(items: Path) -> Iterator[int]:
+    wait_for(items.exists, DEADLINE_S)
+    yield from range(4)
 
 
 class KillsWhoSendsIt:

@@ -22,10 +22,11 @@ from consecution.protocol.origin import (
     Restored,
 )
 from consecution.protocol.values import Action, CreditReturn, FailedItem, Frame, Stage, TaskIndex, Treatment
+from consecution.runtime.affinity import Affinity
 from consecution.runtime.origin_host import MemoryStore, live_codec, origin_limits, process_codec
 from consecution.transport.codec import LiveCodec, ReusingCodec
 from tests.runtime import records
-from tests.runtime.shells import SOURCE, Shell, plan_of
+from tests.runtime.shells import SOURCE, Diary, Shell, plan_of
 
 
 def one_node(**options: Any) -> Plan:
@@ -123,6 +124,39 @@ def test_no_other_frame_does(plan: Plan, items: list[Any]) -> None:
 
 
 # -- commit, launch, tell --------------------------------------------------------------------------
+
+
+class WritingAffinity(Affinity):
+    def __init__(self, diary: Diary) -> None:
+        super().__init__()
+        self._diary = diary
+
+    def bind(self) -> None:
+        self._diary.append(("bind", None))
+
+    def free(self) -> None:
+        self._diary.append(("free", None))
+
+
+def test_it_is_bound_for_the_commit_alone() -> None:
+    shell = running(one_node(), [[1, 2]])
+    shell.host.affinity = WritingAffinity(shell.diary)
+
+    shell.source_host.turn()
+
+    assert [w for w in shell.diary.words() if w != "born"][:4] == ["bind", "commit", "free", "send"]
+    assert shell.diary.words().count("bind") == 1
+
+
+def test_it_is_free_again_if_the_commit_fails() -> None:
+    shell = running(one_node(), [[1, 2]])
+    shell.host.affinity = WritingAffinity(shell.diary)
+    shell.store.problem = WorldError("the disk is full")
+
+    with pytest.raises(WorldError):
+        shell.source_host.turn()
+
+    assert shell.diary.words()[-2:] == ["bind", "free"]
 
 
 def test_a_batch_is_committed_before_any_of_it_is_sent() -> None:

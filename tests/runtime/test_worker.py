@@ -19,6 +19,7 @@ import zmq
 
 from consecution import AsyncMap, Node, Pipeline, Producer, RateLimit, Sink
 from consecution.errors import ConsecutionError, DamagedStoreError, ShippingError, SourceError, WorldError
+from consecution.kernel import cores_allowed
 from consecution.protocol.origin import BatchDecided, Change
 from consecution.protocol.values import Ack, Acks, Frame, FrameId, Message, Stage, TaskIndex, WorkerIndex
 from consecution.runtime import control, worker
@@ -318,6 +319,28 @@ def test_beats_tell_what_it_is_occupied_with_and_how_far_it_is(bench: Make) -> N
     assert (busy.occupied_with, busy.items_in) == ("process", 0)
     assert (idle.items_in, idle.items_out) == (2, 2)
     assert idle.progress != busy.progress
+
+
+@pytest.mark.skipif(len(cores_allowed()) < 2, reason="needs a choice of cores, which Linux gives")
+def test_its_loop_waits_on_the_core_that_it_is_told_and_works_on_any(bench: Make) -> None:
+    allowed, core = set(cores_allowed()), max(cores_allowed())
+    node = Slow("node", step="process")
+    one = bench(node)
+    loop = one._thread.native_id
+    assert loop is not None
+    one.wire()
+    one.tell(control.Place(core))
+    wait_for(lambda: os.sched_getaffinity(loop) == {core}, WAIT_S)
+
+    one.send([1])
+    assert node.entered.wait(WAIT_S)
+    at_work = os.sched_getaffinity(loop)
+    node.leave.set()
+    wait_for(lambda: os.sched_getaffinity(loop) == {core}, WAIT_S)
+    one.tell(control.Place(None))
+    wait_for(lambda: os.sched_getaffinity(loop) == allowed, WAIT_S)
+
+    assert at_work == allowed
 
 
 @pytest.mark.parametrize("step", ["begin", "end"])

@@ -1,0 +1,71 @@
+"""Which core a worker's loop waits on.
+
+Linux wakes a thread where it thinks best. With hardly more cores than busy threads that is often a core where another
+of ours is at work, and there it may stay for a while. So a loop is bound to one core while it waits, for messages or
+for the disk, and wakes up there.
+
+User code never runs bound. Threads and processes that it starts would be bound as well, and libraries that look how
+many cores they may use would find one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from consecution.kernel import cores_allowed, keep_to
+
+TRANSPORT_THREADS = "ZMQbg"
+"""What ZeroMQ calls those that it starts."""
+
+
+class Affinity:
+    """Binds the thread that calls it to a core, from `bind` to `free`. Used by one thread.
+
+    ``helpers`` are threads that run nothing of the user's: those stay bound. A thread whose cores somebody else
+    changes is left alone from then on.
+    """
+
+    def __init__(self, helpers: frozenset[int] = frozenset()) -> None:
+        self._allowed = cores_allowed()
+        self._helpers = helpers
+        self._core: int | None = None
+
+    @property
+    def core(self) -> int | None:
+        """Where it waits; None: wherever the system likes."""
+        return self._core
+
+    def place(self, core: int | None) -> None:
+        """Wait on this core from now on, and go there. None, or one that it may not use: wherever the system likes."""
+        self._core = core if core in self._allowed else None
+        for helper in self._helpers:
+            keep_to(self._allowed if self._core is None else (self._core,), helper)
+        self.bind()
+        self.free()
+
+    def bind(self) -> None:
+        """A wait begins."""
+        core = self._core
+        if core is not None and not (cores_allowed() == self._allowed and keep_to((core,))):
+            self.place(None)
+
+    def free(self) -> None:
+        """A wait is over: user code may come next."""
+        if self._core is not None:
+            keep_to(self._allowed)
+
+
+def transport_threads() -> frozenset[int]:
+    """The threads of this process that ZeroMQ has started; none where nobody says."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(OSError):
+                if Path("/proc/self/task", thread, "comm").read_text().startswith(TRANSPORT_THREADS):
+                    found.add(int(thread))
+    return frozenset(found)
+
+
+__all__ = ["Affinity", "transport_threads"]

@@ -1,0 +1,199 @@
+"""Which worker waits on which core, where there are few of them (`affinity` says what for).
+
+Workers that all host the same (``workers=N``) are placed from the start, if nobody else is at work: each on a core of
+its own as far as there are so many. Others are placed while they leave the cores time to spare: neighbours share a core
+where both fit in. Either is given up once a core is full while another is not, or others come, for the system moves
+work that is not bound. It is tried again later, and ever more rarely.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from consecution.kernel import cores_allowed
+from consecution.plan import Plan, WorkerPlan
+from consecution.protocol.values import TaskIndex, WorkerIndex
+from consecution.runtime import fork_server
+from consecution.runtime.assembly import source_tasks
+
+LOOK_EVERY_S = 0.5
+LEAST_WINDOW_S = 0.1
+"""What was counted over a shorter time says little."""
+CALM = 0.92
+"""So much of each core may be in use, at most, when workers are placed by what they need."""
+ALONE = 0.3
+"""So much of one core may be in use by others, at most, when workers that are alike are placed; twice that, and they
+are let go."""
+FULL = 0.97
+SPARE = 0.85
+"""A core is full above the one, and has time to spare below the other."""
+FIRST_PAUSE_S = 5.0
+LONGEST_PAUSE_S = 300.0
+LEAST_LOAD = 0.01
+"""What a worker is taken to need that needs nothing: those are spread evenly."""
+
+
+class Readings(Protocol):
+    """What the system has counted so far, in seconds; tests put fakes in its place."""
+
+    def cores(self) -> dict[int, tuple[float, float]]:
+        """Core → (at work, idle). Empty: nobody says."""
+
+    def process(self, pid: int) -> float | None:
+        """The processor time of a process; None: it is gone."""
+
+
+class ProcReadings:
+    """Linux's, in its ticks of a hundredth of a second."""
+
+    def __init__(self) -> None:
+        self._tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
+
+    def cores(self) -> dict[int, tuple[float, float]]:
+        found = {}
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path("/proc/stat").read_text().splitlines():
+                name, *counted = line.split()
+                if name.startswith("cpu") and name != "cpu":
+                    user, nice, system, idle, for_disk, *interrupts = (int(t) * self._tick_s for t in counted[:7])
+                    found[int(name[3:])] = user + nice + system + sum(interrupts), idle + for_disk
+        return found
+
+    def process(self, pid: int) -> float | None:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) * self._tick_s
+        return None
+
+
+class Placement:
+    """Where the workers of one run are to wait. Used by one thread.
+
+    ``cores`` that they may use, in order. ``cores_of`` holds the workers that are placed. ``helpers`` are processes of
+    the run that host no worker.
+    """
+
+    def __init__(
+        self, plan: Plan, cores: Sequence[int], readings: Readings, helpers: Callable[[], Iterable[int]], now_s: float
+    ) -> None:
+        self.cores_of: dict[WorkerIndex, int] = {}
+        self._cores = cores
+        self._readings = readings
+        self._helpers = helpers
+        self._workers = [WorkerIndex(worker.index) for worker in plan.workers]
+        self._alike = _alike(plan)
+        self._pause_s = FIRST_PAUSE_S
+        self._looked_s, self._due_s = now_s, now_s
+        self._counted = readings.cores()
+        self._used = self._used_by(helpers())
+
+    @classmethod
+    def of(cls, plan: Plan, now_s: float) -> Placement | None:
+        """None where the workers are left to the system: it does as well where it has cores to choose from."""
+        cores = sorted(cores_allowed())
+        count = len(_alike(plan) or plan.workers)
+        if plan.options.affinity == "off" or count < 2 or len(cores) < 2 or len(cores) >= 2 * count:
+            return None
+        readings = ProcReadings()
+        return cls(plan, cores, readings, _helpers, now_s) if set(cores) <= set(readings.cores()) else None
+
+    def begin(self, now_s: float, pids: dict[WorkerIndex, int]) -> bool:
+        """All workers are up, and have read nothing yet. Whether `cores_of` has changed."""
+        return bool(self._alike) and self._look(now_s, pids)
+
+    def look(self, now_s: float, pids: dict[WorkerIndex, int]) -> bool:
+        """Look what cores and workers have done since the last time, now and then. Whether `cores_of` has changed."""
+        return now_s - self._looked_s >= LOOK_EVERY_S and self._look(now_s, pids)
+
+    def _look(self, now_s: float, pids: dict[WorkerIndex, int]) -> bool:
+        passed_s, self._looked_s = now_s - self._looked_s, now_s
+        use = self._use_of_cores()
+        loads = self._loads(pids, passed_s)
+        if not use or passed_s < LEAST_WINDOW_S:
+            return False
+        others = max(0.0, sum(use.values()) - sum(loads.values()))
+        of_workers = {worker: loads[pid] / _count(pids, pid) for worker, pid in pids.items() if pid in loads}
+        if self.cores_of:
+            return self._is_bad(use, others) and self._let_go(now_s)
+        if now_s >= self._due_s:
+            self.cores_of = self._suitable(of_workers, others)
+        return bool(self.cores_of)
+
+    def _use_of_cores(self) -> dict[int, float]:
+        """Core → the part of the time that it was at work; empty where the system has not said so of each."""
+        before, now = self._counted, self._readings.cores()
+        self._counted = now
+        use = {}
+        for core in self._cores:
+            if core in before and core in now:
+                worked, idle = now[core][0] - before[core][0], now[core][1] - before[core][1]
+                use[core] = worked / (worked + idle) if worked + idle > 0 else 0.0
+        return use if len(use) == len(self._cores) else {}
+
+    def _loads(self, pids: dict[WorkerIndex, int], passed_s: float) -> dict[int, float]:
+        """What part of a core each process of the run has taken; those that are new have taken all of it since."""
+        before, self._used = self._used, self._used_by({*self._helpers(), *pids.values()})
+        return {pid: max(0.0, used_s - before.get(pid, 0.0)) / passed_s for pid, used_s in self._used.items()}
+
+    def _used_by(self, pids: Iterable[int]) -> dict[int, float]:
+        found = {pid: self._readings.process(pid) for pid in pids}
+        return {pid: used_s for pid, used_s in found.items() if used_s is not None}
+
+    def _is_bad(self, use: dict[int, float], others: float) -> bool:
+        is_full = max(use[core] for core in self.cores_of.values()) > FULL
+        return (is_full and min(use.values()) < SPARE) or (bool(self._alike) and others > 2 * ALONE)
+
+    def _let_go(self, now_s: float) -> bool:
+        self.cores_of = {}
+        self._due_s = now_s + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        return True
+
+    def _suitable(self, loads: dict[WorkerIndex, float], others: float) -> dict[WorkerIndex, int]:
+        """Those that are alike take all there is, if they are alone; the rest must fit in beside what else runs."""
+        if self._alike:
+            return _spread(dict.fromkeys(self._alike, 1.0), self._cores) if others <= ALONE else {}
+        if len(loads) < len(self._workers):
+            return {}
+        spread = _spread({worker: max(loads[worker], LEAST_LOAD) for worker in self._workers}, self._cores)
+        fullest = max(sum(loads[worker] for worker in spread if spread[worker] == core) for core in self._cores)
+        return spread if fullest + others / len(self._cores) <= CALM else {}
+
+
+def _helpers() -> list[int]:
+    """This process, and the one that starts the workers."""
+    server = fork_server.server_pid()
+    return [os.getpid()] if server is None else [os.getpid(), server]
+
+
+def _count(pids: dict[WorkerIndex, int], pid: int) -> int:
+    """How many workers share a process."""
+    return sum(1 for other in pids.values() if other == pid)
+
+
+def _alike(plan: Plan) -> list[WorkerIndex]:
+    """The workers of ``workers=N``; not the one that only reads a source which cannot be shipped."""
+    if plan.options.workers == "per-task":
+        return []
+    sources = set(source_tasks(plan))
+    return [WorkerIndex(worker.index) for worker in plan.workers if not _only_reads(worker, sources)]
+
+
+def _only_reads(worker: WorkerPlan, sources: Iterable[TaskIndex]) -> bool:
+    return set(worker.tasks).issubset(sources)
+
+
+def _spread(loads: dict[WorkerIndex, float], cores: Sequence[int]) -> dict[WorkerIndex, int]:
+    """Neighbours beside each other, and each core with about as much: where the middle of a worker's load falls."""
+    total, before, found = sum(loads.values()), 0.0, {}
+    for worker, load in loads.items():
+        found[worker] = cores[int((before + load / 2) / total * len(cores))]
+        before += load
+    return found
+
+
+__all__ = ["Placement", "ProcReadings", "Readings"]

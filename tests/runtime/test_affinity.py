@@ -1,0 +1,128 @@
+"""Where a thread waits: on one core; and where it runs user code: on all that it may use."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+import zmq
+
+from consecution.kernel import cores_allowed
+from consecution.runtime.affinity import Affinity, transport_threads
+
+pytestmark = pytest.mark.skipif(len(cores_allowed()) < 2, reason="needs a choice of cores, which Linux gives")
+WAIT_S = 30.0
+
+
+@pytest.fixture(autouse=True)
+def all_cores() -> Iterator[frozenset[int]]:
+    """All that this thread may use, before and after."""
+    allowed = cores_allowed()
+    yield allowed
+    os.sched_setaffinity(0, allowed)
+
+
+@pytest.fixture
+def helper() -> Iterator[int]:
+    """A thread that does nothing."""
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait, args=(WAIT_S,))
+    thread.start()
+    assert thread.native_id is not None
+    yield thread.native_id
+    over.set()
+    thread.join()
+
+
+def test_it_is_bound_while_it_waits_and_only_then(all_cores: frozenset[int]) -> None:
+    affinity = Affinity()
+    last = max(all_cores)
+
+    affinity.place(last)
+    placed = cores_allowed()
+    affinity.bind()
+    waiting = cores_allowed()
+    affinity.free()
+
+    assert (placed, waiting, cores_allowed()) == (all_cores, {last}, all_cores)
+    assert affinity.core == last
+
+
+def test_nothing_is_bound_before_it_is_placed_or_once_it_is_let_go(all_cores: frozenset[int]) -> None:
+    affinity = Affinity()
+
+    affinity.bind()
+    before = cores_allowed()
+    affinity.place(min(all_cores))
+    affinity.place(None)
+    affinity.bind()
+
+    assert (before, cores_allowed()) == (all_cores, all_cores)
+
+
+def test_a_core_that_it_may_not_use_is_none(all_cores: frozenset[int]) -> None:
+    affinity = Affinity()
+
+    affinity.place(max(all_cores) + 1)
+    affinity.bind()
+
+    assert (affinity.core, cores_allowed()) == (None, all_cores)
+
+
+def test_what_user_code_has_chosen_for_its_thread_stays(all_cores: frozenset[int]) -> None:
+    affinity = Affinity()
+    first, last = min(all_cores), max(all_cores)
+    affinity.place(first)
+    os.sched_setaffinity(0, {last})
+
+    affinity.bind()
+    waiting = cores_allowed()
+    affinity.free()
+    affinity.place(first)
+
+    assert (waiting, cores_allowed(), affinity.core) == ({last}, {last}, None)
+
+
+def test_helpers_stay_where_they_are_put_until_it_is_let_go(all_cores: frozenset[int], helper: int) -> None:
+    affinity = Affinity(frozenset([helper]))
+
+    affinity.place(min(all_cores))
+    placed = os.sched_getaffinity(helper)
+    affinity.place(None)
+
+    assert (placed, os.sched_getaffinity(helper)) == ({min(all_cores)}, all_cores)
+
+
+def test_a_helper_that_is_gone_is_no_matter(all_cores: frozenset[int]) -> None:
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+    assert thread.native_id is not None
+    affinity = Affinity(frozenset([thread.native_id]))
+
+    affinity.place(min(all_cores))
+
+    assert affinity.core == min(all_cores)
+
+
+def test_the_threads_of_a_zeromq_context_are_found() -> None:
+    before = transport_threads()
+    context = zmq.Context(io_threads=1)
+    with context.socket(zmq.PULL):
+        made = transport_threads() - before
+    context.destroy(0)
+
+    assert made
+    assert threading.get_native_id() not in made
+
+
+def test_other_systems_have_nothing_to_choose_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+
+    affinity = Affinity()
+    affinity.place(0)
+
+    assert (cores_allowed(), affinity.core) == (frozenset(), None)
