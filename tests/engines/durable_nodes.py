@@ -37,7 +37,8 @@ class OnceFile(AppendSink):
 
 
 def lines_of(path: Path) -> list[Any]:
-    return [eval(line) for line in path.read_text().splitlines()] if path.exists() else []
+    text = path.read_text() if path.exists() else ""
+    return [eval(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 class Balance(KeyedNode):
