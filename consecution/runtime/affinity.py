@@ -53,8 +53,15 @@ class Affinity:
 
     def free(self) -> None:
         """A wait is over: user code may come next."""
-        if self._core is not None:
+        core = self._core
+        if core is None:
+            return
+        chosen = cores_allowed()
+        if chosen == {core} or not keep_to((core,)):
             keep_to(self._allowed)
+        else:  # The core is still to be had: so it was not the system that took it away, but somebody's choice.
+            self.place(None)
+            keep_to(chosen)
 
 
 def transport_threads() -> frozenset[int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import zmq
@@ -84,6 +85,57 @@ def test_what_user_code_has_chosen_for_its_thread_stays(all_cores: frozenset[int
     affinity.place(first)
 
     assert (waiting, cores_allowed(), affinity.core) == ({last}, {last}, None)
+
+
+def test_what_somebody_else_has_chosen_while_it_waits_stays(all_cores: frozenset[int], helper: int) -> None:
+    affinity = Affinity(frozenset([helper]))
+    first, last = min(all_cores), max(all_cores)
+    affinity.place(first)
+    affinity.bind()
+    os.sched_setaffinity(threading.get_native_id(), {last})
+
+    affinity.free()
+
+    assert (cores_allowed(), affinity.core, os.sched_getaffinity(helper)) == ({last}, None, all_cores)
+
+
+class Cpuset:
+    """A container whose cores are changed while it runs, as Linux sees to it since 6.2.
+
+    What a thread has asked for is kept, and holds again as soon as there are such cores.
+    """
+
+    def __init__(self, cores: set[int]) -> None:
+        self.cores = cores
+        self._asked: set[int] | None = None
+
+    def ask(self, thread: int, cores: Iterable[int]) -> None:
+        if not self.cores & set(cores):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        self._asked = set(cores)
+
+    def tell(self, thread: int) -> set[int]:
+        return self.cores if self._asked is None else self.cores & self._asked or self.cores
+
+
+@pytest.fixture
+def container(monkeypatch: pytest.MonkeyPatch) -> Cpuset:
+    made = Cpuset({0, 1})
+    monkeypatch.setattr(os, "sched_setaffinity", made.ask)
+    monkeypatch.setattr(os, "sched_getaffinity", made.tell)
+    return made
+
+
+def test_a_core_that_is_taken_away_while_it_waits_is_not_somebodys_choice(container: Cpuset) -> None:
+    affinity = Affinity()
+    affinity.place(1)
+    affinity.bind()
+    container.cores = {0}
+
+    affinity.free()
+    container.cores = {0, 1}
+
+    assert cores_allowed() == {0, 1}
 
 
 def test_helpers_stay_where_they_are_put_until_it_is_let_go(all_cores: frozenset[int], helper: int) -> None:
