@@ -60,4 +60,18 @@ def keep_to(cores: Iterable[int], thread: int = 0) -> bool:
     return False
 
 
-__all__ = ["cores_allowed", "end_with_parent", "keep_to", "set_timer_slack"]
+def cores_to_go_back_to() -> Iterable[int]:
+    """What the calling thread is to `keep_to` once it has been kept to less, so that all is as it was.
+
+    Where it was limited by its container alone, that is all cores: Linux (since 6.2) remembers what a thread has asked
+    for, and would not let it have those that the container is given later.
+    """
+    allowed = cores_allowed()
+    every = range(max(os.cpu_count() or 1, *allowed, 1) + 1)
+    if keep_to(every) and cores_allowed() == allowed:
+        return every
+    keep_to(allowed)
+    return allowed
+
+
+__all__ = ["cores_allowed", "cores_to_go_back_to", "end_with_parent", "keep_to", "set_timer_slack"]

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from consecution.kernel import cores_allowed, keep_to
+from consecution.kernel import cores_allowed, cores_to_go_back_to, keep_to
 
 TRANSPORT_THREADS = "ZMQbg"
 """What ZeroMQ calls those that it starts."""
@@ -29,6 +30,7 @@ class Affinity:
 
     def __init__(self, helpers: frozenset[int] = frozenset()) -> None:
         self._allowed = cores_allowed()
+        self._home: Iterable[int] = self._allowed
         self._helpers = helpers
         self._core: int | None = None
 
@@ -39,9 +41,11 @@ class Affinity:
 
     def place(self, core: int | None) -> None:
         """Wait on this core from now on, and go there. None, or one that it may not use: wherever the system likes."""
-        self._core = core if core in self._allowed else None
+        self._core = core if core in self._allowed and cores_allowed() == self._allowed else None
+        if self._core is not None:
+            self._home = cores_to_go_back_to()
         for helper in self._helpers:
-            keep_to(self._allowed if self._core is None else (self._core,), helper)
+            keep_to(self._home if self._core is None else (self._core,), helper)
         self.bind()
         self.free()
 
@@ -58,7 +62,7 @@ class Affinity:
             return
         chosen = cores_allowed()
         if chosen == {core} or not keep_to((core,)):
-            keep_to(self._allowed)
+            keep_to(self._home)
         else:  # The core is still to be had: so it was not the system that took it away, but somebody's choice.
             self.place(None)
             keep_to(chosen)

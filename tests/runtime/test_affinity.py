@@ -121,6 +121,7 @@ class Cpuset:
 @pytest.fixture
 def container(monkeypatch: pytest.MonkeyPatch) -> Cpuset:
     made = Cpuset({0, 1})
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "sched_setaffinity", made.ask)
     monkeypatch.setattr(os, "sched_getaffinity", made.tell)
     return made
@@ -134,6 +135,29 @@ def test_a_core_that_is_taken_away_while_it_waits_is_not_somebodys_choice(contai
 
     affinity.free()
     container.cores = {0, 1}
+
+    assert cores_allowed() == {0, 1}
+
+
+def test_it_may_use_the_cores_that_its_container_is_given_later(container: Cpuset) -> None:
+    affinity = Affinity()
+    affinity.place(1)
+    affinity.bind()
+    affinity.free()
+
+    container.cores = {0, 1, 2}
+
+    assert cores_allowed() == {0, 1, 2}
+
+
+def test_it_may_use_no_more_than_it_has_been_limited_to(container: Cpuset) -> None:
+    os.sched_setaffinity(0, {0, 1})
+    container.cores = {0, 1, 2}
+    affinity = Affinity()
+
+    affinity.place(1)
+    affinity.bind()
+    affinity.free()
 
     assert cores_allowed() == {0, 1}
 
