@@ -12,23 +12,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from consecution.kernel import cores_allowed, cores_to_go_back_to, keep_to
 
-TRANSPORT_THREADS = "ZMQbg"
-"""What ZeroMQ calls those that it starts."""
+TRANSPORT_THREADS = "/ZMQbg"
+"""What ZeroMQ calls those that it starts, behind the prefix of their context."""
 
 
 class Affinity:
     """Binds the thread that calls it to a core, from `bind` to `free`. Used by one thread.
 
-    ``helpers`` are threads that run nothing of the user's: those stay bound. A thread whose cores somebody else
+    ``helpers`` finds threads that run nothing of the user's: those stay bound. A thread whose cores somebody else
     changes is left alone from then on.
     """
 
-    def __init__(self, helpers: frozenset[int] = frozenset()) -> None:
+    def __init__(self, helpers: Callable[[], Iterable[int]] = tuple) -> None:
         self._allowed = cores_allowed()
         self._home: Iterable[int] = self._allowed
         self._helpers = helpers
@@ -44,7 +44,7 @@ class Affinity:
         self._core = core if core in self._allowed and cores_allowed() == self._allowed else None
         if self._core is not None:
             self._home = cores_to_go_back_to()
-        for helper in self._helpers:
+        for helper in self._helpers():
             keep_to(self._home if self._core is None else (self._core,), helper)
         self.bind()
         self.free()
@@ -68,13 +68,16 @@ class Affinity:
             keep_to(chosen)
 
 
-def transport_threads() -> frozenset[int]:
-    """The threads of this process that ZeroMQ has started; none where nobody says."""
+def transport_threads(prefix: int) -> frozenset[int]:
+    """The threads of this process that serve the ZeroMQ context with this ``THREAD_NAME_PREFIX``.
+
+    None where nobody says, and not before they have given themselves their name, which may be a while after the start.
+    """
     found = set()
     with contextlib.suppress(OSError):
         for thread in os.listdir("/proc/self/task"):
             with contextlib.suppress(OSError):
-                if Path("/proc/self/task", thread, "comm").read_text().startswith(TRANSPORT_THREADS):
+                if Path("/proc/self/task", thread, "comm").read_text().startswith(f"{prefix}{TRANSPORT_THREADS}"):
                     found.add(int(thread))
     return frozenset(found)
 

@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,10 +233,11 @@ class Worker:
         self._stop_beating = threading.Event()
         self._warned_of_s: set[float] = set()
         self._ending: set[TaskIndex] = set()
-        others = transport_threads()
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
+        ours = threading.get_native_id()  # no other thread's context is called so, the user's included
+        self._context.set(zmq.THREAD_NAME_PREFIX, ours)
         self._inbox = Inbox(self._context, spec.socket_folder, f"{spec.worker}.{spec.incarnation}")
-        self._affinity = Affinity(transport_threads() - others)
+        self._affinity = Affinity(partial(transport_threads, ours))
         self._plan = shipment.plan
         self._sockets = SocketOutbox(self._context, _homes(shipment.plan))
         self._outbox = _Outbox(frozenset(spec.tasks), self._sockets)

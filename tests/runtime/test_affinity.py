@@ -13,6 +13,7 @@ import zmq
 
 from consecution.kernel import cores_allowed
 from consecution.runtime.affinity import Affinity, transport_threads
+from tests.engines.misbehaving import wait_for
 
 pytestmark = pytest.mark.skipif(len(cores_allowed()) < 2, reason="needs a choice of cores, which Linux gives")
 WAIT_S = 30.0
@@ -88,7 +89,7 @@ def test_what_user_code_has_chosen_for_its_thread_stays(all_cores: frozenset[int
 
 
 def test_what_somebody_else_has_chosen_while_it_waits_stays(all_cores: frozenset[int], helper: int) -> None:
-    affinity = Affinity(frozenset([helper]))
+    affinity = Affinity(lambda: [helper])
     first, last = min(all_cores), max(all_cores)
     affinity.place(first)
     affinity.bind()
@@ -163,7 +164,7 @@ def test_it_may_use_no_more_than_it_has_been_limited_to(container: Cpuset) -> No
 
 
 def test_helpers_stay_where_they_are_put_until_it_is_let_go(all_cores: frozenset[int], helper: int) -> None:
-    affinity = Affinity(frozenset([helper]))
+    affinity = Affinity(lambda: [helper])
 
     affinity.place(min(all_cores))
     placed = os.sched_getaffinity(helper)
@@ -172,27 +173,40 @@ def test_helpers_stay_where_they_are_put_until_it_is_let_go(all_cores: frozenset
     assert (placed, os.sched_getaffinity(helper)) == ({min(all_cores)}, all_cores)
 
 
+def test_helpers_are_looked_for_when_it_is_placed(all_cores: frozenset[int], helper: int) -> None:
+    helpers: list[int] = []
+    affinity = Affinity(lambda: helpers)
+    helpers.append(helper)
+
+    affinity.place(min(all_cores))
+
+    assert os.sched_getaffinity(helper) == {min(all_cores)}
+
+
 def test_a_helper_that_is_gone_is_no_matter(all_cores: frozenset[int]) -> None:
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()
     assert thread.native_id is not None
-    affinity = Affinity(frozenset([thread.native_id]))
+    gone = thread.native_id
+    affinity = Affinity(lambda: [gone])
 
     affinity.place(min(all_cores))
 
     assert affinity.core == min(all_cores)
 
 
-def test_the_threads_of_a_zeromq_context_are_found() -> None:
-    before = transport_threads()
-    context = zmq.Context(io_threads=1)
-    with context.socket(zmq.PULL):
-        made = transport_threads() - before
-    context.destroy(0)
+def test_the_threads_of_one_zeromq_context_are_found() -> None:
+    own, another = zmq.Context(io_threads=1), zmq.Context(io_threads=1)
+    own.set(zmq.THREAD_NAME_PREFIX, 4711)
+    with own.socket(zmq.PULL), another.socket(zmq.PULL):
+        wait_for(lambda: len(transport_threads(4711)) == 2, WAIT_S)  # one for messages, one that cleans up
+        found = transport_threads(4711), transport_threads(471)
+    own.destroy(0)
+    another.destroy(0)
 
-    assert made
-    assert threading.get_native_id() not in made
+    assert threading.get_native_id() not in found[0]
+    assert not found[1]
 
 
 def test_other_systems_have_nothing_to_choose_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from consecution.kernel import cores_allowed
 from consecution.protocol.origin import BatchDecided, Change
 from consecution.protocol.values import Ack, Acks, Frame, FrameId, Message, Stage, TaskIndex, WorkerIndex
 from consecution.runtime import control, worker
+from consecution.runtime.affinity import transport_threads
 from consecution.runtime.journal import Journal
 from consecution.runtime.local_run import open_run_state
 from consecution.runtime.shipping import Shipment
@@ -331,6 +332,8 @@ def test_its_loop_waits_on_the_core_that_it_is_told_and_works_on_any(bench: Make
     one.wire()
     one.tell(control.Place(core))
     wait_for(lambda: os.sched_getaffinity(loop) == {core}, WAIT_S)
+    serving = transport_threads(threading.get_native_id())  # which has made the worker
+    beside_it = [os.sched_getaffinity(thread) for thread in serving]
 
     one.send([1])
     assert node.entered.wait(WAIT_S)
@@ -341,6 +344,8 @@ def test_its_loop_waits_on_the_core_that_it_is_told_and_works_on_any(bench: Make
     wait_for(lambda: os.sched_getaffinity(loop) == allowed, WAIT_S)
 
     assert at_work == allowed
+    assert beside_it == [{core}, {core}]
+    assert all(os.sched_getaffinity(thread) == allowed for thread in serving)
 
 
 @pytest.mark.parametrize("step", ["begin", "end"])
