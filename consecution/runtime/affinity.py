@@ -73,11 +73,11 @@ def transport_threads(prefix: int) -> frozenset[int]:
 
     None where nobody says, and not before they have given themselves their name, which may be a while after the start.
     """
-    found = set()
+    found, begins = set(), f"{prefix}{TRANSPORT_THREADS}".encode()
     with contextlib.suppress(OSError):
         for thread in os.listdir("/proc/self/task"):
             with contextlib.suppress(OSError):
-                if Path("/proc/self/task", thread, "comm").read_text().startswith(f"{prefix}{TRANSPORT_THREADS}"):
+                if Path("/proc/self/task", thread, "comm").read_bytes().startswith(begins):
                     found.add(int(thread))
     return frozenset(found)
 

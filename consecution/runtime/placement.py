@@ -65,7 +65,7 @@ class ProcReadings:
 
     def process(self, pid: int) -> float | None:
         with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
             return (int(fields[11]) + int(fields[12])) * self._tick_s
         return None
 

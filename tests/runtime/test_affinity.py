@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 import zmq
@@ -207,6 +208,26 @@ def test_the_threads_of_one_zeromq_context_are_found() -> None:
 
     assert threading.get_native_id() not in found[0]
     assert not found[1]
+
+
+def test_a_thread_may_have_a_name_that_is_no_text() -> None:
+    context, over = zmq.Context(io_threads=1), threading.Event()
+    context.set(zmq.THREAD_NAME_PREFIX, 4711)
+    named = threading.Event()
+
+    def run() -> None:
+        Path("/proc/thread-self/comm").write_bytes(b"caf\xe9")
+        named.set()
+        over.wait(WAIT_S)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert named.wait(WAIT_S)
+    with context.socket(zmq.PULL):
+        wait_for(lambda: len(transport_threads(4711)) == 2, WAIT_S)
+    context.destroy(0)
+    over.set()
+    thread.join()
 
 
 def test_other_systems_have_nothing_to_choose_from(monkeypatch: pytest.MonkeyPatch) -> None:

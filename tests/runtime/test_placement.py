@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from typing import Any
@@ -277,6 +278,25 @@ def test_what_linux_has_counted_grows_with_what_was_done() -> None:
     assert ended is not None
     assert ended >= began + 0.1
     assert sum(map(sum, later.values())) > sum(map(sum, cores.values()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems are not asked")
+def test_a_process_may_have_a_name_that_is_no_text() -> None:
+    with subprocess.Popen([sys.executable, "-c", NAMED_ODDLY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"named\n"
+
+        assert ProcReadings().process(child.pid) is not None
+
+        child.communicate(b"")
+
+
+NAMED_ODDLY = """
+import sys
+open("/proc/self/comm", "wb").write(b"caf\\xe9) 1 (")
+print("named", flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems are not asked")
