@@ -3,7 +3,7 @@
 Workers that all host the same (``workers=N``) are placed from the start, if nobody else is at work: each on a core of
 its own as far as there are so many. Others are placed while they leave the cores time to spare: neighbours share a core
 where both fit in. Either is given up once a core is full while another is not, or others come, for the system moves
-work that is not bound. It is tried again later, and ever more rarely.
+work that is not bound; and once it is not known what cores do. It is tried again later, and ever more rarely.
 """
 
 from __future__ import annotations
@@ -113,8 +113,10 @@ class Placement:
         passed_s, self._looked_s = now_s - self._looked_s, now_s
         use = self._use_of_cores()
         loads = self._loads(pids, passed_s)
-        if not use or passed_s < LEAST_WINDOW_S:
+        if passed_s < LEAST_WINDOW_S:
             return False
+        if not use:
+            return bool(self.cores_of) and self._let_go(now_s)
         others = max(0.0, sum(use.values()) - sum(loads.values()))
         of_workers = {worker: loads[pid] / _count(pids, pid) for worker, pid in pids.items() if pid in loads}
         if self.cores_of:
@@ -124,14 +126,15 @@ class Placement:
         return bool(self.cores_of)
 
     def _use_of_cores(self) -> dict[int, float]:
-        """Core → the part of the time that it was at work; empty where the system has not said so of each."""
+        """Core → the part of the time that it was at work; empty where nothing was counted of one of them."""
         before, now = self._counted, self._readings.cores()
         self._counted = now
         use = {}
         for core in self._cores:
             if core in before and core in now:
                 worked, idle = now[core][0] - before[core][0], now[core][1] - before[core][1]
-                use[core] = worked / (worked + idle) if worked + idle > 0 else 0.0
+                if worked + idle > 0:
+                    use[core] = worked / (worked + idle)
         return use if len(use) == len(self._cores) else {}
 
     def _loads(self, pids: dict[WorkerIndex, int], passed_s: float) -> dict[int, float]:

@@ -228,6 +228,24 @@ def test_a_system_that_says_nothing_any_more_changes_nothing() -> None:
     assert machine.look([0.0, 0.0], {})
 
 
+def test_a_system_whose_counts_stand_still_says_nothing() -> None:
+    machine = Machine(plan_of(workers=2))
+
+    machine.now_s += LOOK_EVERY_S
+
+    assert not machine.placement.begin(machine.now_s, machine.pids)
+
+
+def test_they_are_let_go_when_the_system_says_nothing_any_more() -> None:
+    machine = Machine(plan_of(workers=2))
+    machine.begin([0.9, 0.9], ALONE)
+    machine.silent = True
+
+    assert machine.look([1.0, 1.0], {0: 0.1, 1: 0.1})
+    assert machine.cores_of == {}
+    assert not machine.look([1.0, 1.0], {0: 0.1, 1: 0.1})
+
+
 @pytest.fixture
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "cores_allowed", lambda: frozenset([0, 1]))
