@@ -88,6 +88,7 @@ class Placement:
         self._alike = _alike(plan)
         self._pause_s = FIRST_PAUSE_S
         self._looked_s, self._due_s = now_s, now_s
+        self._pids: dict[WorkerIndex, int] = {}
         self._counted = readings.cores()
         self._used = self._used_by(helpers())
 
@@ -111,6 +112,8 @@ class Placement:
 
     def _look(self, now_s: float, pids: dict[WorkerIndex, int]) -> bool:
         passed_s, self._looked_s = now_s - self._looked_s, now_s
+        # What one that has died had taken looks like others' work, and its core is idle until it has been replaced.
+        is_new, self._pids = pids != self._pids, pids
         use = self._use_of_cores()
         loads = self._loads(pids, passed_s)
         if passed_s < LEAST_WINDOW_S:
@@ -120,7 +123,7 @@ class Placement:
         others = max(0.0, sum(use.values()) - sum(loads.values()))
         of_workers = {worker: loads[pid] / _count(pids, pid) for worker, pid in pids.items() if pid in loads}
         if self.cores_of:
-            return self._is_bad(use, others) and self._let_go(now_s)
+            return not is_new and self._is_bad(use, others) and self._let_go(now_s)
         if now_s >= self._due_s:
             self.cores_of = self._suitable(of_workers, others)
         return bool(self.cores_of)

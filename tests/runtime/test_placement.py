@@ -29,6 +29,7 @@ class Machine:
         self.silent = False
         self._cores = dict.fromkeys(range(cores), (50.0, 60.0))
         self._used = {OURSELVES: 5.0}
+        self.pids = {WorkerIndex(worker.index): worker.index for worker in plan.workers}
         self.placement = Placement(plan, range(cores), self, lambda: [OURSELVES], self.now_s)
 
     def cores(self) -> dict[int, tuple[float, float]]:
@@ -36,10 +37,6 @@ class Machine:
 
     def process(self, pid: int) -> float | None:
         return self._used.get(pid)
-
-    @property
-    def pids(self) -> dict[WorkerIndex, int]:
-        return {WorkerIndex(worker.index): worker.index for worker in self.plan.workers}
 
     @property
     def cores_of(self) -> dict[int, int]:
@@ -56,11 +53,11 @@ class Machine:
 
     def begin(self, use: list[float], loads: dict[int, float]) -> bool:
         self.live(0.3, use, loads)
-        return self.placement.begin(self.now_s, self.pids)
+        return self.placement.begin(self.now_s, dict(self.pids))
 
     def look(self, use: list[float], loads: dict[int, float], seconds: float = LOOK_EVERY_S) -> bool:
         self.live(seconds, use, loads)
-        return self.placement.look(self.now_s, self.pids)
+        return self.placement.look(self.now_s, dict(self.pids))
 
 
 def same(item: Any) -> Any:
@@ -133,6 +130,15 @@ def test_they_are_let_go_when_one_core_is_full_and_another_is_not() -> None:
     assert machine.look([1.0, 0.5], {0: 1.0, 1: 0.5})
 
     assert machine.cores_of == {}
+
+
+def test_the_death_of_one_is_no_sign_of_others() -> None:
+    machine = Machine(plan_of(workers=2))
+    machine.begin([0.9, 0.9], ALONE)
+    machine.pids[WorkerIndex(1)] = 11
+
+    assert not machine.look([1.0, 0.8], {0: 1.0, 11: 0.1}), "the rest was the last one's"
+    assert machine.look([1.0, 0.5], {0: 1.0, 11: 0.5}), "now it counts"
 
 
 def test_workers_of_a_task_each_are_left_to_the_system_as_they_begin() -> None:
