@@ -111,13 +111,14 @@ class Placement:
         return now_s - self._looked_s >= LOOK_EVERY_S and self._look(now_s, pids)
 
     def _look(self, now_s: float, pids: dict[WorkerIndex, int]) -> bool:
-        passed_s, self._looked_s = now_s - self._looked_s, now_s
+        passed_s = now_s - self._looked_s
+        if passed_s < LEAST_WINDOW_S:
+            return False
+        self._looked_s = now_s
         # What one that has died had taken looks like others' work, and its core is idle until it has been replaced.
         is_new, self._pids = pids != self._pids, pids
         use = self._use_of_cores()
         loads = self._loads(pids, passed_s)
-        if passed_s < LEAST_WINDOW_S:
-            return False
         if not use:
             return bool(self.cores_of) and self._let_go(now_s)
         others = max(0.0, sum(use.values()) - sum(loads.values()))

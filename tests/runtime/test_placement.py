@@ -224,6 +224,15 @@ def test_nothing_is_decided_in_between_nor_over_a_time_that_says_nothing() -> No
     assert machine.look([0.0, 0.0], {}, LOOK_EVERY_S / 2)
 
 
+def test_what_was_counted_over_too_short_a_time_counts_with_what_comes_next() -> None:
+    machine = Machine(plan_of(workers=2))
+
+    assert not machine.placement.begin(machine.now_s, dict(machine.pids)), "no time at all"
+    machine.live(0.08, [1.0, 1.0], {})
+    assert not machine.placement.begin(machine.now_s, dict(machine.pids))
+    assert not machine.begin([0.3, 0.3], {0: 0.3, 1: 0.3}), "others have had all of both cores for 0.08 of 0.38 s"
+
+
 def test_a_system_that_says_nothing_any_more_changes_nothing() -> None:
     machine = Machine(plan_of(workers=2))
     machine.silent = True
