@@ -198,7 +198,8 @@ def _spread(loads: dict[WorkerIndex, float], cores: Sequence[int]) -> dict[Worke
     """Neighbours beside each other, and each core with about as much: where the middle of a worker's load falls."""
     total, before, found = sum(loads.values()), 0.0, {}
     for worker, load in loads.items():
-        found[worker] = cores[int((before + load / 2) / total * len(cores))]
+        middle = (before + load / 2) / total  # 1.0 beside a load that is too large for it to count
+        found[worker] = cores[min(int(middle * len(cores)), len(cores) - 1)]
         before += load
     return found
 

@@ -184,6 +184,12 @@ def test_they_are_not_placed_where_they_do_not_fit_in(use: list[float], loads: d
     assert machine.cores_of == {}
 
 
+def test_a_count_that_cannot_be_true_is_no_matter() -> None:
+    machine = Machine(plan_of())
+
+    assert not machine.look([0.4, 0.4], {0: 1e17, 1: 0.2, 2: 0.2})
+
+
 def test_they_are_let_go_once_they_have_more_to_do() -> None:
     machine = Machine(plan_of())
     machine.look([0.4, 0.4], {0: 0.4, 1: 0.2, 2: 0.2})
