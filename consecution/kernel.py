@@ -43,11 +43,11 @@ def set_timer_slack(nanoseconds: int) -> None:
     _ask(PR_SET_TIMERSLACK, nanoseconds)
 
 
-def cores_allowed() -> frozenset[int]:
-    """The cores that the calling thread may run on; none where nobody says."""
+def cores_allowed(thread: int = 0) -> frozenset[int]:
+    """The cores that a thread (0: the calling one) may run on; none where nobody says."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            return frozenset(os.sched_getaffinity(0))
+            return frozenset(os.sched_getaffinity(thread))
     return frozenset()
 
 

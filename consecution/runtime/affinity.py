@@ -25,7 +25,7 @@ class Affinity:
     """Binds the thread that calls it to a core, from `bind` to `free`. Used by one thread.
 
     ``helpers`` finds threads that run nothing of the user's: those stay bound. A thread whose cores somebody else
-    changes is left alone from then on.
+    changes is left alone from then on, a helper too.
     """
 
     def __init__(self, helpers: Callable[[], Iterable[int]] = tuple) -> None:
@@ -41,11 +41,14 @@ class Affinity:
 
     def place(self, core: int | None) -> None:
         """Wait on this core from now on, and go there. None, or one that it may not use: wherever the system likes."""
-        self._core = core if core in self._allowed and cores_allowed() == self._allowed else None
+        before, self._core = self._core, core if core in self._allowed and cores_allowed() == self._allowed else None
+        if before is self._core is None:
+            return
         if self._core is not None:
             self._home = cores_to_go_back_to()
         for helper in self._helpers():
-            keep_to(self._home if self._core is None else (self._core,), helper)
+            if cores_allowed(helper) == self._allowed or not (before is None or _was_moved(helper, before)):
+                keep_to(self._home if self._core is None else (self._core,), helper)
         self.bind()
         self.free()
 
@@ -60,12 +63,22 @@ class Affinity:
         core = self._core
         if core is None:
             return
-        chosen = cores_allowed()
-        if chosen == {core} or not keep_to((core,)):
-            keep_to(self._home)
-        else:  # The core is still to be had: so it was not the system that took it away, but somebody's choice.
+        if _was_moved(0, core):
             self.place(None)
-            keep_to(chosen)
+        else:
+            keep_to(self._home)
+
+
+def _was_moved(thread: int, core: int) -> bool:
+    """Whether somebody has chosen other cores for a thread that was bound to this one; it keeps those.
+
+    Where the core is not to be had any more, it was the system.
+    """
+    cores = cores_allowed(thread)
+    if cores == {core} or not keep_to((core,), thread):
+        return False
+    keep_to(cores, thread)
+    return True
 
 
 def transport_threads(prefix: int) -> frozenset[int]:

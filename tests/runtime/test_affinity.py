@@ -109,15 +109,15 @@ class Cpuset:
 
     def __init__(self, cores: set[int]) -> None:
         self.cores = cores
-        self._asked: set[int] | None = None
+        self._asked: dict[int, set[int]] = {}
 
     def ask(self, thread: int, cores: Iterable[int]) -> None:
         if not self.cores & set(cores):
             raise OSError(errno.EINVAL, "Invalid argument")
-        self._asked = set(cores)
+        self._asked[thread] = set(cores)
 
     def tell(self, thread: int) -> set[int]:
-        return self.cores if self._asked is None else self.cores & self._asked or self.cores
+        return self.cores & self._asked.get(thread, self.cores) or self.cores
 
 
 @pytest.fixture
@@ -130,15 +130,16 @@ def container(monkeypatch: pytest.MonkeyPatch) -> Cpuset:
 
 
 def test_a_core_that_is_taken_away_while_it_waits_is_not_somebodys_choice(container: Cpuset) -> None:
-    affinity = Affinity()
+    affinity = Affinity(lambda: [7])
     affinity.place(1)
     affinity.bind()
     container.cores = {0}
 
     affinity.free()
+    affinity.bind()
     container.cores = {0, 1}
 
-    assert cores_allowed() == {0, 1}
+    assert (cores_allowed(), cores_allowed(7)) == ({0, 1}, {0, 1})
 
 
 def test_it_may_use_the_cores_that_its_container_is_given_later(container: Cpuset) -> None:
@@ -172,6 +173,18 @@ def test_helpers_stay_where_they_are_put_until_it_is_let_go(all_cores: frozenset
     affinity.place(None)
 
     assert (placed, os.sched_getaffinity(helper)) == ({min(all_cores)}, all_cores)
+
+
+def test_what_somebody_else_has_chosen_for_a_helper_stays(all_cores: frozenset[int], helper: int) -> None:
+    affinity = Affinity(lambda: [helper])
+    affinity.place(min(all_cores))
+    os.sched_setaffinity(helper, {max(all_cores)})
+
+    affinity.place(None)
+    let_go = os.sched_getaffinity(helper)
+    affinity.place(min(all_cores))
+
+    assert (let_go, os.sched_getaffinity(helper)) == ({max(all_cores)}, {max(all_cores)})
 
 
 def test_helpers_are_looked_for_when_it_is_placed(all_cores: frozenset[int], helper: int) -> None:
