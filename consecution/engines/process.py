@@ -17,6 +17,7 @@ from consecution.protocol.origin import FailureEntry
 from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.report import Report, Status
 from consecution.runtime import assembly, failpoints
+from consecution.runtime.affinities import Affinities
 from consecution.runtime.books import Books, completed_before, read_books
 from consecution.runtime.launcher import ProcessWorker, ThreadWorker
 from consecution.runtime.local_run import finished_before, manual_sources, open_run_state, push_into, status_of
@@ -25,7 +26,6 @@ from consecution.runtime.logs import LogPump, LogStream
 from consecution.runtime.memory import can_limit_memory
 from consecution.runtime.occupation import GivenUp, LastHook, wait_looking
 from consecution.runtime.offspring import come_back_alone
-from consecution.runtime.placement import Placement
 from consecution.runtime.service_manager import VARIABLES, ServiceManager
 from consecution.runtime.shipping import Parcel, Shipment, can_ship, ship
 from consecution.runtime.slots import SlotFile
@@ -83,7 +83,7 @@ class ProcessRunning(Running):
         self._plan = plan
         self._service_manager = ServiceManager.of(os.environ)
         self._supervisor = Supervisor(
-            plan, self._launch, self._say, on_turn=self._on_turn, placement=Placement.of(plan, time.monotonic())
+            plan, self._launch, self._say, on_turn=self._on_turn, affinities=Affinities.of(plan, time.monotonic())
         )
         failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
         self._state = open_run_state(plan)

@@ -39,7 +39,7 @@ class Affinity:
         """Where it waits; None: wherever the system likes."""
         return self._core
 
-    def place(self, core: int | None) -> None:
+    def wait_on(self, core: int | None) -> None:
         """Wait on this core from now on, and go there. None, or one that it may not use: wherever the system likes."""
         before, self._core = self._core, core if core in self._allowed and cores_allowed() == self._allowed else None
         if before is self._core is None:
@@ -56,7 +56,7 @@ class Affinity:
         """A wait begins."""
         core = self._core
         if core is not None and not (cores_allowed() == self._allowed and keep_to((core,))):
-            self.place(None)
+            self.wait_on(None)
 
     def free(self) -> None:
         """A wait is over: user code may come next."""
@@ -64,7 +64,7 @@ class Affinity:
         if core is None:
             return
         if _was_moved(0, core):
-            self.place(None)
+            self.wait_on(None)
         else:
             keep_to(self._home)
 

@@ -67,7 +67,7 @@ class AtWork:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WaitOn:
     """Wait on this core from now on; None: wherever the system likes."""
 
     core: int | None

@@ -28,10 +28,10 @@ from consecution.protocol.recovery import Order, OrderReplay, Recovery, StartWor
 from consecution.protocol.step import Counts
 from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.runtime import control, failpoints
+from consecution.runtime.affinities import Affinities
 from consecution.runtime.assembly import drain_stages, end_stages, source_tasks
 from consecution.runtime.books import NO_COUNTS, Books, add_counts
 from consecution.runtime.launcher import WorkerProcess
-from consecution.runtime.placement import Placement
 
 LOOK_EVERY_S = 0.1
 ABORT_WAIT_S = 0.5
@@ -106,7 +106,7 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
         wait: Wait = wait_for,
         on_turn: Callable[[], None] = lambda: None,
-        placement: Placement | None = None,
+        affinities: Affinities | None = None,
     ) -> None:
         self.plan = plan
         self.restarts = 0
@@ -118,7 +118,7 @@ class Supervisor:
         self._clock = clock
         self._wait = wait
         self._on_turn = on_turn
-        self._placement = placement
+        self._affinities = affinities
         self._tasks = {TaskIndex(task.index): _Seen() for task in plan.tasks}
         self._workers = {WorkerIndex(worker.index): _Watched(worker) for worker in plan.workers}
         self._sources = source_tasks(plan)
@@ -262,7 +262,7 @@ class Supervisor:
         self._forgive_standstill()
         self._look_for_hanging()
         self._tell_of_long_work()
-        self._place_workers()
+        self._give_cores()
         self._on_turn()
 
     def _forgive_standstill(self) -> float:
@@ -585,20 +585,21 @@ class Supervisor:
         for worker in self._workers:
             self._tell(worker, control.AtWork())
 
-    def _place_workers(self) -> None:
-        if self._placement is not None and self.ready and self._placement.look(self._clock(), self._pids_of_workers()):
-            self._tell_places()
+    def _give_cores(self) -> None:
+        affinities = self._affinities
+        if affinities is not None and self.ready and affinities.look(self._clock(), self._pids_of_workers()):
+            self._tell_cores()
 
-    def _tell_places(self) -> None:
+    def _tell_cores(self) -> None:
         for worker in self._workers:
-            self._tell(worker, control.Place(self.core_of(worker)))
+            self._tell(worker, control.WaitOn(self.core_of(worker)))
 
     def _pids_of_workers(self) -> dict[WorkerIndex, int]:
         return {worker: w.process.pid for worker, w in self._workers.items() if w.process is not None}
 
     def core_of(self, worker: WorkerIndex) -> int | None:
         """Where this worker is to wait; None: wherever the system likes."""
-        return None if self._placement is None else self._placement.cores_of.get(worker)
+        return None if self._affinities is None else self._affinities.cores_of.get(worker)
 
     # -- orders ----------------------------------------------------------------------------------
 
@@ -615,8 +616,8 @@ class Supervisor:
             elif isinstance(order, OrderReplay):
                 self._remember_ends()
                 self._tell_ends()
-                if self._placement is not None and self._placement.begin(self._clock(), self._pids_of_workers()):
-                    self._tell_places()
+                if self._affinities is not None and self._affinities.begin(self._clock(), self._pids_of_workers()):
+                    self._tell_cores()
                 for worker in self._workers:
                     self._tell(worker, control.Replay(after_death=self.restarts > 0))
                 failpoints.passed("supervisor.replayed")

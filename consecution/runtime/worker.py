@@ -307,7 +307,7 @@ class Worker:
             gc.freeze()  # Code and inputs stay to the end: no collection has to go through them.
         self._tell(control.Began(self.worker))
         failpoints.passed("worker.begun")
-        self._affinity.place(self._spec.core)
+        self._affinity.wait_on(self._spec.core)
         self.doing = "process"
         while not self._quit:
             self._turn()
@@ -472,8 +472,8 @@ class Worker:
         elif isinstance(order, control.Pause):
             for source in self._sources.values():
                 source.pause(paused=order.paused)
-        elif isinstance(order, control.Place):
-            self._affinity.place(order.core)
+        elif isinstance(order, control.WaitOn):
+            self._affinity.wait_on(order.core)
         elif isinstance(order, control.AtWork):
             self._at_work_s = time.monotonic()
         elif isinstance(order, control.Judged):

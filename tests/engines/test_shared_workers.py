@@ -18,7 +18,7 @@ import consecution
 from consecution import FlatMap, KeyedNode, Map, Node, Pipeline, Producer, Running, StatefulNode, TextLines
 from consecution.errors import StateDirError, StoppedByItemError
 from consecution.kernel import cores_allowed
-from consecution.runtime import placement
+from consecution.runtime import affinities
 from consecution.runtime.journal_check import check_state_dir
 from tests.engines.durable_nodes import Balance, OnceFile, lines_of, payments, totals
 from tests.engines.misbehaving import Copy, Gate, Misbehaving, wait_for
@@ -91,9 +91,9 @@ def test_workers_wait_on_a_core_of_their_own_and_nodes_run_on_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = sorted(cores_allowed())[:2]
-    monkeypatch.setattr(placement, "cores_allowed", lambda: frozenset(two))
-    monkeypatch.setattr(placement, "ALONE", 1000.0)  # whatever else this machine is at
-    monkeypatch.setattr(placement, "FULL", 1000.0)
+    monkeypatch.setattr(affinities, "cores_allowed", lambda: frozenset(two))
+    monkeypatch.setattr(affinities, "ALONE", 1000.0)  # whatever else this machine is at
+    monkeypatch.setattr(affinities, "FULL", 1000.0)
     items, may_go = tmp_path / "items", tmp_path / "go"
     chain = Producer(lambda: grows(items)) | Waits("waits", may_go) * 2 | TextLines("lines", path=tmp_path / "out")
 

@@ -44,7 +44,7 @@ def test_it_is_bound_while_it_waits_and_only_then(all_cores: frozenset[int]) -> 
     affinity = Affinity()
     last = max(all_cores)
 
-    affinity.place(last)
+    affinity.wait_on(last)
     placed = cores_allowed()
     affinity.bind()
     waiting = cores_allowed()
@@ -59,8 +59,8 @@ def test_nothing_is_bound_before_it_is_placed_or_once_it_is_let_go(all_cores: fr
 
     affinity.bind()
     before = cores_allowed()
-    affinity.place(min(all_cores))
-    affinity.place(None)
+    affinity.wait_on(min(all_cores))
+    affinity.wait_on(None)
     affinity.bind()
 
     assert (before, cores_allowed()) == (all_cores, all_cores)
@@ -69,7 +69,7 @@ def test_nothing_is_bound_before_it_is_placed_or_once_it_is_let_go(all_cores: fr
 def test_a_core_that_it_may_not_use_is_none(all_cores: frozenset[int]) -> None:
     affinity = Affinity()
 
-    affinity.place(max(all_cores) + 1)
+    affinity.wait_on(max(all_cores) + 1)
     affinity.bind()
 
     assert (affinity.core, cores_allowed()) == (None, all_cores)
@@ -78,13 +78,13 @@ def test_a_core_that_it_may_not_use_is_none(all_cores: frozenset[int]) -> None:
 def test_what_user_code_has_chosen_for_its_thread_stays(all_cores: frozenset[int]) -> None:
     affinity = Affinity()
     first, last = min(all_cores), max(all_cores)
-    affinity.place(first)
+    affinity.wait_on(first)
     os.sched_setaffinity(0, {last})
 
     affinity.bind()
     waiting = cores_allowed()
     affinity.free()
-    affinity.place(first)
+    affinity.wait_on(first)
 
     assert (waiting, cores_allowed(), affinity.core) == ({last}, {last}, None)
 
@@ -92,7 +92,7 @@ def test_what_user_code_has_chosen_for_its_thread_stays(all_cores: frozenset[int
 def test_what_somebody_else_has_chosen_while_it_waits_stays(all_cores: frozenset[int], helper: int) -> None:
     affinity = Affinity(lambda: [helper])
     first, last = min(all_cores), max(all_cores)
-    affinity.place(first)
+    affinity.wait_on(first)
     affinity.bind()
     os.sched_setaffinity(threading.get_native_id(), {last})
 
@@ -131,7 +131,7 @@ def container(monkeypatch: pytest.MonkeyPatch) -> Cpuset:
 
 def test_a_core_that_is_taken_away_while_it_waits_is_not_somebodys_choice(container: Cpuset) -> None:
     affinity = Affinity(lambda: [7])
-    affinity.place(1)
+    affinity.wait_on(1)
     affinity.bind()
     container.cores = {0}
 
@@ -144,7 +144,7 @@ def test_a_core_that_is_taken_away_while_it_waits_is_not_somebodys_choice(contai
 
 def test_it_may_use_the_cores_that_its_container_is_given_later(container: Cpuset) -> None:
     affinity = Affinity()
-    affinity.place(1)
+    affinity.wait_on(1)
     affinity.bind()
     affinity.free()
 
@@ -158,7 +158,7 @@ def test_it_may_use_no_more_than_it_has_been_limited_to(container: Cpuset) -> No
     container.cores = {0, 1, 2}
     affinity = Affinity()
 
-    affinity.place(1)
+    affinity.wait_on(1)
     affinity.bind()
     affinity.free()
 
@@ -168,21 +168,21 @@ def test_it_may_use_no_more_than_it_has_been_limited_to(container: Cpuset) -> No
 def test_helpers_stay_where_they_are_put_until_it_is_let_go(all_cores: frozenset[int], helper: int) -> None:
     affinity = Affinity(lambda: [helper])
 
-    affinity.place(min(all_cores))
+    affinity.wait_on(min(all_cores))
     placed = os.sched_getaffinity(helper)
-    affinity.place(None)
+    affinity.wait_on(None)
 
     assert (placed, os.sched_getaffinity(helper)) == ({min(all_cores)}, all_cores)
 
 
 def test_what_somebody_else_has_chosen_for_a_helper_stays(all_cores: frozenset[int], helper: int) -> None:
     affinity = Affinity(lambda: [helper])
-    affinity.place(min(all_cores))
+    affinity.wait_on(min(all_cores))
     os.sched_setaffinity(helper, {max(all_cores)})
 
-    affinity.place(None)
+    affinity.wait_on(None)
     let_go = os.sched_getaffinity(helper)
-    affinity.place(min(all_cores))
+    affinity.wait_on(min(all_cores))
 
     assert (let_go, os.sched_getaffinity(helper)) == ({max(all_cores)}, {max(all_cores)})
 
@@ -192,7 +192,7 @@ def test_helpers_are_looked_for_when_it_is_placed(all_cores: frozenset[int], hel
     affinity = Affinity(lambda: helpers)
     helpers.append(helper)
 
-    affinity.place(min(all_cores))
+    affinity.wait_on(min(all_cores))
 
     assert os.sched_getaffinity(helper) == {min(all_cores)}
 
@@ -205,7 +205,7 @@ def test_a_helper_that_is_gone_is_no_matter(all_cores: frozenset[int]) -> None:
     gone = thread.native_id
     affinity = Affinity(lambda: [gone])
 
-    affinity.place(min(all_cores))
+    affinity.wait_on(min(all_cores))
 
     assert affinity.core == min(all_cores)
 
@@ -247,6 +247,6 @@ def test_other_systems_have_nothing_to_choose_from(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "platform", "darwin")
 
     affinity = Affinity()
-    affinity.place(0)
+    affinity.wait_on(0)
 
     assert (cores_allowed(), affinity.core) == (frozenset(), None)

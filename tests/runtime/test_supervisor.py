@@ -212,7 +212,7 @@ ORDINARY: dict[str, Reaction] = {
     "StopReading": drain,
     "Judged": nothing,
     "AtWork": nothing,
-    "Place": nothing,
+    "WaitOn": nothing,
     "Quit": close,
 }
 
@@ -229,7 +229,7 @@ class World:
     launch_errors: list[Exception] = field(default_factory=list)
     in_thread: bool = False
     workers: Any = "per-task"
-    placement: Any = None
+    affinities: Any = None
 
     def __post_init__(self) -> None:
         graph = Pipeline(Producer([1]) | self.first_node("a") * 2 | self.node("b"))
@@ -251,7 +251,7 @@ class World:
             lambda mark, text: self.said.append(text),
             clock=lambda: self.now_s,
             wait=self._wait,
-            placement=self.placement,
+            affinities=self.affinities,
         )
 
     def _launch(self, index: WorkerIndex, incarnation: int) -> FakeWorker:
@@ -930,7 +930,7 @@ def test_nobody_is_told_of_a_task_that_is_done_with_a_frame_now_and_then_or_has_
         assert world.orders(control.AtWork) == []
 
 
-class FakePlacement:
+class FakeAffinities:
     """Has decided already what it says at the begin, and when it is looked at for the third time."""
 
     def __init__(self, at_begin: dict[int, int], later: dict[int, int]) -> None:
@@ -951,34 +951,34 @@ class FakePlacement:
         return self.looks == 3
 
 
-def places_told(world: World) -> list[tuple[str, int | None]]:
-    return [(name, order.core) for name, _, order in world.history if isinstance(order, control.Place)]
+def cores_told(world: World) -> list[tuple[str, int | None]]:
+    return [(name, order.core) for name, _, order in world.history if isinstance(order, control.WaitOn)]
 
 
 def test_workers_are_told_their_cores_before_anything_is_read_and_whenever_that_changes() -> None:
-    placement = FakePlacement({0: 0, 3: 1}, {1: 1})
-    world = World(placement=placement, script={(SOURCE, "Replay"): nothing})
+    affinities = FakeAffinities({0: 0, 3: 1}, {1: 1})
+    world = World(affinities=affinities, script={(SOURCE, "Replay"): nothing})
     world.at(2.0, lambda: finish(world.newest(SOURCE), None))
 
     world.run()
 
     told = [(SOURCE, 0), (LEFT, None), (RIGHT, None), (LAST, 1), (SOURCE, None), (LEFT, 1), (RIGHT, None), (LAST, None)]
-    assert places_told(world) == told
+    assert cores_told(world) == told
     kinds = [type(order).__name__ for name, _, order in world.history if name == SOURCE]
-    assert kinds.index("Place") < kinds.index("Replay")
-    assert placement.pids == [{WorkerIndex(n): 1000 * (n + 1) + 1 for n in range(4)}]
+    assert kinds.index("WaitOn") < kinds.index("Replay")
+    assert affinities.pids == [{WorkerIndex(n): 1000 * (n + 1) + 1 for n in range(4)}]
 
 
 def test_nobody_is_told_of_cores_where_nothing_is_decided() -> None:
-    with_one, without = World(placement=FakePlacement({}, {})), World()
+    with_one, without = World(affinities=FakeAffinities({}, {})), World()
     with_one.run()
     without.run()
 
-    assert (places_told(with_one), places_told(without)) == ([], [])
+    assert (cores_told(with_one), cores_told(without)) == ([], [])
 
 
 def test_whoever_is_started_again_is_told_where_it_waits_by_whoever_starts_it() -> None:
-    world = World(placement=FakePlacement({3: 1}, {3: 1}), script={(LAST, 1, "Replay"): die})
+    world = World(affinities=FakeAffinities({3: 1}, {3: 1}), script={(LAST, 1, "Replay"): die})
     seen: list[int | None] = []
     world.script[(LAST, 2, "start")] = lambda w, order: (
         seen.append(world.supervisor.core_of(w.worker)),

@@ -330,7 +330,7 @@ def test_its_loop_waits_on_the_core_that_it_is_told_and_works_on_any(bench: Make
     loop = one._thread.native_id
     assert loop is not None
     one.wire()
-    one.tell(control.Place(core))
+    one.tell(control.WaitOn(core))
     wait_for(lambda: os.sched_getaffinity(loop) == {core}, WAIT_S)
     serving = transport_threads(threading.get_native_id())  # which has made the worker
     beside_it = [os.sched_getaffinity(thread) for thread in serving]
@@ -340,7 +340,7 @@ def test_its_loop_waits_on_the_core_that_it_is_told_and_works_on_any(bench: Make
     at_work = os.sched_getaffinity(loop)
     node.leave.set()
     wait_for(lambda: os.sched_getaffinity(loop) == {core}, WAIT_S)
-    one.tell(control.Place(None))
+    one.tell(control.WaitOn(None))
     wait_for(lambda: os.sched_getaffinity(loop) == allowed, WAIT_S)
 
     assert at_work == allowed

@@ -2,8 +2,9 @@
 
 Workers that all host the same (``workers=N``) are placed from the start, if nobody else is at work: each on a core of
 its own as far as there are so many. Others are placed while they leave the cores time to spare: neighbours share a core
-where both fit in. Either is given up once a core is full while another is not, or others come, for the system moves
-work that is not bound; and once it is not known what cores do. It is tried again later, and ever more rarely.
+where both fit in. Either is given up where a core is full while another is not, or others come, at two looks in a row,
+for the system moves work that is not bound; and once it is not known what cores do. It is tried again later, and ever
+more rarely.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class ProcReadings:
         return None
 
 
-class Placement:
+class Affinities:
     """Where the workers of one run are to wait. Used by one thread.
 
     ``cores`` that they may use, in order. ``cores_of`` holds the workers that are placed. ``helpers`` are processes of
@@ -89,11 +90,12 @@ class Placement:
         self._pause_s = FIRST_PAUSE_S
         self._looked_s, self._due_s = now_s, now_s
         self._pids: dict[WorkerIndex, int] = {}
+        self._was_bad = False
         self._counted = readings.cores()
         self._used = self._used_by(helpers())
 
     @classmethod
-    def of(cls, plan: Plan, now_s: float) -> Placement | None:
+    def of(cls, plan: Plan, now_s: float) -> Affinities | None:
         """None where the workers are left to the system: it does as well where it has cores to choose from."""
         cores = sorted(cores_allowed())
         count = len(_alike(plan) or plan.workers)
@@ -124,7 +126,8 @@ class Placement:
         others = max(0.0, sum(use.values()) - sum(loads.values()))
         of_workers = {worker: loads[pid] / _count(pids, pid) for worker, pid in pids.items() if pid in loads}
         if self.cores_of:
-            return not is_new and self._is_bad(use, others) and self._let_go(now_s)
+            was_bad, self._was_bad = self._was_bad, not is_new and self._is_bad(use, others)
+            return was_bad and self._was_bad and self._let_go(now_s)
         if now_s >= self._due_s:
             self.cores_of = self._suitable(of_workers, others)
         return bool(self.cores_of)
@@ -155,7 +158,7 @@ class Placement:
         return (is_full and min(use.values()) < SPARE) or (bool(self._alike) and others > 2 * ALONE)
 
     def _let_go(self, now_s: float) -> bool:
-        self.cores_of = {}
+        self.cores_of, self._was_bad = {}, False
         self._due_s = now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         return True
@@ -204,4 +207,4 @@ def _spread(loads: dict[WorkerIndex, float], cores: Sequence[int]) -> dict[Worke
     return found
 
 
-__all__ = ["Placement", "ProcReadings", "Readings"]
+__all__ = ["Affinities", "ProcReadings", "Readings"]

@@ -13,8 +13,8 @@ import pytest
 from consecution import Map, Pipeline, Producer, Sink
 from consecution.plan import Plan, set_apart
 from consecution.protocol.values import TaskIndex, WorkerIndex
-from consecution.runtime import placement
-from consecution.runtime.placement import FIRST_PAUSE_S, LONGEST_PAUSE_S, LOOK_EVERY_S, Placement, ProcReadings
+from consecution.runtime import affinities
+from consecution.runtime.affinities import FIRST_PAUSE_S, LONGEST_PAUSE_S, LOOK_EVERY_S, Affinities, ProcReadings
 
 OURSELVES = 1000
 
@@ -30,7 +30,7 @@ class Machine:
         self._cores = dict.fromkeys(range(cores), (50.0, 60.0))
         self._used = {OURSELVES: 5.0}
         self.pids = {WorkerIndex(worker.index): worker.index for worker in plan.workers}
-        self.placement = Placement(plan, range(cores), self, lambda: [OURSELVES], self.now_s)
+        self.affinities = Affinities(plan, range(cores), self, lambda: [OURSELVES], self.now_s)
 
     def cores(self) -> dict[int, tuple[float, float]]:
         return {} if self.silent else dict(self._cores)
@@ -40,7 +40,7 @@ class Machine:
 
     @property
     def cores_of(self) -> dict[int, int]:
-        return {int(worker): core for worker, core in self.placement.cores_of.items()}
+        return {int(worker): core for worker, core in self.affinities.cores_of.items()}
 
     def live(self, seconds: float, use: list[float], loads: dict[int, float]) -> None:
         """So long the cores are used like this, by these processes and by others."""
@@ -53,11 +53,11 @@ class Machine:
 
     def begin(self, use: list[float], loads: dict[int, float]) -> bool:
         self.live(0.3, use, loads)
-        return self.placement.begin(self.now_s, dict(self.pids))
+        return self.affinities.begin(self.now_s, dict(self.pids))
 
     def look(self, use: list[float], loads: dict[int, float], seconds: float = LOOK_EVERY_S) -> bool:
         self.live(seconds, use, loads)
-        return self.placement.look(self.now_s, dict(self.pids))
+        return self.affinities.look(self.now_s, dict(self.pids))
 
 
 def same(item: Any) -> Any:
@@ -111,6 +111,7 @@ def test_they_are_let_go_when_others_come_and_placed_again_ever_later() -> None:
     assert not machine.look([1.0, 1.0], quiet)
     pauses_s = []
     for _ in range(9):
+        assert not machine.look([1.0, 1.0], busy), "they may have gone again"
         assert machine.look([1.0, 1.0], busy)
         assert machine.cores_of == {}
         let_go_s = machine.now_s
@@ -126,7 +127,9 @@ def test_they_are_let_go_when_one_core_is_full_and_another_is_not() -> None:
     machine.begin([0.9, 0.9], ALONE)
 
     assert not machine.look([1.0, 0.9], {0: 1.0, 1: 0.9})
+    assert not machine.look([1.0, 0.5], {0: 1.0, 1: 0.5})
     assert not machine.look([0.8, 0.5], {0: 0.8, 1: 0.5})
+    assert not machine.look([1.0, 0.5], {0: 1.0, 1: 0.5})
     assert machine.look([1.0, 0.5], {0: 1.0, 1: 0.5})
 
     assert machine.cores_of == {}
@@ -138,6 +141,7 @@ def test_the_death_of_one_is_no_sign_of_others() -> None:
     machine.pids[WorkerIndex(1)] = 11
 
     assert not machine.look([1.0, 0.8], {0: 1.0, 11: 0.1}), "the rest was the last one's"
+    assert not machine.look([1.0, 0.5], {0: 1.0, 11: 0.5})
     assert machine.look([1.0, 0.5], {0: 1.0, 11: 0.5}), "now it counts"
 
 
@@ -194,6 +198,7 @@ def test_they_are_let_go_once_they_have_more_to_do() -> None:
     machine = Machine(plan_of())
     machine.look([0.4, 0.4], {0: 0.4, 1: 0.2, 2: 0.2})
 
+    assert not machine.look([0.5, 1.0], {0: 0.5, 1: 0.5, 2: 0.5})
     assert machine.look([0.5, 1.0], {0: 0.5, 1: 0.5, 2: 0.5})
     assert machine.cores_of == {}
     assert not machine.look([0.4, 0.4], {0: 0.4, 1: 0.2, 2: 0.2}), "not at once"
@@ -204,7 +209,7 @@ def test_threads_of_one_process_share_what_it_takes() -> None:
     pids = {WorkerIndex(0): OURSELVES, WorkerIndex(1): OURSELVES, WorkerIndex(2): 2}
     machine.live(LOOK_EVERY_S, [0.7, 0.7], {OURSELVES: 0.8, 2: 0.6})
 
-    assert machine.placement.look(machine.now_s, pids)
+    assert machine.affinities.look(machine.now_s, pids)
 
     assert machine.cores_of == {0: 0, 1: 0, 2: 1}
 
@@ -225,7 +230,7 @@ def test_nothing_is_decided_in_between_nor_over_a_time_that_says_nothing() -> No
     machine = Machine(plan_of(workers=2))
 
     machine.live(0.05, [0.0, 0.0], {})
-    assert not machine.placement.begin(machine.now_s, machine.pids)
+    assert not machine.affinities.begin(machine.now_s, machine.pids)
     assert not machine.look([0.0, 0.0], {}, LOOK_EVERY_S / 2)
     assert machine.look([0.0, 0.0], {}, LOOK_EVERY_S / 2)
 
@@ -233,9 +238,9 @@ def test_nothing_is_decided_in_between_nor_over_a_time_that_says_nothing() -> No
 def test_what_was_counted_over_too_short_a_time_counts_with_what_comes_next() -> None:
     machine = Machine(plan_of(workers=2))
 
-    assert not machine.placement.begin(machine.now_s, dict(machine.pids)), "no time at all"
+    assert not machine.affinities.begin(machine.now_s, dict(machine.pids)), "no time at all"
     machine.live(0.08, [1.0, 1.0], {})
-    assert not machine.placement.begin(machine.now_s, dict(machine.pids))
+    assert not machine.affinities.begin(machine.now_s, dict(machine.pids))
     assert not machine.begin([0.3, 0.3], {0: 0.3, 1: 0.3}), "others have had all of both cores for 0.08 of 0.38 s"
 
 
@@ -254,7 +259,7 @@ def test_a_system_whose_counts_stand_still_says_nothing() -> None:
 
     machine.now_s += LOOK_EVERY_S
 
-    assert not machine.placement.begin(machine.now_s, machine.pids)
+    assert not machine.affinities.begin(machine.now_s, machine.pids)
 
 
 def test_they_are_let_go_when_the_system_says_nothing_any_more() -> None:
@@ -269,7 +274,7 @@ def test_they_are_let_go_when_the_system_says_nothing_any_more() -> None:
 
 @pytest.fixture
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "cores_allowed", lambda: frozenset([0, 1]))
+    monkeypatch.setattr(affinities, "cores_allowed", lambda: frozenset([0, 1]))
     monkeypatch.setattr(ProcReadings, "cores", lambda self: {0: (1.0, 1.0), 1: (1.0, 1.0)})
 
 
@@ -284,22 +289,22 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_it_is_made_where_workers_are_many_beside_the_cores(options: dict[str, Any], is_one: bool) -> None:
-    assert (Placement.of(plan_of(**options), 0.0) is not None) is is_one
+    assert (Affinities.of(plan_of(**options), 0.0) is not None) is is_one
 
 
 @pytest.mark.parametrize("cores", [0, 1, 4, 64])
 def test_it_is_not_made_where_there_is_nothing_to_choose_or_enough(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "cores_allowed", lambda: frozenset(range(cores)))
+    monkeypatch.setattr(affinities, "cores_allowed", lambda: frozenset(range(cores)))
     monkeypatch.setattr(ProcReadings, "cores", lambda self: dict.fromkeys(range(cores), (1.0, 1.0)))
 
-    assert Placement.of(plan_of(workers=2), 0.0) is None
+    assert Affinities.of(plan_of(workers=2), 0.0) is None
 
 
 @pytest.mark.usefixtures("two_cores")
 def test_it_is_not_made_where_the_system_does_not_count_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ProcReadings, "cores", lambda self: {0: (1.0, 1.0)})
 
-    assert Placement.of(plan_of(workers=2), 0.0) is None
+    assert Affinities.of(plan_of(workers=2), 0.0) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems are not asked")
