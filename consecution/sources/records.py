@@ -3,6 +3,7 @@
 The rules it keeps:
 
 - A line ends at ``\\n`` only. Bytes that the encoding does not know come as surrogates (``errors="surrogateescape"``).
+- A byte order mark that a stream begins with is no part of what it holds, but its bytes count in each place.
 - Bytes are looked at by the block, and never one by one: functions written in C decode, split and parse it.
 - What is no record becomes `Rejected` in its place, alone: one line of it, and with the next line it starts afresh.
 """
@@ -159,7 +160,7 @@ class RecordFormat:
         the last line may lack its newline, and no record goes on.
         """
         newline_at_end = block.endswith(b"\n") or not block
-        mark_bytes = len(BOM) if self.rejects and not place.offset and block.startswith(BOM) else 0
+        mark_bytes = len(BOM) if not place.offset and block.startswith(BOM) else 0
         if mark_bytes:
             block = block[mark_bytes:]
         text = block.decode(self.encoding, "surrogateescape")
@@ -170,7 +171,8 @@ class RecordFormat:
         sized: Sequence[Any] = lines if len(text) == len(block) else block.split(b"\n")
         sized = sized[: len(lines)] if len(sized) > len(lines) else sized
         if self.format == "lines":
-            return Records(lines, sized, newline_at_end=newline_at_end), 0
+            items = lines if text else []  # A mark alone is no line.
+            return Records(items, sized, newline_at_end=newline_at_end, mark_bytes=mark_bytes), 0
         where = _Where(name, place.line, RECORDS[self.format])
         if self.format == "ndjson":
             items, ends = _parse_json(lines, where)
@@ -315,6 +317,8 @@ class RecordStream:
 
 def _checked(encoding: str) -> str:
     try:
+        if codecs.lookup(encoding).name == "utf-8-sig":  # The mark is left out anyway.
+            return "utf-8"
         problem = _why_unfit(encoding)
     except (LookupError, UnicodeError) as error:
         raise UsageError(f"encoding={encoding!r}: {error}") from error

@@ -618,6 +618,33 @@ def test_wherever_blocks_end_it_can_be_gone_on_with(
         source.close()
 
 
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize(
+    ("format", "text", "items"),
+    [
+        ("lines", "one\ntwo\n", ["one", "two"]),
+        ("ndjson", "1\n2\n", [1, 2]),
+        ("csv", '"id",n\n1,2\n3,4\n', [{"id": "1", "n": "2"}, {"id": "3", "n": "4"}]),
+    ],
+)
+def test_the_byte_order_mark_of_each_file_is_left_out_wherever_it_is_gone_on_with(
+    format: str, text: str, items: list[Any], suffix: str, tmp_path: Path
+) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}{suffix}").write_bytes(COMPRESS[suffix](text.encode("utf-8-sig")))
+    source = opened(tmp_path / "*", format=format)
+    found: list[Any] = []
+
+    while some := source.read(1):
+        found += some
+        position = source.position()
+        source.close()
+        source = opened(tmp_path / "*", position, format=format)
+    source.close()
+
+    assert found == 2 * items
+
+
 def test_json_lines_of_several_files(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_text(json.dumps({"file": name}) + "\n")

@@ -358,6 +358,27 @@ def test_a_truncated_file_is_read_from_its_beginning_even_if_it_has_grown_beyond
 
 
 @pytest.mark.parametrize("down", [False, True], ids=["while it is read", "while nobody reads"])
+def test_each_file_at_a_path_may_begin_with_a_byte_order_mark(down: bool, tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    append(log, "\ufeff")
+    source = opened(log)
+    found = take(source)
+    for line in ("a1\n", "a2\n"):
+        append(log, line)
+        found += take(source)
+        source = again(source, log) if down else source
+
+    log.rename(tmp_path / "app.log.1")
+    append(log, "\ufeffb1\n")
+    found += take(source)
+    source = again(source, log) if down else source
+    log.write_text("\ufeffc1, which is longer than what was there\n")
+
+    assert found + take(source) == ["a1", "a2", "b1", "c1, which is longer than what was there"]
+    source.close()
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["while it is read", "while nobody reads"])
 def test_what_is_written_late_to_an_old_file_hides_none_that_came_after_it(down: bool, tmp_path: Path) -> None:
     log = Log(tmp_path / "app.log", random.Random(0))
     append(log.path, "a1\n")

@@ -117,7 +117,30 @@ def test_a_byte_order_mark_is_no_part_of_a_record() -> None:
     assert positions == [(1, [5, 1]), (2, [7, 2])]
     assert read_blocks(stream_of(form, [5, 1]), content, 100)[0] == [2]
     assert read_all(b"\xef\xbb\xbfa,b\n1,2\n", "csv") == [{"a": "1", "b": "2"}]
-    assert read_all(b"\xef\xbb\xbfa\n") == ["\ufeffa"]
+    assert read_all(b"\xef\xbb\xbfa,b\n1,2\n", "csv", encoding="utf-8-sig") == [{"a": "1", "b": "2"}]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 5, 100])
+def test_a_byte_order_mark_is_no_part_of_a_line(block_bytes: int) -> None:
+    content = b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n"
+    form = RecordFormat()
+
+    found, positions = read_blocks(stream_of(form), content, block_bytes, [1, 1])
+
+    assert found == ["one", "\ufefftwo"]
+    assert positions == [(1, 7), (2, 14)]
+    assert read_blocks(stream_of(form, 7), content, block_bytes)[0] == ["\ufefftwo"]
+
+
+@pytest.mark.parametrize("format", ["lines", "ndjson", "csv"])
+def test_a_byte_order_mark_alone_is_no_record_and_is_read(format: str) -> None:
+    stream = stream_of(RecordFormat(format))
+
+    found, _ = read_blocks(stream, b"\xef\xbb\xbf", 100)
+
+    assert found == []
+    assert stream.place.offset == 3
+    assert read_all(b"\xef\xbb\xbf\n") == [""]
 
 
 # -- CSV -------------------------------------------------------------------------------------------
