@@ -37,6 +37,7 @@ WORDS = {
     "routing",
     "sink",
     "source",
+    "sqlite",
     "stateful",
     "states",
     "telling",

@@ -14,7 +14,9 @@ from consecution.sinks.database import MARKS, Database, Insert, Target
 from consecution.sinks.postgres import Postgres
 from consecution.sinks.rows import Shape, check_names, shape_of
 from consecution.sinks.sqlite import Sqlite
+from consecution.sqlite import check_in_file
 
+URLS = "sqlite:///path or postgresql://user@host/database"
 PATIENCE_S = 30.0
 """How long a write of its own waits for a database that is away. In ``robust`` it is waited for without end."""
 START_PATIENCE_S = 10.0
@@ -177,6 +179,7 @@ class SqlSink(TransactionSink):
 def _database(url: str, sink: str) -> Database:
     if url.startswith(SCHEMES):
         return Postgres(url, sink)
-    if url.startswith(sqlite.SCHEME) and url != sqlite.SCHEME:
+    check_in_file(url, sink, URLS)
+    if url.startswith(sqlite.SCHEME):
         return Sqlite(url, sink)
-    raise UsageError(f"{sink}: url={url!r}: expected sqlite:///path or postgresql://user@host/database")
+    raise UsageError(f"{sink}: url={url!r}: expected {URLS}")

@@ -22,8 +22,10 @@ from urllib.parse import quote as quote_url
 from consecution.errors import MissingExtraError, OutageError, SourceError, UsageError, text_of
 from consecution.postgresql import DEFAULTS, OUTAGES, REFUSALS, without_password
 from consecution.sources.row_keys import Key
+from consecution.sqlite import check_in_file
 
 SQLITE = "sqlite:///"
+URLS = "sqlite:///path, postgresql://user@host/database, or a url that SQLAlchemy takes"
 BUSY_TIMEOUT_S = 1.0
 """How long SQLite itself waits for a writer; then it is an outage."""
 SQLITE_OUTAGES = {
@@ -413,10 +415,9 @@ def of_postgres(url: str) -> DbApi:
 
 
 def check_url(url: Any) -> str:
-    """UsageError for what is no url."""
-    if not isinstance(url, str) or "://" not in url or url == SQLITE:
-        raise UsageError(
-            f"the sql source: url={url!r}: expected sqlite:///path, postgresql://user@host/database, or a url that "
-            "SQLAlchemy takes"
-        )
+    """UsageError for what is no url, or names a database in memory."""
+    if isinstance(url, str):
+        check_in_file(url, "the sql source", URLS)
+    if not isinstance(url, str) or "://" not in url:
+        raise UsageError(f"the sql source: url={url!r}: expected {URLS}")
     return url
