@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from consecution.errors import DamagedStoreError, StateDirError, UsageError
-from consecution.runtime.journal import make_folder, sync_folder
+from consecution.runtime.journal import check_is_utf_8, make_folder, sync_folder
 from consecution.runtime.journal_check import check_state_dir
 from consecution.runtime.snapshot import SinkFile, Snapshot, take_snapshot
 from consecution.runtime.state import MANIFEST
@@ -146,6 +146,7 @@ def _checksum(about: dict[str, Any]) -> str:
 def _made_beside(target: Path) -> Iterator[Path]:
     """A folder that becomes ``target`` in the end, all at once; or is gone."""
     target = target.absolute()
+    check_is_utf_8(target, what="the folder")
     if target.exists() and not _is_empty(target):
         raise UsageError(f"{target} exists already: give a folder that is new, or empty")
     try:

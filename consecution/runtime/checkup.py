@@ -21,7 +21,7 @@ from consecution.plan import Plan, available_cores
 from consecution.protocol.values import TaskIndex
 from consecution.runtime.assembly import make_sources
 from consecution.runtime.control_socket import LONGEST_PATH_BYTES
-from consecution.runtime.journal import MAP_SIZE_BYTES, NO_ROOM_BYTES, Journal
+from consecution.runtime.journal import MAP_SIZE_BYTES, NO_ROOM_BYTES, Journal, check_is_utf_8
 from consecution.runtime.shipping import can_ship, ship
 from consecution.runtime.state import check_is_ours
 from consecution.runtime.steering import SOCKET
@@ -175,6 +175,10 @@ def _folder(folder: Path, place: Path, *, is_state_dir: bool) -> Iterator[Findin
 
 def _refused(folder: Path, place: Path) -> str:
     """Why a run would not take this folder, and what to do; nothing where it would."""
+    try:
+        check_is_utf_8(folder)
+    except ConsecutionError as error:
+        return str(error)
     if place != folder:
         in_the_way = next(path for path in (folder, *folder.parents) if path.parent == place)
         said = f"{in_the_way} is there, and is no folder; give another path as state_dir"
@@ -254,6 +258,10 @@ def _remedy_of(error: OSError) -> str:
 def _store(place: Path) -> Finding:
     """A store as a run makes it, with all the addresses that it reserves."""
     said = f"a store that reserves {MAP_SIZE_BYTES // 2**30} GiB of addresses"
+    try:
+        check_is_utf_8(place, what="the folder")
+    except ConsecutionError as error:
+        return Finding("store", BAD, str(error))
     try:
         with tempfile.TemporaryDirectory(
             dir=place, prefix=".consecution-doctor-", ignore_cleanup_errors=True

@@ -65,6 +65,7 @@ from consecution.transport.pieces import LARGE_BYTES, Pieces, pieces_of
 FORMAT = 4
 MAP_SIZE_BYTES = 16 * 1024**3
 """Reserved, not used: the file grows with what it holds. Twice its size, where that is more."""
+MOVE_IT = "move it to where no folder has such a name"
 LOCK_WAIT_S = 10.0
 META_RECORDS = (b"head", b"identity", b"moved", b"notes", b"ended", b"outside")
 """The last two are a durable task's."""
@@ -601,6 +602,16 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
     path.mkdir(mode=mode, parents=True, exist_ok=True)
     for folder in missing:
         sync_folder(folder.parent)
+
+
+def check_is_utf_8(path: Path, remedy: str = "give another folder", what: str = "the state directory") -> None:
+    """StateDirError for a folder that no journal can lie in: LMDB takes its path as text, and opens it as UTF-8."""
+    found = os.fsencode(path)
+    if str(path).encode(errors="replace") != found:
+        raise StateDirError(
+            f"{what} {str(path)!r} cannot be used: expected a path whose bytes are UTF-8, as LMDB needs it; found "
+            f"{found!r}: {remedy}"
+        )
 
 
 def check_is_there(path: Path) -> None:

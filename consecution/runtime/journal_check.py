@@ -23,6 +23,7 @@ import lmdb
 import msgpack
 
 from consecution.errors import UsageError
+from consecution.runtime.journal import MOVE_IT, check_is_utf_8
 from consecution.runtime.ownership import check_owner
 from consecution.runtime.pages import LEAF_LIMIT, PageError, check_file
 
@@ -78,8 +79,9 @@ def check_state_dir(path: Path, *, of_anyone: bool = False) -> CheckResult:
     """Read everything under a state directory. Nothing is unpickled.
 
     UsageError where it is none, or where this very process has one of its journals open; StateDirError where it is
-    another user's, unless it may be ``of_anyone``, as what a backup holds may.
+    another user's, unless it may be ``of_anyone``, as what a backup holds may, or where its path is not UTF-8.
     """
+    check_is_utf_8(path, MOVE_IT)
     manifest_path = path / "manifest.json"
     if not manifest_path.is_file():
         raise UsageError(

@@ -40,7 +40,7 @@ from consecution.plan import Plan
 from consecution.protocol.values import TaskIndex
 from consecution.runtime import strays, takeover
 from consecution.runtime.durable_store import DurableStore
-from consecution.runtime.journal import Journal, make_folder, sync_folder
+from consecution.runtime.journal import MOVE_IT, Journal, check_is_utf_8, make_folder, sync_folder
 from consecution.runtime.ownership import check_owner
 from consecution.runtime.relocation import Relocation, kinds_of, origins_of, origins_of_sources, takers_in
 from consecution.runtime.run_record import LOCK, holder_of, private
@@ -150,10 +150,13 @@ def open_state_dir(path: Path | None, plan: Plan, *, fresh: bool) -> StateDir:
     """Lock and check a state directory, making it where there is none.
 
     ``path`` None gives a private temporary one. Raises StateDirError where another supervisor holds it,
-    where it is no state directory, or where it belongs to another graph with work in flight.
+    where it is no state directory or cannot be one, or where it belongs to another graph with work in flight.
     """
     if path is not None:
-        return _open(path.absolute(), plan, fresh=fresh, temporary=False)
+        path = path.absolute()
+        check_is_utf_8(path, "give another folder as state_dir")
+        return _open(path, plan, fresh=fresh, temporary=False)
+    check_is_utf_8(Path(tempfile.gettempdir()), "set TMPDIR, or give a state_dir", "the folder of temporary files")
     made = Path(tempfile.mkdtemp(prefix="consecution-state-"))
     try:
         return _open(made, plan, fresh=fresh, temporary=True)
@@ -165,8 +168,9 @@ def open_state_dir(path: Path | None, plan: Plan, *, fresh: bool) -> StateDir:
 def look_at_state_dir(path: Path) -> StateDir:
     """A state directory that may belong to a run: not locked, only to be looked at.
 
-    UsageError where it is none, StateDirError where it is another user's.
+    UsageError where it is none, StateDirError where it is another user's, or no journal of it can be opened.
     """
+    check_is_utf_8(path, MOVE_IT)
     with _explained(path):
         manifest = _read_manifest(path) if path.is_dir() else None
         if manifest is None:

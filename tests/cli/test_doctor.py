@@ -171,6 +171,15 @@ def test_what_a_run_would_not_take_for_its_state_directory_is_bad(
         assert (told.level, why in told.found) == (BAD, True), told
         with pytest.raises(StateDirError):
             Pipeline(Producer([1])).run(robustness="robust", state_dir=path)
+    bad = tmp_path / os.fsdecode(b"gr\xfc\xdf")
+    assert (
+        "expected a path whose bytes are UTF-8" in findings(capsys, 1, "--state-dir", str(bad))["state directory"].found
+    )
+    bad.mkdir()
+    assert (
+        "expected a path whose bytes are UTF-8"
+        in {found.what: found for found in check_machine(bad, "0")}["store"].found
+    )
     assert findings(capsys, 0)["state directory"].level == OK
     Pipeline(Producer([1])).run(robustness="robust", state_dir="new")
     assert findings(capsys, 0, "--state-dir", "new")["state directory"].level == OK

@@ -230,6 +230,16 @@ def test_nothing_that_is_there_is_written_over(tmp_path: Path, backup: Path) -> 
             restore(backup, target)
 
 
+def test_nothing_is_made_where_no_journal_could_lie(tmp_path: Path, backup: Path) -> None:
+    target = tmp_path / os.fsdecode(b"gr\xfc\xdf") / "state"
+
+    with pytest.raises(StateDirError, match="expected a path whose bytes are UTF-8, as LMDB"):
+        back_up(tmp_path / "a" / "state", target)
+    with pytest.raises(StateDirError, match="expected a path whose bytes are UTF-8"):
+        restore(backup, target)
+    assert not target.parent.exists()
+
+
 def test_damage_is_not_backed_up_and_not_put_back(tmp_path: Path, backup: Path) -> None:
     about = backup / "backup.json"
     for path, error in ((next(backup.rglob("data.mdb")), "damaged"), (about, "checksum is wrong")):

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from consecution.producer import Producer
 from consecution.protocol.origin import BatchBorn, BatchDecided, FailureKept, Head, HeadMoved
 from consecution.runtime import state as state_module
 from consecution.runtime.journal_check import check_state_dir
-from consecution.runtime.state import StateDir, open_state_dir
+from consecution.runtime.state import StateDir, look_at_state_dir, open_state_dir
 from tests.runtime import records
 from tests.runtime.records import batch, entry, open_journal
 
@@ -272,6 +273,40 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(StateDirError, match=r"file.* cannot be used: .*give a folder that can be written to"):
             open_again(path)
+
+
+NO_UTF_8 = os.fsdecode(b"gr\xfc\xdf")
+
+
+def test_a_path_that_is_no_utf_8_is_refused_before_anything_is_made(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = tmp_path / NO_UTF_8 / "state"
+    with pytest.raises(StateDirError) as raised:
+        open_again(bad)
+
+    assert str(raised.value) == (
+        f"the state directory {str(bad)!r} cannot be used: expected a path whose bytes are UTF-8, as LMDB needs it; "
+        f"found {os.fsencode(bad)!r}: give another folder as state_dir"
+    )
+    assert not bad.parent.exists()
+
+    open_again(path).close()
+    shutil.copytree(path, bad)
+    for look in (check_state_dir, look_at_state_dir):
+        with pytest.raises(StateDirError, match="move it to where no folder has such a name"):
+            look(bad)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(bad.parent))
+    with pytest.raises(StateDirError, match=r"the folder of temporary files .* set TMPDIR, or give a state_dir"):
+        open_again(None)
+    assert os.listdir(bad.parent) == ["state"]
+
+
+def test_a_path_in_utf_8_is_taken_whatever_it_says(tmp_path: Path) -> None:
+    open_again(tmp_path / "grüß 日本" / "state").close()
+
+    assert check_state_dir(tmp_path / "grüß 日本" / "state").problems == ()
 
 
 def test_another_format_is_refused(path: Path) -> None:
