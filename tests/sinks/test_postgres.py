@@ -112,6 +112,56 @@ def test_types_are_those_of_the_first_frame_and_values_stay_as_they_are(
     assert [x for (x,) in postgres.query("SELECT x FROM t ORDER BY n")] == values
 
 
+INSTEAD_OF = """
+    CREATE VIEW t AS SELECT DISTINCT n, x FROM base;
+    CREATE FUNCTION add() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO base VALUES (NEW.n, NEW.x); RETURN NEW; END $$;
+    CREATE TRIGGER add INSTEAD OF INSERT ON t FOR EACH ROW EXECUTE FUNCTION add()
+"""
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "CREATE VIEW t AS SELECT * FROM base",
+        INSTEAD_OF,
+        "CREATE TABLE t (n int, x text); CREATE RULE go AS ON INSERT TO t DO INSTEAD INSERT INTO base VALUES (NEW.*)",
+    ],
+    ids=["updatable", "instead of", "rule"],
+)
+def test_rows_go_to_where_a_view_or_a_rule_leads_them(postgres: PostgresDatabase, made: str) -> None:
+    postgres.query(f"CREATE TABLE base (n int CHECK (n <> 3), x text); {made}")
+    rows = [{"n": n, "x": "%s"} for n in range(5)]
+
+    report = Pipeline(sink(postgres)).run(rows, mode="inline", retries=0)
+
+    assert [failure.item["n"] for failure in report.failures] == [3]
+    assert postgres.query("SELECT * FROM base ORDER BY n") == [(n, "%s") for n in (0, 1, 2, 4)]
+
+
+def test_a_policy_of_row_level_security_refuses_a_row_alone(postgres: PostgresDatabase) -> None:
+    postgres.query(
+        "CREATE TABLE t (n int, x text); ALTER TABLE t ENABLE ROW LEVEL SECURITY; GRANT INSERT ON t TO PUBLIC;"
+        "CREATE POLICY few ON t FOR INSERT WITH CHECK (n <> 3); GRANT ALL ON SCHEMA public TO PUBLIC"
+    )
+    if not postgres.query("SELECT FROM pg_roles WHERE rolname = 'guest'"):
+        postgres.query("CREATE ROLE guest LOGIN")
+    url = postgres.cluster.url(postgres.name, user="guest")
+    rows = [{"n": n, "x": "a"} for n in range(5)]
+
+    report = Pipeline(SqlSink("sink", url, table="t")).run(rows, mode="inline", retries=0)
+
+    assert [failure.item["n"] for failure in report.failures] == [3]
+    assert postgres.query("SELECT n FROM t ORDER BY n") == [(0,), (1,), (2,), (4,)]
+
+
+def test_a_view_that_nothing_can_be_inserted_into_is_refused(postgres: PostgresDatabase) -> None:
+    postgres.query("CREATE TABLE base (n int); CREATE VIEW t AS SELECT DISTINCT n FROM base")
+
+    with pytest.raises(UsageError, match=r"do not fit the table 't'.*cannot insert into view.*INSTEAD OF.*change the"):
+        write(postgres, [{"n": 1}])
+
+
 @pytest.mark.parametrize("key", [None, "n"])
 def test_columns_of_a_table_that_is_there_take_what_can_be_converted(
     postgres: PostgresDatabase, key: str | None
