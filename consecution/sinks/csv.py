@@ -74,11 +74,9 @@ class Csv(FileSink):
     # -- what the file held before -----------------------------------------------------------------
 
     def found(self, size_bytes: int) -> None:
-        if self._compress is not None:
-            return
-        if os.pread(self._fd, 1, size_bytes - 1) != b"\n":
-            os.write(self._fd, b"\n")
-        self._found_line = os.pread(self._fd, 64 * 1024, 0).split(b"\n", 1)[0] + b"\n"
+        self.end_line()
+        if self._compress is None:
+            self._found_line = os.pread(self._fd, 64 * 1024, 0).split(b"\n", 1)[0] + b"\n"
 
     def _check_found(self, shape: Shape) -> None:
         """Rows under the names of other columns would be read as something else."""

@@ -27,7 +27,7 @@ from consecution.errors import DamagedStoreError, UsageError, WorldError
 from consecution.own_descriptors import give_back, keep_from_children
 from consecution.protocol.values import BatchId
 from consecution.sink import AppendSink, refuse_unknown
-from consecution.sinks.compression import Compress, check_suffix, compression_of
+from consecution.sinks.compression import PROGRAMS, Compress, check_suffix, compression_of, last_byte_of
 from consecution.sinks.rotation import FileNames, RotationLimits
 
 LOCK_WAIT_S = 5.0
@@ -84,7 +84,8 @@ class FileSink(AppendSink):
     **Compression** by suffix: ``.gz``, ``.bz2``, ``.xz``, ``.zst`` (before Python 3.14 with the extra ``zstd``);
     suffixes of other compressions are refused. Each commit ends a compressed piece, so that the file can be cut
     there: at low rates pieces are small, and little is gained. The bytes depend on how items came in commits; what
-    they are decompressed to does not.
+    they are decompressed to does not. WorldError for a file that is there before the first run and was cut short:
+    nothing could be read behind that.
 
     The folder must exist. One replica only.
     """
@@ -127,6 +128,8 @@ class FileSink(AppendSink):
         self._compress: Compress | None = None
         self._parts: list[_Part] = []
         self._last_end: dict[str, Any] | None = None
+        self._last_byte: bytes | None = b""
+        """Of what the file held before; None where that was cut short."""
         self.learned = None
 
     # -- what kinds of files differ in -------------------------------------------------------------
@@ -144,6 +147,11 @@ class FileSink(AppendSink):
 
     def found(self, size_bytes: int) -> None:
         """The open file holds something from before this sink's first run."""
+
+    def end_line(self) -> None:
+        """End half a line that the open file ends with, so that it spoils no other. For `found`."""
+        if self._last_byte not in (b"", b"\n"):
+            _write_all(self._fd, self._packed(b"\n"))
 
     def publish(self, part: Path, final: Path) -> None:
         """``part`` is complete: now there must be ``final``, all at once, and no ``part``."""
@@ -256,10 +264,26 @@ class FileSink(AppendSink):
             return 0
         size_bytes = os.fstat(self._fd).st_size
         if size_bytes:
+            self._check_end(size_bytes)
             self.found(size_bytes)
             if self.sync == "power":
                 os.fsync(self._fd)  # Its length is to be committed.
         return os.fstat(self._fd).st_size
+
+    def _check_end(self, size_bytes: int) -> None:
+        """WorldError where the file is cut short: nothing could be read behind that."""
+        if self._compress is None:
+            self._last_byte = os.pread(self._fd, 1, size_bytes - 1)
+        elif self._last_byte is not None:  # Else it was looked at, and is asked for again item by item.
+            self._last_byte = last_byte_of(self._fd, self.path)
+        if self._last_byte is None:
+            program = PROGRAMS[self.path.suffix]
+            raise WorldError(
+                f"{self}: {self.path}, which is to be added to, was expected to end where something compressed ends; "
+                f"found {size_bytes} bytes that were cut short, or are damaged, so that nothing could be read behind "
+                f"them: move it away, or put what can be read of it in its place ({program} -dc FILE | {program} > "
+                "NEW), and run again"
+            )
 
     def _check_nothing_is_there(self, number: int) -> None:
         for path in (self.names.final(number), self.names.working(number)):
@@ -424,14 +448,15 @@ class FileSink(AppendSink):
             self._sync_folder()
 
     def _append(self, part: _Part) -> None:
-        content = b"".join(part.waiting)
-        if self._compress is not None:
-            content = self._compress(content)
+        content = self._packed(b"".join(part.waiting))
         fd = self._open_file(part)
         _write_all(fd, content)
         if self.sync == "power" and self._is_file:
             os.fsync(fd)
         part.grown(content)
+
+    def _packed(self, content: bytes) -> bytes:
+        return content if self._compress is None else self._compress(content)
 
     def _take_back(self) -> None:
         """Go back to where the last flush was: whoever goes on without a restart must not find half of this one."""

@@ -35,8 +35,7 @@ class TextLines(FileSink):
         return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
     def found(self, size_bytes: int) -> None:
-        if self._compress is None and os.pread(self._fd, 1, size_bytes - 1) != b"\n":
-            os.write(self._fd, b"\n")
+        self.end_line()
 
 
 class JsonLines(TextLines):
