@@ -191,6 +191,7 @@ class _Inflated:
         self._fd = fd
         self._make = make
         self._member: Any = None
+        self._has_begun = False
         self._input = b""
 
     def read(self, most_bytes: int) -> bytes:
@@ -206,13 +207,16 @@ class _Inflated:
                 return found
 
     def _begin(self) -> bool:
-        """Begin the next member; zeros may lie in between. False: there is none (yet)."""
+        """Begin the next member; zeros may lie in between, but not before the first. False: there is none (yet)."""
         while not self._input:
             read = os.read(self._fd, COMPRESSED_BYTES)
             if not read:
                 return False
+            if not self._has_begun and read.startswith(b"\0"):
+                raise ValueError("it begins with zeros, as a file whose content a power cut has taken")
             self._input = read.lstrip(b"\0")
         self._member = self._make()
+        self._has_begun = True
         return True
 
     def _step(self, most_bytes: int) -> bytes:

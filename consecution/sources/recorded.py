@@ -89,7 +89,7 @@ class TextFile(RecordFile):
     def _cut_short(self) -> SourceError:
         return SourceError(
             f"{self.path} ends in the middle of what was compressed, behind byte {self._content.offset} of what it "
-            "holds: put a whole copy in its place, and run again"
+            "holds: put a whole copy in its place, or what can still be read of it, compressed anew, and run again"
         )
 
     def __len__(self) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import json
 import lzma
@@ -522,6 +523,46 @@ def test_what_would_be_read_as_text_though_it_is_compressed_is_refused(suffix: s
 
     with pytest.raises(SourceError, match=rf"b\.txt{suffix}: expected \.gz, .*; found {suffix}.*: decompress it first"):
         opened(str(tmp_path / "*"))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_zeros_where_a_compressed_file_was_are_an_error(suffix: str, tmp_path: Path) -> None:
+    if suffix == ".zst":
+        pytest.importorskip("zstandard")
+    (tmp_path / f"in{suffix}").write_bytes(bytes(5000))
+
+    with pytest.raises(
+        SourceError, match=rf"in{suffix} cannot be read behind byte 0 .*it begins with zeros.*good copy"
+    ):
+        all_of(tmp_path / f"in{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_a_file_that_was_cut_short_can_be_replaced_by_what_can_be_read_of_it(suffix: str, tmp_path: Path) -> None:
+    numbers = [str(n * n * n) for n in range(40_000)]
+    path = tmp_path / f"in{suffix}"
+    path.write_bytes(COMPRESS[suffix]("\n".join(numbers).encode())[:-20_000])
+    source = opened(path)
+
+    with pytest.raises(SourceError, match="or what can still be read of it, compressed anew, and run again"):
+        list(iter(lambda: source.read(1000), None))
+    position = source.position()
+    source.close()
+    path.write_bytes(COMPRESS[suffix](readable_of(path)))
+    source = opened(path, position)
+    rest = read_all(source)
+    source.close()
+
+    readable = readable_of(path)
+    assert "\n".join(numbers).encode().startswith(readable)
+    assert rest == readable[position[3] :].decode().split("\n")
+
+
+def readable_of(path: Path) -> bytes:
+    parts: list[bytes] = []
+    with content.Content(str(path)) as file, contextlib.suppress(content.CutShortError):
+        parts.extend(iter(file.read, b""))
+    return b"".join(parts)
 
 
 def test_zeros_between_members_are_no_content(tmp_path: Path) -> None:
