@@ -45,19 +45,23 @@ def set_timer_slack(nanoseconds: int) -> None:
 
 def cores_allowed(thread: int = 0) -> frozenset[int]:
     """The cores that a thread (0: the calling one) may run on; none where nobody says."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            return frozenset(os.sched_getaffinity(thread))
-    return frozenset()
+    if sys.platform != "linux":
+        return frozenset()
+    try:
+        return frozenset(os.sched_getaffinity(thread))
+    except OSError:
+        return frozenset()
 
 
 def keep_to(cores: Iterable[int], thread: int = 0) -> bool:
     """Let a thread (0: the calling one) run on these cores only; False where that cannot be asked for."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, ValueError):
-            os.sched_setaffinity(thread, cores)
-            return True
-    return False
+    if sys.platform != "linux":
+        return False
+    try:
+        os.sched_setaffinity(thread, cores)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def cores_to_go_back_to() -> Iterable[int]:
