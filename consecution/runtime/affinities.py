@@ -2,9 +2,9 @@
 
 Workers that all host the same (``workers=N``) are placed from the start, if nobody else is at work: each on a core of
 its own as far as there are so many. Others are placed while they leave the cores time to spare: neighbours share a core
-where both fit in. Either is given up where a core is full while another is not, or others come, at two looks in a row,
-for the system moves work that is not bound; and once it is not known what cores do. It is tried again later, and ever
-more rarely.
+where both fit in. Either is given up where a core is full while another is not, or others come, and that lasts, for the
+system moves work that is not bound; and once it is not known what cores do. It is tried again later, and ever more
+rarely.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from consecution.protocol.values import TaskIndex, WorkerIndex
 from consecution.runtime import fork_server
 from consecution.runtime.assembly import source_tasks
 
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 0.25
+BAD_LOOKS = 4
+"""So many in a row, and workers are let go."""
 LEAST_WINDOW_S = 0.1
 """What was counted over a shorter time says little."""
 CALM = 0.92
@@ -90,7 +92,7 @@ class Affinities:
         self._pause_s = FIRST_PAUSE_S
         self._looked_s, self._due_s = now_s, now_s
         self._pids: dict[WorkerIndex, int] = {}
-        self._was_bad = False
+        self._bad_looks = 0
         self._counted = readings.cores()
         self._used = self._used_by(helpers())
 
@@ -105,8 +107,15 @@ class Affinities:
         return cls(plan, cores, readings, _helpers, now_s) if set(cores) <= set(readings.cores()) else None
 
     def begin(self, now_s: float, pids: dict[WorkerIndex, int]) -> bool:
-        """All workers are up, and have read nothing yet. Whether `cores_of` has changed."""
-        return bool(self._alike) and self._look(now_s, pids)
+        """All workers are up, and have read nothing yet. Whether `cores_of` has changed.
+
+        What it took to start them says nothing of what they will need.
+        """
+        if self._alike:
+            return self._look(now_s, pids)
+        self._looked_s, self._counted = now_s, self._readings.cores()
+        self._used = self._used_by({*self._helpers(), *pids.values()})
+        return False
 
     def look(self, now_s: float, pids: dict[WorkerIndex, int]) -> bool:
         """Look what cores and workers have done since the last time, now and then. Whether `cores_of` has changed."""
@@ -126,8 +135,8 @@ class Affinities:
         others = max(0.0, sum(use.values()) - sum(loads.values()))
         of_workers = {worker: loads[pid] / _count(pids, pid) for worker, pid in pids.items() if pid in loads}
         if self.cores_of:
-            was_bad, self._was_bad = self._was_bad, not is_new and self._is_bad(use, others)
-            return was_bad and self._was_bad and self._let_go(now_s)
+            self._bad_looks = self._bad_looks + 1 if not is_new and self._is_bad(use, others) else 0
+            return self._bad_looks == BAD_LOOKS and self._let_go(now_s)
         if now_s >= self._due_s:
             self.cores_of = self._suitable(of_workers, others)
         return bool(self.cores_of)
@@ -158,7 +167,7 @@ class Affinities:
         return (is_full and min(use.values()) < SPARE) or (bool(self._alike) and others > 2 * ALONE)
 
     def _let_go(self, now_s: float) -> bool:
-        self.cores_of, self._was_bad = {}, False
+        self.cores_of, self._bad_looks = {}, 0
         self._due_s = now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         return True
