@@ -237,7 +237,6 @@ class Worker:
         ours = threading.get_native_id()  # no other thread's context is called so, the user's included
         self._context.set(zmq.THREAD_NAME_PREFIX, ours)
         self._inbox = Inbox(self._context, spec.socket_folder, f"{spec.worker}.{spec.incarnation}")
-        self._affinity = Affinity(partial(transport_threads, ours))
         self._plan = shipment.plan
         self._sockets = SocketOutbox(self._context, _homes(shipment.plan))
         self._outbox = _Outbox(frozenset(spec.tasks), self._sockets)
@@ -254,6 +253,8 @@ class Worker:
         nodes = share_nodes(shipment.nodes, self._plan, spec.tasks)
         for task in spec.tasks:
             self._make_host(task, nodes.get(task), shipment.sources.get(task))
+        # Of a worker that only reads they are let alone: its core has the thread of a generator, too.
+        self._affinity = Affinity(partial(transport_threads, ours)) if self._hosts else Affinity()
         self._most_messages = MESSAGES_PER_TURN * len(self._hosts)
         self._most_messages += SOURCE_MESSAGES_PER_TURN * len(self._sources)
 

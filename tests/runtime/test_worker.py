@@ -322,6 +322,13 @@ def test_beats_tell_what_it_is_occupied_with_and_how_far_it_is(bench: Make) -> N
     assert idle.progress != busy.progress
 
 
+def serving_threads() -> frozenset[int]:
+    """Both of the ZeroMQ context of the worker that this thread has made, once they have their names."""
+    mine = threading.get_native_id()
+    wait_for(lambda: len(transport_threads(mine)) == 2, WAIT_S)
+    return transport_threads(mine)
+
+
 @pytest.mark.skipif(len(cores_allowed()) < 2, reason="needs a choice of cores, which Linux gives")
 def test_its_loop_waits_on_the_core_that_it_is_told_and_works_on_any(bench: Make) -> None:
     allowed, core = set(cores_allowed()), max(cores_allowed())
@@ -330,9 +337,9 @@ def test_its_loop_waits_on_the_core_that_it_is_told_and_works_on_any(bench: Make
     loop = one._thread.native_id
     assert loop is not None
     one.wire()
+    serving = serving_threads()
     one.tell(control.WaitOn(core))
     wait_for(lambda: os.sched_getaffinity(loop) == {core}, WAIT_S)
-    serving = transport_threads(threading.get_native_id())  # which has made the worker
     beside_it = [os.sched_getaffinity(thread) for thread in serving]
 
     one.send([1])
@@ -345,6 +352,20 @@ def test_its_loop_waits_on_the_core_that_it_is_told_and_works_on_any(bench: Make
 
     assert at_work == allowed
     assert beside_it == [{core}, {core}]
+
+
+@pytest.mark.skipif(len(cores_allowed()) < 2, reason="needs a choice of cores, which Linux gives")
+def test_zeromqs_threads_of_a_worker_that_only_reads_are_let_alone(bench: Make) -> None:
+    allowed, core = set(cores_allowed()), max(cores_allowed())
+    one = bench(source=[1])
+    loop = one._thread.native_id
+    assert loop is not None
+    one.wire()
+    serving = serving_threads()
+    one.tell(control.WaitOn(core))
+    wait_for(lambda: os.sched_getaffinity(loop) == {core}, WAIT_S)
+
+    assert [os.sched_getaffinity(thread) for thread in serving] == [allowed, allowed]
     assert all(os.sched_getaffinity(thread) == allowed for thread in serving)
 
 
