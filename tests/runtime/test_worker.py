@@ -329,17 +329,23 @@ def serving_threads() -> frozenset[int]:
     return transport_threads(mine)
 
 
-@pytest.mark.skipif(len(cores_allowed()) < 2, reason="needs a choice of cores, which Linux gives")
-def test_its_loop_waits_on_the_core_that_it_is_told_and_works_on_any(bench: Make) -> None:
-    allowed, core = set(cores_allowed()), max(cores_allowed())
-    node = Slow("node", step="process")
-    one = bench(node)
+def loop_waiting_on(core: int, one: Bench) -> tuple[int, frozenset[int]]:
+    """The thread of its loop, once that waits on this core, and those that serve it."""
     loop = one._thread.native_id
     assert loop is not None
     one.wire()
     serving = serving_threads()
     one.tell(control.WaitOn(core))
     wait_for(lambda: os.sched_getaffinity(loop) == {core}, WAIT_S)
+    return loop, serving
+
+
+@pytest.mark.skipif(len(cores_allowed()) < 2, reason="needs a choice of cores, which Linux gives")
+def test_its_loop_waits_on_the_core_that_it_is_told_and_works_on_any(bench: Make) -> None:
+    allowed, core = set(cores_allowed()), max(cores_allowed())
+    node = Slow("node", step="process")
+    one = bench(node)
+    loop, serving = loop_waiting_on(core, one)
     beside_it = [os.sched_getaffinity(thread) for thread in serving]
 
     one.send([1])
@@ -348,25 +354,20 @@ def test_its_loop_waits_on_the_core_that_it_is_told_and_works_on_any(bench: Make
     node.leave.set()
     wait_for(lambda: os.sched_getaffinity(loop) == {core}, WAIT_S)
     one.tell(control.WaitOn(None))
-    wait_for(lambda: os.sched_getaffinity(loop) == allowed, WAIT_S)
+    wait_for(lambda: all(os.sched_getaffinity(thread) == allowed for thread in (loop, *serving)), WAIT_S)
 
     assert at_work == allowed
     assert beside_it == [{core}, {core}]
+    assert all(os.sched_getaffinity(thread) == allowed for thread in serving)
 
 
 @pytest.mark.skipif(len(cores_allowed()) < 2, reason="needs a choice of cores, which Linux gives")
 def test_zeromqs_threads_of_a_worker_that_only_reads_are_let_alone(bench: Make) -> None:
     allowed, core = set(cores_allowed()), max(cores_allowed())
-    one = bench(source=[1])
-    loop = one._thread.native_id
-    assert loop is not None
-    one.wire()
-    serving = serving_threads()
-    one.tell(control.WaitOn(core))
-    wait_for(lambda: os.sched_getaffinity(loop) == {core}, WAIT_S)
+
+    _, serving = loop_waiting_on(core, bench(source=[1]))
 
     assert [os.sched_getaffinity(thread) for thread in serving] == [allowed, allowed]
-    assert all(os.sched_getaffinity(thread) == allowed for thread in serving)
 
 
 @pytest.mark.parametrize("step", ["begin", "end"])
