@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from consecution.kernel import cores_allowed
-from consecution.plan import Plan, WorkerPlan
-from consecution.protocol.values import TaskIndex, WorkerIndex
+from consecution.plan import Plan
+from consecution.protocol.values import WorkerIndex
 from consecution.runtime import fork_server
 from consecution.runtime.assembly import source_tasks
 
@@ -94,7 +95,7 @@ class Affinities:
         self._pids: dict[WorkerIndex, int] = {}
         self._bad_looks = 0
         self._counted = readings.cores()
-        self._used = self._used_by(helpers())
+        self._used = self._used_by(())
 
     @classmethod
     def of(cls, plan: Plan, now_s: float) -> Affinities | None:
@@ -114,7 +115,7 @@ class Affinities:
         if self._alike:
             return self._look(now_s, pids)
         self._looked_s, self._counted = now_s, self._readings.cores()
-        self._used = self._used_by({*self._helpers(), *pids.values()})
+        self._used = self._used_by(pids.values())
         return False
 
     def look(self, now_s: float, pids: dict[WorkerIndex, int]) -> bool:
@@ -133,11 +134,12 @@ class Affinities:
         if not use:
             return bool(self.cores_of) and self._let_go(now_s)
         others = max(0.0, sum(use.values()) - sum(loads.values()))
-        of_workers = {worker: loads[pid] / _count(pids, pid) for worker, pid in pids.items() if pid in loads}
         if self.cores_of:
             self._bad_looks = self._bad_looks + 1 if not is_new and self._is_bad(use, others) else 0
             return self._bad_looks == BAD_LOOKS and self._let_go(now_s)
         if now_s >= self._due_s:
+            sharers = Counter(pids.values())
+            of_workers = {worker: loads[pid] / sharers[pid] for worker, pid in pids.items() if pid in loads}
             self.cores_of = self._suitable(of_workers, others)
         return bool(self.cores_of)
 
@@ -155,11 +157,12 @@ class Affinities:
 
     def _loads(self, pids: dict[WorkerIndex, int], passed_s: float) -> dict[int, float]:
         """What part of a core each process of the run has taken; those that are new have taken all of it since."""
-        before, self._used = self._used, self._used_by({*self._helpers(), *pids.values()})
+        before, self._used = self._used, self._used_by(pids.values())
         return {pid: max(0.0, used_s - before.get(pid, 0.0)) / passed_s for pid, used_s in self._used.items()}
 
     def _used_by(self, pids: Iterable[int]) -> dict[int, float]:
-        found = {pid: self._readings.process(pid) for pid in pids}
+        """The processor time of these processes, and of the helpers."""
+        found = {pid: self._readings.process(pid) for pid in {*self._helpers(), *pids}}
         return {pid: used_s for pid, used_s in found.items() if used_s is not None}
 
     def _is_bad(self, use: dict[int, float], others: float) -> bool:
@@ -189,21 +192,12 @@ def _helpers() -> list[int]:
     return [os.getpid()] if server is None else [os.getpid(), server]
 
 
-def _count(pids: dict[WorkerIndex, int], pid: int) -> int:
-    """How many workers share a process."""
-    return sum(1 for other in pids.values() if other == pid)
-
-
 def _alike(plan: Plan) -> list[WorkerIndex]:
     """The workers of ``workers=N``; not the one that only reads a source which cannot be shipped."""
     if plan.options.workers == "per-task":
         return []
     sources = set(source_tasks(plan))
-    return [WorkerIndex(worker.index) for worker in plan.workers if not _only_reads(worker, sources)]
-
-
-def _only_reads(worker: WorkerPlan, sources: Iterable[TaskIndex]) -> bool:
-    return set(worker.tasks).issubset(sources)
+    return [WorkerIndex(worker.index) for worker in plan.workers if not sources.issuperset(worker.tasks)]
 
 
 def _spread(loads: dict[WorkerIndex, float], cores: Sequence[int]) -> dict[WorkerIndex, int]:
