@@ -1,4 +1,4 @@
-"""What is known of SQLite by all that talk to one: which urls name a database that nobody else would see."""
+"""What is known of SQLite by all that talk to one: how urls begin, and which name one that nobody else would see."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, unquote
 
 from consecution.errors import UsageError
 
+SQLITE = "sqlite:///"
 MEMORY = ":memory:"
 
 

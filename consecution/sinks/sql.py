@@ -9,12 +9,11 @@ from consecution.errors import UsageError, WorldError
 from consecution.postgresql import SCHEMES
 from consecution.protocol.values import BatchId
 from consecution.sink import TransactionSink, refuse_unknown
-from consecution.sinks import sqlite
 from consecution.sinks.database import MARKS, Database, Insert, Target
 from consecution.sinks.postgres import Postgres
 from consecution.sinks.rows import Shape, check_names, shape_of
 from consecution.sinks.sqlite import Sqlite
-from consecution.sqlite import check_in_file
+from consecution.sqlite import SQLITE, check_in_file
 
 URLS = "sqlite:///path or postgresql://user@host/database"
 PATIENCE_S = 30.0
@@ -180,6 +179,6 @@ def _database(url: str, sink: str) -> Database:
     if url.startswith(SCHEMES):
         return Postgres(url, sink)
     check_in_file(url, sink, URLS)
-    if url.startswith(sqlite.SCHEME):
+    if url.startswith(SQLITE):
         return Sqlite(url, sink)
     raise UsageError(f"{sink}: url={url!r}: expected {URLS}")

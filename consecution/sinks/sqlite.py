@@ -15,8 +15,8 @@ from typing import Any
 from consecution.errors import OutageError, UsageError, WorldError
 from consecution.sinks.database import MARKS, Insert, Target, describe, unfit
 from consecution.sinks.rows import Row, Shape, insert_statement, quote, quote_all
+from consecution.sqlite import SQLITE
 
-SCHEME = "sqlite:///"
 BUSY_TIMEOUT_S = 1.0
 """How long SQLite itself waits for others; then it is an outage, and waited for by whoever called."""
 BUSY_RETRY_S = 0.02
@@ -56,7 +56,7 @@ class Sqlite:
     """One connection to one file."""
 
     def __init__(self, url: str, sink: str) -> None:
-        self.path = Path(url.removeprefix(SCHEME))
+        self.path = Path(url.removeprefix(SQLITE))
         self.where = str(self.path)
         self._sink = sink
         self._connection: sqlite3.Connection | None = None

@@ -22,9 +22,8 @@ from urllib.parse import quote as quote_url
 from consecution.errors import MissingExtraError, OutageError, SourceError, UsageError, text_of
 from consecution.postgresql import DEFAULTS, OUTAGES, REFUSALS, without_password
 from consecution.sources.row_keys import Key
-from consecution.sqlite import check_in_file
+from consecution.sqlite import SQLITE, check_in_file
 
-SQLITE = "sqlite:///"
 URLS = "sqlite:///path, postgresql://user@host/database, or a url that SQLAlchemy takes"
 BUSY_TIMEOUT_S = 1.0
 """How long SQLite itself waits for a writer; then it is an outage."""

@@ -22,6 +22,7 @@ from consecution.sources import database
 from consecution.sources.database import Asked, DbApi, Page, RowDatabase
 from consecution.sources.handover import Handover
 from consecution.sources.row_keys import Key, count_known, in_utc, key_at, place_of
+from consecution.sqlite import SQLITE
 from consecution.telling import warn
 
 PAGE_ROWS = 2000
@@ -128,7 +129,7 @@ class SqlSource(Source):
         if self._connect is not None:
             name = getattr(self._connect, "__name__", type(self._connect).__name__)
             return DbApi(self._connect, f"the database of {name}()", paramstyle=self._paramstyle)
-        if self._url is not None and self._url.startswith(database.SQLITE):
+        if self._url is not None and self._url.startswith(SQLITE):
             return database.of_sqlite(self._url)
         if self._url is not None and self._url.startswith(SCHEMES):
             return database.of_postgres(self._url)
