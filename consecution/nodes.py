@@ -61,6 +61,8 @@ class _Failed:
         return self if node is None else node._own_failed_edge()
 
 
+_IN_PYTHON = (types.FunctionType, types.MethodType)
+"""What the interpreter calls from its own loop quicker than from C."""
 _SET_AT_FIRST = (
     "name",
     "clock",
@@ -1008,8 +1010,13 @@ class Map(_FunctionNode):
         if not self._has_own_loop(Map):
             super()._process_frame(cursor, out)
             return
+        function = self._function
+        if isinstance(function, _IN_PYTHON):
+            for item in cursor:
+                out.append(function(item))
+            return
         expected = len(out) + operator.length_hint(cursor)
-        out.extend(map(self._function, cursor))
+        out.extend(map(function, cursor))
         if len(out) + operator.length_hint(cursor) != expected:
             # To `extend` a StopIteration looks like the end of the items.
             raise RuntimeError(f"{self}: {graph.name_of_callable(self._function)} raised StopIteration")
@@ -1048,10 +1055,10 @@ class Filter(_FunctionNode):
         if not self._has_own_loop(Filter):
             super()._process_frame(cursor, out)
             return
-        function, append = self._function, out.append
+        function = self._function
         for item in cursor:
             if function(item):
-                append(item)
+                out.append(item)
 
 
 class AsyncMap(Node):

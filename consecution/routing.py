@@ -164,7 +164,6 @@ class KeyedRouter:
     def partition(self, items: Sequence[Any]) -> list[list[Any]]:
         """Split items over the replicas in one pass, order kept within each."""
         parts: list[list[Any]] = [[] for _ in range(self._replicas)]
-        adders = [part.append for part in parts]
         key_function, known = self._key_function, self._known
         for item in items:
             key = key_function(item)
@@ -172,7 +171,7 @@ class KeyedRouter:
                 replica = known[key]
             except (KeyError, TypeError):
                 replica = self._replica_of_key(key)
-            adders[replica](item)
+            parts[replica].append(item)
         return parts
 
     def _replica_of_key(self, key: Key) -> int:
@@ -193,16 +192,15 @@ class ColumnSplitter:
     def split(self, keys: list[Key], values: list[Any]) -> list[tuple[list[Key], list[Any]]]:
         """For each replica its keys, and what stands beside them."""
         parts: list[tuple[list[Key], list[Any]]] = [([], []) for _ in range(self._replicas)]
-        adders = [(own_keys.append, own_values.append) for own_keys, own_values in parts]
         by_crc, crc32 = self._by_crc, zlib.crc32
         for key, value in zip(keys, values, strict=True):
             if type(key) is str and key.isascii():
                 replica = by_crc[crc32(key.encode(), TEXT_CRC) % SLOTS]
             else:
                 replica = by_crc[crc32(encode_key(key)) % SLOTS]
-            add_key, add_value = adders[replica]
-            add_key(key)
-            add_value(value)
+            own_keys, own_values = parts[replica]
+            own_keys.append(key)
+            own_values.append(value)
         return parts
 
 

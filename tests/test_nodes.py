@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import io
 import math
 import operator
@@ -172,6 +173,7 @@ class CountingMap(Map):
     [
         lambda: Twice("twice"),
         lambda: Map(fussy),
+        lambda: Map(functools.partial(fussy)),
         lambda: Filter(fussy),
         lambda: FlatMap(fussy_generator),
         lambda: FlatMap(lambda item: [item, fussy(item)]),
@@ -179,7 +181,7 @@ class CountingMap(Map):
         lambda: Chunk(3),
         lambda: Chunk(fussy),
     ],
-    ids=["node", "map", "filter", "flat map", "list", "subclass", "chunk", "chunk by"],
+    ids=["node", "map", "map in C", "filter", "flat map", "list", "subclass", "chunk", "chunk by"],
 )
 def test_a_frame_gives_what_item_by_item_gives(make: Callable[[], Node], items: list[int]) -> None:
     half = len(items) // 2
@@ -193,9 +195,10 @@ def test_a_stop_iteration_of_the_function_does_not_end_the_frame_silently(stops_
             raise StopIteration
         return item
 
-    out, failed = run_frames(Map(stop), [0, 1, 2])
-    assert out == [item for item in (0, 1, 2) if item != stops_at]
-    assert failed == [(stops_at, "RuntimeError")]
+    for function, error in ((stop, "StopIteration"), (functools.partial(stop), "RuntimeError")):
+        out, failed = run_frames(Map(function), [0, 1, 2])
+        assert out == [item for item in (0, 1, 2) if item != stops_at]
+        assert failed == [(stops_at, error)]
     assert run_frames(Filter(lambda item: stop(item) is not None), [0, 1, 2])[1] == [(stops_at, "StopIteration")]
     assert run_frames(FlatMap(lambda item: [stop(item)]), [0, 1, 2])[1] == [(stops_at, "StopIteration")]
 
