@@ -22,7 +22,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from consecution.protocol.values import USER_ERRORS, TaskIndex, unlabelled
+from consecution.protocol.values import USER_ERRORS, Items, TaskIndex, listed, unlabelled
 
 DEATHS = 2
 """So many make a frame suspect, and then an item of it guilty."""
@@ -268,7 +268,7 @@ class Suspect:
         self._note = note
         self._decode = decode
 
-    def decode(self, payload: Any, plainly: Callable[[Any], list[Any]]) -> list[Any]:
+    def decode(self, payload: Any, plainly: Callable[[Any], Items]) -> Items:
         """Its items. Raises PartlyDecodedError where some cannot be, or may not be, decoded."""
         return plainly(payload) if self._decode is None else self._decode(payload, self._meet)
 
@@ -314,12 +314,12 @@ class Suspect:
 
 def decode_apart(
     payload: Any,
-    decode: Callable[[Any], list[Any]],
+    decode: Callable[[Any], Items],
     suspect: Suspect | None,
     *,
     alone: bool = False,
     lets_through: tuple[type[BaseException], ...] = (),
-) -> tuple[list[Any], list[LostItem]]:
+) -> tuple[Items, list[LostItem]]:
     """The items of a frame's payload, and those of them that cannot be decoded or must not be touched.
 
     ``alone``: there is to be one item, and somebody may have edited it. Whatever is wrong then is wrong with that, but
@@ -336,7 +336,7 @@ def decode_apart(
             raise
         items = [LostItem("<an item that cannot be decoded>", error)]
     if alone:
-        items = _the_one_of(items, payload)
+        items = _the_one_of(listed(items), payload)
     lost = [item for item in items if isinstance(item, LostItem)]
     return [item for item in items if not isinstance(item, LostItem)], lost
 

@@ -25,10 +25,12 @@ from consecution.protocol.values import (
     BatchId,
     FailedItem,
     Frame,
+    Items,
     Stage,
     TaskIndex,
     Treatment,
     failed_parts,
+    listed,
     unlabelled,
 )
 
@@ -52,6 +54,9 @@ class Codec(Protocol):
 
     def decode(self, payload: Any) -> list[Any]:
         """The items of a payload; never the very list that another task may hold."""
+
+    def decode_items(self, payload: Any) -> Items:
+        """As `decode`, but a range stays one: to be gone through once."""
 
     def size(self, payload: Any) -> int:
         """Bytes of a payload, for flow control; an estimate where payloads are live objects."""
@@ -231,7 +236,7 @@ class Step:
         self.counts.took(frame.sent_s, taken_s)
         failed: list[FailedItem] = []
         suspect = self._guard.take(frame.origin, frame.seq, frame.path)
-        items = self._decode(frame, suspect, failed)
+        items = listed(self._decode(frame, suspect, failed))
         out: list[Any] | None = None
         if suspect is not None:
             out = self._run_suspect(frame, suspect, items, failed)
@@ -317,16 +322,16 @@ class Step:
             produced_bytes += self._codec.size(message.frame.payload)
         return Ack(frame.seq, frame.generation, xor, produced_bytes, tuple(failed))
 
-    def _decode(self, frame: Frame, suspect: Suspect | None, failed: list[FailedItem]) -> list[Any]:
+    def _decode(self, frame: Frame, suspect: Suspect | None, failed: list[FailedItem]) -> Items:
         """The items of a frame; those that cannot be decoded fail."""
-        items, lost = decode_apart(frame.payload, self._codec.decode, suspect, alone=frame.is_retry)
+        items, lost = decode_apart(frame.payload, self._codec.decode_items, suspect, alone=frame.is_retry)
         failed.extend(self._describe(frame.stage, item, item.error) for item in lost)
         return items
 
-    def _run(self, frame: Frame, items: list[Any], failed: list[FailedItem]) -> list[Any]:
-        return items if frame.stage is Stage.ROUTE else self._process(frame, items, failed)
+    def _run(self, frame: Frame, items: Items, failed: list[FailedItem]) -> list[Any]:
+        return listed(items) if frame.stage is Stage.ROUTE else self._process(frame, items, failed)
 
-    def _run_suspect(self, frame: Frame, suspect: Suspect, items: list[Any], failed: list[FailedItem]) -> list[Any]:
+    def _run_suspect(self, frame: Frame, suspect: Suspect, items: Items, failed: list[FailedItem]) -> list[Any]:
         """Item by item, up to where its outputs could be sent; the guilty fail without being touched."""
         made: list[Any] = []
 
@@ -369,9 +374,9 @@ class Step:
         seen.add(frame.frame_id)
         return False
 
-    def _process(self, frame: Frame, items: list[Any], failed: list[FailedItem]) -> list[Any]:
+    def _process(self, frame: Frame, items: Items, failed: list[FailedItem]) -> list[Any]:
         if self._write is not None:
-            self._write_all(self._write, frame, items, failed)
+            self._write_all(self._write, frame, listed(items), failed)
             return []
         out: list[Any] = []
         self._out = out

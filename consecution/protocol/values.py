@@ -44,13 +44,19 @@ def failed_parts(item: Any, error: BaseException) -> list[tuple[Any, BaseExcepti
     return error.failed if isinstance(error, PartlyFailedError) else [(item, error)]
 
 
+Items = list[Any] | range
 LIVE = (list, range)
 """What a payload is that has stayed in its process: the items themselves."""
 
 
-def copied(items: Sequence[Any]) -> list[Any] | range:
+def copied(items: Sequence[Any]) -> Items:
     """These items, where nobody else can change them; a range stays one: it is kept and sent as its ends."""
     return items if type(items) is range else list(items)
+
+
+def listed(items: Items) -> list[Any]:
+    """The same list, or one of the numbers of a range: for code of users, who may change it."""
+    return list(items) if type(items) is range else items
 
 
 class BatchId(NamedTuple):

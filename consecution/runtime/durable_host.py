@@ -33,6 +33,7 @@ from consecution.protocol.values import (
     Stage,
     TaskIndex,
     copied,
+    listed,
 )
 from consecution.runtime import failpoints
 from consecution.runtime.appliers import Applier, FailedInput, Group, Work, make_applier
@@ -273,7 +274,8 @@ class DurableHost(Occupied):
 
     def _decode(self, frame: Frame) -> tuple[list[Any], list[LostItem]]:
         suspect = self._guard.take(frame.origin, frame.seq, frame.path)
-        return decode_apart(frame.payload, self._codec.decode, suspect, alone=frame.is_retry)
+        items, lost = decode_apart(frame.payload, self._codec.decode, suspect, alone=frame.is_retry)
+        return listed(items), lost
 
     def _apply(self, group: Group) -> None:
         started_s = self.counts.since_s = time.monotonic()

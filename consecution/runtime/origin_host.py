@@ -37,6 +37,7 @@ from consecution.protocol.values import (
     FrameId,
     Go,
     Gos,
+    Items,
     Message,
     Stage,
     TaskIndex,
@@ -375,13 +376,15 @@ class OriginHost:
     def _describe(self, way: _Way, item: Any, error: BaseException) -> FailedItem:
         return describe_failure(*way.start, item, error, self._codec, self._judge)
 
-    def _decode(self, way: _Way, launch: Launch, suspect: Suspect | None, failed: list[FailedItem]) -> list[Any]:
+    def _decode(self, way: _Way, launch: Launch, suspect: Suspect | None, failed: list[FailedItem]) -> Items:
         # A class or module that is not there is no item's fault, unless that has failed before and was put back.
         payload, was_put_back = without_mark(launch.payload)
         lets_through = (AttributeError, ImportError) if launch.entry is None and not was_put_back else ()
         alone = self.origin.count_of(launch.seq) == 1
         try:
-            items, lost = decode_apart(payload, self._codec.decode, suspect, alone=alone, lets_through=lets_through)
+            items, lost = decode_apart(
+                payload, self._codec.decode_items, suspect, alone=alone, lets_through=lets_through
+            )
         except Exception as error:
             raise WorldError(
                 f"batch {launch.seq} of the journal cannot be decoded ({text_of(error)}): run again "

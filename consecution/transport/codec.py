@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from consecution.protocol.poison import PartlyDecodedError
-from consecution.protocol.values import LIVE, USER_ERRORS
+from consecution.protocol.values import LIVE, USER_ERRORS, Items, copied, listed
 from consecution.transport.pieces import Pieces, gather, load
 from consecution.transport.salvage import salvage
 
@@ -36,6 +36,9 @@ class PickleCodec:
         return bytes(_dumps(items))
 
     def decode(self, payload: Any) -> list[Any]:
+        return listed(self.decode_items(payload))
+
+    def decode_items(self, payload: Any) -> Items:
         return _loads(payload)
 
     def size(self, payload: Any) -> int:
@@ -65,7 +68,10 @@ class _LiveOrBytes:
     """What a payload is that may have stayed in its process: still the items, which decode to a list of their own."""
 
     def decode(self, payload: Any) -> list[Any]:
-        return list(payload) if isinstance(payload, LIVE) else _loads(payload)
+        return listed(self.decode_items(payload))
+
+    def decode_items(self, payload: Any) -> Items:
+        return copied(payload) if isinstance(payload, LIVE) else _loads(payload)
 
     def size(self, payload: Any) -> int:
         return len(payload) * LIVE_ITEM_BYTES if isinstance(payload, LIVE) else len(payload)
@@ -161,10 +167,10 @@ class _TooLargeError(Exception):
     """There is more than was reckoned with."""
 
 
-def _loads(payload: Any) -> list[Any]:
+def _loads(payload: Any) -> Items:
     """The items. PartlyDecodedError if some of them cannot be had; what pickle raises if the bytes are none of ours."""
     try:
-        items: Any = load(payload) if type(payload) is Pieces else pickle.loads(payload)
+        items: Items = load(payload) if type(payload) is Pieces else pickle.loads(payload)
     except USER_ERRORS as error:
         try:
             return salvage(payload)
@@ -174,7 +180,7 @@ def _loads(payload: Any) -> list[Any]:
             raise  # what is not there is what stops us, whatever was first
         except USER_ERRORS:
             raise error from None
-    return list(items) if type(items) is range else items
+    return items
 
 
 def _dill_dumps(items: Sequence[Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 import os
@@ -33,6 +34,9 @@ class PlainCodec:
 
     def decode(self, payload: Any) -> list[Any]:
         return list(payload)
+
+    def decode_items(self, payload: Any) -> Any:
+        return payload if isinstance(payload, range) else list(payload)
 
     def size(self, payload: Any) -> int:
         return 10 * len(payload)
@@ -405,6 +409,31 @@ def test_one_item_at_fault_among_many_is_found_in_few_calls_and_order_is_kept() 
     assert ack is not None
     assert [failed.payload for failed in ack.failed] == [[-7]]
     assert len(calls) == 1 + 2 * 10
+
+
+def test_a_range_is_gone_through_as_a_list_of_its_numbers_is() -> None:
+    numbers = range(-2, 3)
+
+    (sent, ack), (sent_of_list, ack_of_list) = (
+        make_step(Inverse("inverse")).run(dataclasses.replace(frame(), payload=payload)) for payload in (numbers, [*numbers])
+    )
+
+    assert sent == sent_of_list
+    assert ack == ack_of_list
+    assert ack is not None
+    assert [failed.payload for failed in ack.failed] == [[0]]
+
+
+def test_a_sink_is_given_a_range_as_a_list_which_it_may_change() -> None:
+    taken = []
+
+    def take(batch_id: BatchId, items: list[Any]) -> None:
+        while items:
+            taken.append(items.pop())
+
+    make_step(write=take).run(dataclasses.replace(frame(), payload=range(5)))
+
+    assert taken == [4, 3, 2, 1, 0]
 
 
 def test_an_outage_fails_all_items_of_its_call_which_is_not_repeated() -> None:

@@ -138,6 +138,12 @@ def test_a_range_is_encoded_as_its_ends_and_comes_back_as_a_list(codec: PickleCo
 
 
 @pytest.mark.parametrize("codec", [PickleCodec(), ReusingCodec(), LiveCodec(stores_bytes=True)], ids=type)
+def test_whoever_goes_through_the_items_once_has_the_range_itself(codec: Any) -> None:
+    assert codec.decode_items(codec.encode(range(7, 1, -2))) == range(7, 1, -2)
+    assert codec.decode_items(codec.encode([7, 5])) == [7, 5]
+
+
+@pytest.mark.parametrize("codec", [PickleCodec(), ReusingCodec(), LiveCodec(stores_bytes=True)], ids=type)
 def test_a_failed_item_is_stored_as_a_list_of_one(codec: Any) -> None:
     stored = codec.encode_failed(("a", 1))
 
