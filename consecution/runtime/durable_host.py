@@ -32,7 +32,6 @@ from consecution.protocol.values import (
     Message,
     Stage,
     TaskIndex,
-    copied,
     listed,
 )
 from consecution.runtime import failpoints
@@ -211,7 +210,7 @@ class DurableHost(Occupied):
 
     def _store_live(self, frame: Frame) -> tuple[FailedItem, ...]:
         """Live items become bytes: what lies in the inbox must not change under the hands of others."""
-        frame.payload, _, refused = encode_apart(copied(frame.payload), self._stored)
+        frame.payload, _, refused = encode_apart(frame.payload, self._stored)
         return tuple(describe_failure(self.task, Stage.PROCESS, *found, self._stored, self._judge) for found in refused)
 
     def turn(self) -> bool:

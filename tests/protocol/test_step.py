@@ -412,11 +412,9 @@ def test_one_item_at_fault_among_many_is_found_in_few_calls_and_order_is_kept() 
 
 
 def test_a_range_is_gone_through_as_a_list_of_its_numbers_is() -> None:
-    numbers = range(-2, 3)
+    of_range, of_list = (dataclasses.replace(frame(), payload=payload) for payload in (range(-2, 3), [*range(-2, 3)]))
 
-    (sent, ack), (sent_of_list, ack_of_list) = (
-        make_step(Inverse("inverse")).run(dataclasses.replace(frame(), payload=payload)) for payload in (numbers, [*numbers])
-    )
+    (sent, ack), (sent_of_list, ack_of_list) = (make_step(Inverse("inverse")).run(each) for each in (of_range, of_list))
 
     assert sent == sent_of_list
     assert ack == ack_of_list
