@@ -57,7 +57,9 @@ BIRTH = (-1,)
 BATCHES_PER_TURN = 8
 """So many births may share one commit whatever the window, while the source has more to give at once."""
 TRIAL_S = 0.01
-"""So long a source holds back while batches are under way that show what size is right."""
+"""So long a source holds back while batches are under way that show what size is right,"""
+TRIAL_COMMITS = 16
+"""and so many times as long as its last commit: a batch is written down several times, in several places."""
 QUICK_READ_S = 0.002
 NO_CALL = ("", 0.0)
 COMMIT_STRETCH = 4
@@ -435,7 +437,7 @@ class SourceHost:
         self._births = host.companion = _Births(source, self._calls, self._tell)
         self._reader = _Reader(source, linger_s, time.monotonic, self._calls)
         self._reads_ahead = reads_ahead
-        self._trial_until_s: float | None = None
+        self._trying_since_s: float | None = None
         self._problem: SourceError | None = None
         self._stopping = False
         self._paused = False
@@ -528,13 +530,14 @@ class SourceHost:
     def _trial_left_s(self) -> float:
         """Seconds to wait for what batches under way show; 0.0: read."""
         if not self.origin.is_trying(self._left()):
-            self._trial_until_s = None
+            self._trying_since_s = None
             return 0.0
         now_s = self.host.now()
-        if self._trial_until_s is None:
-            self._trial_until_s = now_s + TRIAL_S
-        left_s = self._trial_until_s - now_s
-        return left_s if 0.0 < left_s <= TRIAL_S else 0.0
+        if self._trying_since_s is None:
+            self._trying_since_s = now_s
+        most_s = TRIAL_S + TRIAL_COMMITS * self.host.commit_s
+        left_s = self._trying_since_s + most_s - now_s
+        return left_s if 0.0 < left_s <= most_s else 0.0
 
     def next_wake_s(self) -> float | None:
         """Seconds until something is due; None: not before a message or the source wakes us."""

@@ -16,7 +16,7 @@ from consecution.protocol.origin import BatchBorn, Change, Origin, OriginLimits
 from consecution.protocol.values import Ack, Acks, FailedItem, Frame, FrameId, Message, Stage, TaskIndex
 from consecution.report import Failure
 from consecution.runtime.journal import NotesTaken
-from consecution.runtime.origin_host import TRIAL_S, MemoryStore, OriginHost, SourceHost
+from consecution.runtime.origin_host import TRIAL_COMMITS, TRIAL_S, MemoryStore, OriginHost, SourceHost
 from consecution.source import Note, Rejected, Source
 from consecution.transport.codec import LiveCodec, ReusingCodec
 from tests.runtime.shells import Endless, Shell, plan_of
@@ -71,9 +71,16 @@ def test_new_items_do_not_keep_retries_waiting_for_room() -> None:
 # -- while batches find their size ------------------------------------------------------------------
 
 
-def full_shell() -> Shell:
+def full_shell(commit_s: float = 0.0) -> Shell:
     """A source that has more than is asked for has filled four batches, and others of this size would follow."""
     shell = Shell(plan_of(Map(str, name="text"), batch_size=1000))
+    commit = shell.store.apply
+
+    def commit_slowly(changes: list[Any]) -> None:
+        commit(changes)
+        shell.clock.now_s += commit_s
+
+    shell.store.apply = commit_slowly  # type: ignore[method-assign]
     shell.source.read = lambda max_items: [0] * max_items  # type: ignore[method-assign]
     shell.source_host.open()
     shell.origin.replay(shell.clock())
@@ -113,6 +120,20 @@ def test_a_source_does_not_wait_long_for_what_its_batches_show() -> None:
     shell.source_host.turn()
 
     assert len(shell.frames()) == 4 + 2 * 8
+
+
+def test_a_source_waits_longer_where_commits_are_slow() -> None:
+    shell = full_shell(commit_s=0.02)
+    shell.source_host.turn()
+    longest_s = TRIAL_S + TRIAL_COMMITS * 0.02
+
+    shell.clock.now_s += longest_s - 0.03  # the commit has taken its time of it, too
+    shell.source_host.turn()
+    assert shell.source_host.next_wake_s() == pytest.approx(0.01)
+    shell.clock.now_s += 0.01
+    shell.source_host.turn()
+
+    assert len(shell.frames()) > 4
 
 
 def test_a_source_that_cuts_its_batches_itself_is_read_as_often_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
