@@ -14,7 +14,7 @@ import copy
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from consecution import graph
@@ -26,6 +26,9 @@ from consecution.routing import encode_key
 from consecution.stateful import KeyedNode
 from consecution.states import ALWAYS_KEYS, MISSING, Key, all_equal_themselves, check_equal
 
+JOINED_AT_ONCE = 1024
+"""Keys that are looked up, joined and kept before the next ones: these are still in the processor's cache each time."""
+
 
 def _all_at_once(cursor: Iterator[Any], take: Callable[[list[Any]], None]) -> bool:
     """Have all items that are left taken together. False, and none is: one of them raises, and is found one by one."""
@@ -36,6 +39,15 @@ def _all_at_once(cursor: Iterator[Any], take: Callable[[list[Any]], None]) -> bo
         return False
     collections.deque(cursor, maxlen=0)
     return True
+
+
+def _look_up(states: dict[Key, Any], keys: list[Key]) -> Sequence[Any]:
+    """The state of each key, `MISSING` for those without. Mostly all have one, and then no call is made for each."""
+    if len(keys) > 1:
+        with contextlib.suppress(KeyError):
+            found: tuple[Any, ...] = operator.itemgetter(*keys)(states)
+            return found
+    return call_each(states.get, keys, itertools.repeat(MISSING))
 
 
 def _all_that_go(results: Iterator[Any], count: int) -> tuple[list[Any], dict[int, BaseException]]:
@@ -203,14 +215,11 @@ class Reduce(KeyedNode):
     def _fold_in(self, items: list[Any]) -> None:
         """All or nothing; but of keys that cannot be joined the others are, for ``combine`` may work in place."""
         folded = self.fold(items)
-        joined, refused = self._joined(folded, folded.values())
-        if not refused:
-            self._keep(folded, joined)
-            return
-        good = [place not in refused for place in range(len(folded))]
-        kept = list(itertools.compress(folded, good))
-        self._keep(kept, itertools.compress(joined, good))
-        raise _PartlyJoined(frozenset(kept), next(iter(refused.values())))
+        keys = list(folded)
+        refused = self._join(keys, list(folded.values()))
+        if refused:
+            kept = frozenset(key for place, key in enumerate(keys) if place not in refused)
+            raise _PartlyJoined(kept, next(iter(refused.values())))
 
     def _join_table(self, table: PartTable) -> None:
         """Join what was folded elsewhere with the states. Whoever sent it is gone, so that no item can be blamed.
@@ -218,17 +227,31 @@ class Reduce(KeyedNode):
         PartlyFailedError, once the others are joined, for entries that raise: each as a table of its own.
         """
         keys, values = table.columns
-        joined, refused = self._joined(keys, values)
-        if not refused:
-            self._keep(keys, joined)
-            return
-        taken = [place not in refused for place in range(len(keys))]
-        self._keep(list(itertools.compress(keys, taken)), itertools.compress(joined, taken))
-        for place in refused:
-            self._states.undo_key(keys[place])
-        raise PartlyFailedError([(PartTable([keys[at]], [values[at]]), error) for at, error in refused.items()])
+        refused = self._join(keys, values)
+        if refused:
+            for place in refused:
+                self._states.undo_key(keys[place])
+            raise PartlyFailedError([(PartTable([keys[at]], [values[at]]), error) for at, error in refused.items()])
 
-    def _joined(self, keys: Collection[Key], values: Collection[Any]) -> tuple[list[Any], dict[int, BaseException]]:
+    def _join(self, keys: list[Key], values: list[Any]) -> dict[int, BaseException]:
+        """Join the state of each key with its value, and keep it; returns the places of those that raise."""
+        refused: dict[int, BaseException] = {}
+        for start in range(0, len(keys), JOINED_AT_ONCE):
+            some = keys[start : start + JOINED_AT_ONCE]
+            try:
+                joined, errors = self._joined(some, values[start : start + JOINED_AT_ONCE])
+            except USER_ERRORS as error:  # A key cannot be looked up.
+                if not start or not self._states.in_memory:
+                    raise
+                joined, errors = [None] * len(some), dict.fromkeys(range(len(some)), error)
+            if errors:
+                good = [place not in errors for place in range(len(some))]
+                some, joined = list(itertools.compress(some, good)), list(itertools.compress(joined, good))
+                refused.update((start + place, error) for place, error in errors.items())
+            self._keep(some, joined)
+        return refused
+
+    def _joined(self, keys: list[Key], values: list[Any]) -> tuple[list[Any], dict[int, BaseException]]:
         """The state of each key joined with its value, to be kept; and the places of those that raise.
 
         Each is tried once, for what ``combine`` has changed in place it must not be given again.
@@ -236,12 +259,12 @@ class Reduce(KeyedNode):
         states, combine = self._states, self._combine
         assert combine is not None
         find = states.look
+        found: Sequence[Any] = [MISSING] * len(keys)
         if states.careful:
             find = functools.partial(states.find, default=MISSING)
-            found = [MISSING] * len(keys)
         else:
             states.touch_all(keys)
-            found = call_each(states.cached.get, keys, itertools.repeat(MISSING))
+            found = _look_up(states.cached, keys)
 
         def find_and_join(key: Key, state: Any, value: Any) -> Any:
             if state is MISSING:
@@ -252,7 +275,7 @@ class Reduce(KeyedNode):
             return _all_that_go(map(find_and_join, keys, found, values), len(keys))
         return _all_that_go(map(combine, found, values), len(keys))
 
-    def _keep(self, keys: Iterable[Key], joined: Iterable[Any]) -> None:
+    def _keep(self, keys: list[Key], joined: list[Any]) -> None:
         """These are the states of these keys, which were looked up."""
         states = self._states
         if states.careful:

@@ -6,6 +6,7 @@ import collections
 import math
 import operator
 import pickle
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consecution import Count, Map, Node, Pipeline, Producer, Reduce
+from consecution import Count, Map, Node, Pipeline, Producer, Reduce, reduction
 from consecution.errors import UsageError
 from consecution.plan import Grouping
 from consecution.protocol.values import PartlyFailedError, failed_parts
@@ -23,6 +24,11 @@ from consecution.runtime.failures import FailureStore, Selection
 WORDS = ["to", "be", "or", "not", "to", "be"]
 NAN_IN_TUPLE = ("a", (math.nan,))
 NANS = [math.nan, NAN_IN_TUPLE]
+
+
+@pytest.fixture(params=[reduction.JOINED_AT_ONCE, 2], ids="joined {} at once".format)
+def _in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reduction, "JOINED_AT_ONCE", request.param)
 
 
 def first(item: Any) -> Any:
@@ -308,6 +314,7 @@ def owner(**states: Any) -> Reduce:
     return node
 
 
+@pytest.mark.usefixtures("_in_pieces")
 def test_a_part_that_cannot_be_joined_fails_as_a_table_of_its_own() -> None:
     node = owner(a=[1], b=[1], c=[1])
     tables = [PartTable(["a", "b", "new"], [[2], ["bad"], [2]]), PartTable(["c", "a"], [[3], [3]])]
@@ -318,6 +325,7 @@ def test_a_part_that_cannot_be_joined_fails_as_a_table_of_its_own() -> None:
     assert {key: state for key, state in node.states() if key != "b"} == {"a": [1, 2, 3], "c": [1, 3], "new": [2]}
 
 
+@pytest.mark.usefixtures("_in_pieces")
 def test_a_key_that_finds_no_state_takes_no_other_down_at_its_owner() -> None:
     node = owner()
 
@@ -327,6 +335,41 @@ def test_a_key_that_finds_no_state_takes_no_other_down_at_its_owner() -> None:
     assert dict(node.states()) == {"a": [1], "b": [3]}
 
 
+def counting() -> Reduce:
+    return Reduce(lambda item: item, 0, lambda count, _: count + 1, "counting", combine=operator.add)
+
+
+class Prickly:
+    """A key that cannot be compared with any other."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Prickly) and "bad" in (self.name, other.name) and self is not other:
+            raise ValueError("cannot be compared")
+        return self is other
+
+
+@pytest.mark.usefixtures("_in_pieces")
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("make", [Count, counting], ids=["count", "reduce"])
+def test_a_key_that_cannot_be_compared_has_no_other_counted_twice(make: Callable[[], Reduce], place: int) -> None:
+    keys, last, node = [*map(Prickly, "abcde")], Prickly("last"), make()
+    node._open_states().cached.update((key, 1) for key in (*keys[:place], last))
+    last.name = "bad"  # Whoever is looked for behind it meets it.
+    items = [key for key in keys for _ in range(2)]
+
+    _, failed = run_parts(node, items)
+
+    assert failed == [key for key in keys[place:] for _ in range(2)]
+    assert [count for _, count in node.states()] == [3] * place + [1]
+
+
+@pytest.mark.usefixtures("_in_pieces")
 def test_what_raises_leaves_its_state_as_it_was_while_items_are_remembered() -> None:
     node = owner(a=[1], b=[1])
     node._states.begin_item()
@@ -337,6 +380,7 @@ def test_what_raises_leaves_its_state_as_it_was_while_items_are_remembered() -> 
     assert dict(node.states()) == {"a": [1, 2], "b": [1], "c": [2]}
 
 
+@pytest.mark.usefixtures("_in_pieces")
 def test_a_table_comes_back_as_it_was_sent() -> None:
     table = pickle.loads(pickle.dumps(PartTable(["a", 1], [2, [3]]), 5))
 
