@@ -41,15 +41,6 @@ def _all_at_once(cursor: Iterator[Any], take: Callable[[list[Any]], None]) -> bo
     return True
 
 
-def _look_up(states: dict[Key, Any], keys: list[Key]) -> Sequence[Any]:
-    """The state of each key, `MISSING` for those without. Mostly all have one, and then no call is made for each."""
-    if len(keys) > 1:
-        with contextlib.suppress(KeyError):
-            found: tuple[Any, ...] = operator.itemgetter(*keys)(states)
-            return found
-    return call_each(states.get, keys, itertools.repeat(MISSING))
-
-
 def _all_that_go(results: Iterator[Any], count: int) -> tuple[list[Any], dict[int, BaseException]]:
     """So many results of an iterator that goes on after an error, with None in the place of each that raised."""
     good: list[Any] = []
@@ -234,55 +225,66 @@ class Reduce(KeyedNode):
             raise PartlyFailedError([(PartTable([keys[at]], [values[at]]), error) for at, error in refused.items()])
 
     def _join(self, keys: list[Key], values: list[Any]) -> dict[int, BaseException]:
-        """Join the state of each key with its value, and keep it; returns the places of those that raise."""
+        """Join the state of each key with its value, and keep it; returns the places of those that raise.
+
+        Each is tried once, for what ``combine`` has changed in place it must not be given again.
+        """
         refused: dict[int, BaseException] = {}
         for start in range(0, len(keys), JOINED_AT_ONCE):
             some = keys[start : start + JOINED_AT_ONCE]
             try:
-                joined, errors = self._joined(some, values[start : start + JOINED_AT_ONCE])
+                errors = self._join_some(some, values[start : start + JOINED_AT_ONCE])
             except USER_ERRORS as error:  # A key cannot be looked up.
                 if not start or not self._states.in_memory:
                     raise
-                joined, errors = [None] * len(some), dict.fromkeys(range(len(some)), error)
-            if errors:
-                good = [place not in errors for place in range(len(some))]
-                some, joined = list(itertools.compress(some, good)), list(itertools.compress(joined, good))
-                refused.update((start + place, error) for place, error in errors.items())
-            self._keep(some, joined)
+                errors = dict.fromkeys(range(len(some)), error)
+            refused.update((start + place, error) for place, error in errors.items())
         return refused
 
-    def _joined(self, keys: list[Key], values: list[Any]) -> tuple[list[Any], dict[int, BaseException]]:
-        """The state of each key joined with its value, to be kept; and the places of those that raise.
-
-        Each is tried once, for what ``combine`` has changed in place it must not be given again.
-        """
+    def _join_some(self, keys: list[Key], values: list[Any]) -> dict[int, BaseException]:
         states, combine = self._states, self._combine
         assert combine is not None
-        find = states.look
-        found: Sequence[Any] = [MISSING] * len(keys)
-        if states.careful:
-            find = functools.partial(states.find, default=MISSING)
-        else:
-            states.touch_all(keys)
-            found = _look_up(states.cached, keys)
+        find = functools.partial(states.find, default=MISSING) if states.careful else states.look
 
-        def find_and_join(key: Key, state: Any, value: Any) -> Any:
-            if state is MISSING:
-                state = find(key)
+        def find_and_join(key: Key, value: Any) -> Any:
+            state = find(key)
             return value if state is MISSING else combine(state, value)
 
-        if any(map(operator.is_, found, itertools.repeat(MISSING))):
-            return _all_that_go(map(find_and_join, keys, found, values), len(keys))
-        return _all_that_go(map(combine, found, values), len(keys))
+        if states.careful:
+            return self._keep(keys, map(find_and_join, keys, values))
+        states.touch_all(keys)
+        found = call_each(states.cached.get, keys, itertools.repeat(MISSING))
+        is_new = list(map(operator.is_, found, itertools.repeat(MISSING)))
+        if not any(is_new):
+            return self._keep(keys, map(combine, found, values))
+        new_keys, new_values = list(itertools.compress(keys, is_new)), list(itertools.compress(values, is_new))
+        new = iter(new_values) if states.are_new(new_keys) else map(find_and_join, new_keys, new_values)
+        is_known = list(map(operator.not_, is_new))
+        joined = map(combine, itertools.compress(found, is_known), itertools.compress(values, is_known))
+        errors = self._keep(list(itertools.compress(keys, is_known)), joined, is_known)
+        return errors | self._keep(new_keys, new, is_new)
 
-    def _keep(self, keys: list[Key], joined: list[Any]) -> None:
-        """These are the states of these keys, which were looked up."""
+    def _keep(
+        self, keys: list[Key], results: Iterator[Any], chosen: Sequence[bool] | None = None
+    ) -> dict[int, BaseException]:
+        """These are the states of these keys, which were looked up. Returns the errors of others by their places,
+
+        which are those of a longer list of which these were ``chosen``.
+        """
         states = self._states
+        joined, errors = _all_that_go(results, len(keys))
+        if errors:
+            good = [place not in errors for place in range(len(keys))]
+            keys, joined = list(itertools.compress(keys, good)), list(itertools.compress(joined, good))
+            if chosen is not None:
+                places = list(itertools.compress(itertools.count(), chosen))
+                errors = {places[place]: error for place, error in errors.items()}
         if states.careful:
             for key, state in zip(keys, joined, strict=True):
                 states.put(key, state)
         else:
             states.cached.update(zip(keys, joined, strict=True))
+        return errors
 
     def _process_keyed(self, keys: list[Key], cursor: Iterator[Any], out: list[Any]) -> None:
         if self._every_change or type(self).process is not Reduce.process:

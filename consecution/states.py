@@ -52,6 +52,12 @@ class Backing(Protocol):
     def load(self, key: Key) -> Any:
         """The state under a key, `MISSING` if there is none."""
 
+    def knows_none(self, keys: list[Key]) -> bool:
+        """Whether none of these has a state, of which none is in memory; their types are in `ALWAYS_KEYS`.
+
+        False: each has to be loaded.
+        """
+
     def items(self, fresh: Collection[Key]) -> Iterator[tuple[Key, Any]]:
         """All that are merged, and the ``fresh`` ones as `MISSING`, in an order that is the same in every run."""
 
@@ -125,6 +131,15 @@ class States:
                 return MISSING
             state = self._load(self._backing, key)
         return state
+
+    def are_new(self, keys: list[Key]) -> bool:
+        """Whether none of these, which are not in memory, has a state; mostly that can be told without asking for each.
+
+        False: each has to be looked for.
+        """
+        if not ALWAYS_KEYS.issuperset(map(type, keys)):
+            return False
+        return self._backing is None or self._backing.knows_none(keys)
 
     def _load(self, backing: Backing, key: Key) -> Any:
         state = self.cached[key] = backing.load(key)

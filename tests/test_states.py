@@ -25,6 +25,9 @@ class Shelf:
         self.looks.append(key)
         return copy.deepcopy(self.held[key]) if key in self.held else MISSING
 
+    def knows_none(self, keys: list[Key]) -> bool:
+        return not self.held
+
     def items(self, fresh: Iterable[Key]) -> Iterator[tuple[Key, Any]]:
         return iter(sorted({**dict.fromkeys(fresh, MISSING), **copy.deepcopy(self.held)}.items()))
 

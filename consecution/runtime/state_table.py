@@ -123,10 +123,14 @@ class Owner(NamedTuple):
     replica: int
     replicas: int
 
+    def owns(self, slot: int) -> bool:
+        """Each owns a range of slots."""
+        return replica_of_slot(slot, self.replicas) == self.replica
+
     def check(self, key: Key, slot: int) -> None:
         """MisplacedKeyError for a key of another replica: applied here, its item would begin a second state of that."""
-        owner = replica_of_slot(slot, self.replicas)
-        if owner != self.replica:
+        if not self.owns(slot):
+            owner = replica_of_slot(slot, self.replicas)
             raise MisplacedKeyError(
                 f"the key {shorten_repr(key)} belongs to {self.node}.{owner}, and its item has come to "
                 f"{self.node}.{self.replica}: since it was sent here, the item or key() has changed; put it back "
@@ -230,6 +234,12 @@ class StateTable:
             return MISSING
         body = self._tables.read("state", _place_of(encoded))
         return MISSING if body is None else self._decode(body)[1]
+
+    def knows_none(self, keys: list[Key]) -> bool:
+        if self._owner is None or not self._all_in_memory:
+            return self._all_in_memory
+        places = _places_of(keys)
+        return all(self._owner.owns(_SLOT.unpack_from(place)[0]) for place in (min(places), max(places)))
 
     def _load_from_log(self, number: bytes, key: Key) -> Any:
         """After a roll back: what the latest commit of this key says. Many keys may come from one record."""

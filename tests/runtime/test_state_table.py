@@ -288,6 +288,29 @@ def test_a_key_without_an_encoding_is_refused_with_its_item(task: Task, merged: 
     task.commit(merge_all=True)
 
 
+def test_new_keys_are_told_at_once_until_states_have_left_memory(task: Task) -> None:
+    task.states.put("a", 1)
+    task.commit(merge_all=True)
+
+    assert task.states.are_new(["b", 2, b"c"])
+    assert not task.states.are_new([("t", 1)]), "a tuple may hold what is no key"
+    task.table.left_memory()
+    assert not task.states.are_new(["b"])
+
+
+def test_keys_of_another_replica_are_not_taken_for_new_ones(tmp_path: Path) -> None:
+    task = Task(tmp_path / "store", owner=Owner("total", 1, 3))
+    own, *others = [
+        [key for key in map(str, range(60)) if replica_of_slot(slot_of(key), 3) == replica] for replica in (1, 0, 2)
+    ]
+
+    assert task.states.are_new(own)
+    for other in others:
+        assert not task.states.are_new([*own, other[0]])
+        assert not task.states.are_new([other[0], *own])
+    task.store.close()
+
+
 @pytest.mark.parametrize("merged", [True, False])
 def test_a_key_of_another_replica_is_refused_and_leaves_no_state(tmp_path: Path, merged: bool) -> None:
     task = Task(tmp_path / "store", owner=Owner("total", 1, 3))
@@ -395,6 +418,13 @@ class StatesLikeADict(RuleBasedStateMachine):
     @rule(key=KEYS)
     def look(self, key: Any) -> None:
         assert self.task.states.find(key) == self.now.get(key)
+
+    @rule(keys=st.lists(KEYS, max_size=5))
+    def look_at_once(self, keys: list[Any]) -> None:
+        states = self.task.states
+        unknown = [key for key in keys if states.cached.get(key, MISSING) is MISSING]
+        if unknown and states.are_new(unknown):
+            assert set(unknown).isdisjoint(self.now)
 
     @rule(merge_all=st.booleans())
     def commit(self, merge_all: bool) -> None:
