@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from consecution import graph
+from consecution.calling import IN_PYTHON
 from consecution.clock import Clock
 from consecution.error_policy import Decide, ErrorPolicy
 from consecution.errors import GraphError, MissingExtraError
@@ -61,8 +62,6 @@ class _Failed:
         return self if node is None else node._own_failed_edge()
 
 
-_IN_PYTHON = (types.FunctionType, types.MethodType)
-"""What the interpreter calls from its own loop quicker than from C."""
 _SET_AT_FIRST = (
     "name",
     "clock",
@@ -1011,7 +1010,7 @@ class Map(_FunctionNode):
             super()._process_frame(cursor, out)
             return
         function = self._function
-        if isinstance(function, _IN_PYTHON):
+        if isinstance(function, IN_PYTHON):
             for item in cursor:
                 out.append(function(item))
             return

@@ -6,7 +6,6 @@ At the other robustness levels, and in `Pipeline.consume`, the same nodes keep t
 from __future__ import annotations
 
 import copy
-import functools
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -119,7 +118,8 @@ class KeyedNode(DurableNode):
     def _grouping_key(self) -> Callable[[Any], Any] | None:
         """What a sender needs to find the replica of an item: the key method, without the rest of the graph."""
         twin: Any = self._detached_copy()
-        return functools.partial(type(self).key, twin)
+        key: Callable[[Any], Any] = twin.key
+        return key
 
     def _item_processor(self) -> Callable[[Any], Any]:
         return self._process_item
