@@ -207,7 +207,12 @@ class Reduce(KeyedNode):
         """All or nothing; but of keys that cannot be joined the others are, for ``combine`` may work in place."""
         folded = self.fold(items)
         keys = list(folded)
-        refused = self._join(keys, list(folded.values()))
+        try:
+            refused = self._join(keys, list(folded.values()))
+        except USER_ERRORS as error:
+            if self._states.in_memory:
+                raise
+            raise _PartlyJoined((), error) from None
         if refused:
             kept = frozenset(key for place, key in enumerate(keys) if place not in refused)
             raise _PartlyJoined(kept, next(iter(refused.values())))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import math
 import operator
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +21,7 @@ from consecution.plan import Grouping
 from consecution.protocol.values import PartlyFailedError, failed_parts
 from consecution.reduction import Parts, PartTable
 from consecution.runtime.failures import FailureStore, Selection
+from consecution.states import States
 
 WORDS = ["to", "be", "or", "not", "to", "be"]
 NAN_IN_TUPLE = ("a", (math.nan,))
@@ -367,6 +369,25 @@ def test_a_key_that_cannot_be_compared_has_no_other_counted_twice(make: Callable
 
     assert failed == [key for key in keys[place:] for _ in range(2)]
     assert [count for _, count in node.states()] == [3] * place + [1]
+
+
+@pytest.mark.parametrize("make", [Count, counting], ids=["count", "reduce"])
+@pytest.mark.parametrize("failing", range(3))
+def test_where_states_are_stored_keys_that_were_joined_before_an_error_are_not_counted_twice(
+    make: Callable[[], Reduce], failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch_all, calls, kept = States.touch_all, itertools.count(), Kept("kept")
+
+    def touch_all_but_once(states: States, keys: Iterable[Any]) -> None:
+        if next(calls) == failing:
+            raise MemoryError
+        touch_all(states, keys)
+
+    monkeypatch.setattr(reduction, "JOINED_AT_ONCE", 2)
+    monkeypatch.setattr(States, "touch_all", touch_all_but_once)
+    report = Pipeline(Producer([*"abcde"]) | make() | kept).run(mode="inline", sync="process", batch_size=5, retries=0)
+
+    assert (report.failed, dict(kept.found)) == (0, dict.fromkeys("abcde", 1))
 
 
 @pytest.mark.usefixtures("_in_pieces")
