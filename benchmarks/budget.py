@@ -37,7 +37,7 @@ def steps(numbers: Sequence[int]) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "copy them, at their birth", lambda: copied(numbers)
     yield "pickle them for the journal", lambda: PickleCodec().encode(numbers)
     yield "seal that", lambda: seal(key, born)
-    yield "copy them, for the node", lambda: codec.decode_items(numbers)
+    yield "copy them, for the node", lambda: codec.decode(numbers)
     yield "call the function", lambda: node._process_frame(iter(numbers), [])
     yield "pickle what it made for the inbox", lambda: PickleCodec().encode(made)
     yield "seal that, too", lambda: seal(key, staged)

@@ -1018,7 +1018,7 @@ class Map(_FunctionNode):
         out.extend(map(function, cursor))
         if len(out) + operator.length_hint(cursor) != expected:
             # To `extend` a StopIteration looks like the end of the items.
-            raise RuntimeError(f"{self}: {graph.name_of_callable(self._function)} raised StopIteration")
+            raise RuntimeError(f"{self}: {graph.name_of_callable(function)} raised StopIteration")
 
 
 class FlatMap(_FunctionNode):

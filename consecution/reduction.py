@@ -14,7 +14,7 @@ import copy
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from consecution import graph
@@ -39,6 +39,12 @@ def _all_at_once(cursor: Iterator[Any], take: Callable[[list[Any]], None]) -> bo
         return False
     collections.deque(cursor, maxlen=0)
     return True
+
+
+def _errors_of(chosen: list[bool], errors: dict[int, BaseException]) -> dict[int, BaseException]:
+    """Errors by their places in a list, of which these are some that were chosen."""
+    places = list(itertools.compress(itertools.count(), chosen)) if errors else []
+    return {places[place]: error for place, error in errors.items()}
 
 
 def _all_that_go(results: Iterator[Any], count: int) -> tuple[list[Any], dict[int, BaseException]]:
@@ -243,7 +249,7 @@ class Reduce(KeyedNode):
                 if not start or not self._states.in_memory:
                     raise
                 errors = dict.fromkeys(range(len(some)), error)
-            refused.update((start + place, error) for place, error in errors.items())
+            refused.update((start + place, errors[place]) for place in sorted(errors))
         return refused
 
     def _join_some(self, keys: list[Key], values: list[Any]) -> dict[int, BaseException]:
@@ -266,24 +272,17 @@ class Reduce(KeyedNode):
         new = iter(new_values) if states.are_new(new_keys) else map(find_and_join, new_keys, new_values)
         is_known = list(map(operator.not_, is_new))
         joined = map(combine, itertools.compress(found, is_known), itertools.compress(values, is_known))
-        errors = self._keep(list(itertools.compress(keys, is_known)), joined, is_known)
-        return errors | self._keep(new_keys, new, is_new)
+        errors = self._keep(list(itertools.compress(keys, is_known)), joined)
+        new_errors = self._keep(new_keys, new)
+        return {**_errors_of(is_known, errors), **_errors_of(is_new, new_errors)}
 
-    def _keep(
-        self, keys: list[Key], results: Iterator[Any], chosen: Sequence[bool] | None = None
-    ) -> dict[int, BaseException]:
-        """These are the states of these keys, which were looked up. Returns the errors of others by their places,
-
-        which are those of a longer list of which these were ``chosen``.
-        """
+    def _keep(self, keys: list[Key], results: Iterator[Any]) -> dict[int, BaseException]:
+        """The states of these keys, which were looked up, are what ``results`` gives; returns the places of errors."""
         states = self._states
         joined, errors = _all_that_go(results, len(keys))
         if errors:
             good = [place not in errors for place in range(len(keys))]
             keys, joined = list(itertools.compress(keys, good)), list(itertools.compress(joined, good))
-            if chosen is not None:
-                places = list(itertools.compress(itertools.count(), chosen))
-                errors = {places[place]: error for place, error in errors.items()}
         if states.careful:
             for key, state in zip(keys, joined, strict=True):
                 states.put(key, state)

@@ -52,11 +52,8 @@ class Codec(Protocol):
     def encode(self, items: Sequence[Any]) -> Any:
         """The payload of these items. Raises whatever the items' own pickling raises."""
 
-    def decode(self, payload: Any) -> list[Any]:
-        """The items of a payload; never the very list that another task may hold."""
-
-    def decode_items(self, payload: Any) -> Items:
-        """As `decode`, but a range stays one: to be gone through once."""
+    def decode(self, payload: Any) -> Items:
+        """The items of a payload; never the very list that another task may hold. A range stays one."""
 
     def size(self, payload: Any) -> int:
         """Bytes of a payload, for flow control; an estimate where payloads are live objects."""
@@ -324,7 +321,7 @@ class Step:
 
     def _decode(self, frame: Frame, suspect: Suspect | None, failed: list[FailedItem]) -> Items:
         """The items of a frame; those that cannot be decoded fail."""
-        items, lost = decode_apart(frame.payload, self._codec.decode_items, suspect, alone=frame.is_retry)
+        items, lost = decode_apart(frame.payload, self._codec.decode, suspect, alone=frame.is_retry)
         failed.extend(self._describe(frame.stage, item, item.error) for item in lost)
         return items
 

@@ -59,7 +59,9 @@ BATCHES_PER_TURN = 8
 TRIAL_S = 0.01
 """So long a source holds back while batches are under way that show what size is right,"""
 TRIAL_COMMITS = 16
-"""and so many times as long as its last commit: a batch is written down several times, in several places."""
+"""and so many times as long as its last commit: a batch is written down several times, in several places;"""
+MOST_TRIAL_S = 1.0
+"""but no longer than this."""
 QUICK_READ_S = 0.002
 NO_CALL = ("", 0.0)
 COMMIT_STRETCH = 4
@@ -384,9 +386,7 @@ class OriginHost:
         lets_through = (AttributeError, ImportError) if launch.entry is None and not was_put_back else ()
         alone = self.origin.count_of(launch.seq) == 1
         try:
-            items, lost = decode_apart(
-                payload, self._codec.decode_items, suspect, alone=alone, lets_through=lets_through
-            )
+            items, lost = decode_apart(payload, self._codec.decode, suspect, alone=alone, lets_through=lets_through)
         except Exception as error:
             raise WorldError(
                 f"batch {launch.seq} of the journal cannot be decoded ({text_of(error)}): run again "
@@ -535,7 +535,7 @@ class SourceHost:
         now_s = self.host.now()
         if self._trying_since_s is None:
             self._trying_since_s = now_s
-        most_s = TRIAL_S + TRIAL_COMMITS * self.host.commit_s
+        most_s = min(TRIAL_S + TRIAL_COMMITS * self.host.commit_s, MOST_TRIAL_S)
         left_s = self._trying_since_s + most_s - now_s
         return left_s if 0.0 < left_s <= most_s else 0.0
 

@@ -124,7 +124,7 @@ class Owner(NamedTuple):
     replicas: int
 
     def owns(self, slot: int) -> bool:
-        """Each owns a range of slots."""
+        """Whether a slot is this replica's; it is if one below and one above are."""
         return replica_of_slot(slot, self.replicas) == self.replica
 
     def check(self, key: Key, slot: int) -> None:

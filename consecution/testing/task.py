@@ -29,8 +29,6 @@ class TupleCodec:
     def decode(self, payload: Any) -> list[Any]:
         return list(payload)
 
-    decode_items = decode
-
     def size(self, payload: Any) -> int:
         return len(payload) * ITEM_BYTES
 

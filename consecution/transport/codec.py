@@ -36,10 +36,7 @@ class PickleCodec:
         return bytes(_dumps(items))
 
     def decode(self, payload: Any) -> list[Any]:
-        return listed(self.decode_items(payload))
-
-    def decode_items(self, payload: Any) -> Items:
-        return _loads(payload)
+        return listed(_loads(payload))
 
     def size(self, payload: Any) -> int:
         return len(payload)
@@ -67,10 +64,7 @@ def without_mark(payload: Any) -> tuple[Any, bool]:
 class _LiveOrBytes:
     """What a payload is that may have stayed in its process: still the items, which decode to a list of their own."""
 
-    def decode(self, payload: Any) -> list[Any]:
-        return listed(self.decode_items(payload))
-
-    def decode_items(self, payload: Any) -> Items:
+    def decode(self, payload: Any) -> Items:
         return copied(payload) if isinstance(payload, LIVE) else _loads(payload)
 
     def size(self, payload: Any) -> int:

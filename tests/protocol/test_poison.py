@@ -49,8 +49,6 @@ class TextCodec:
             raise PartlyDecodedError([LostItem("<?>", ValueError("?")) if item == "?" else item for item in items])
         return items
 
-    decode_items = decode
-
     def size(self, payload: Any) -> int:
         return len(payload)
 

@@ -32,10 +32,7 @@ class PlainCodec:
             raise TypeError("a stone cannot be encoded")
         return list(items)
 
-    def decode(self, payload: Any) -> list[Any]:
-        return list(payload)
-
-    def decode_items(self, payload: Any) -> Any:
+    def decode(self, payload: Any) -> Any:
         return payload if isinstance(payload, range) else list(payload)
 
     def size(self, payload: Any) -> int:
