@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from consecution import graph
 from consecution.errors import GraphError
@@ -99,9 +99,8 @@ class Join(KeyedNode):
         assert isinstance(node, Join)
         self._branch_of = {twins[above]: branch for above, branch in node._branch_of.items()}
 
-    def _detached_copy(self) -> Node:
+    def _detached_copy(self) -> Self:
         twin = super()._detached_copy()
-        assert isinstance(twin, Join)
         twin._branch_of, twin._line = {}, None
         return twin
 

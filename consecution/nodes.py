@@ -13,7 +13,7 @@ import sys
 import traceback
 import types
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from consecution import graph
 from consecution.calling import IN_PYTHON
@@ -701,7 +701,7 @@ class Node:
         """The function by whose value items are grouped over the replicas; None: any replica will do."""
         return self.key_function
 
-    def _detached_copy(self) -> Node:
+    def _detached_copy(self) -> Self:
         """A shallow copy without its place in a graph, to be shipped or made a replica of."""
         twin = copy.copy(self)
         for attribute in ("pipeline", "push", "global_state", "_process", "_pass_on", "_item_loop", "_frame_ahead"):
@@ -955,7 +955,7 @@ class GroupByNode(Node):
         self._begin_batch_([], self._NO_KEY, is_flushed=False)
         self._batch_failure_ = None
 
-    def _detached_copy(self) -> Node:
+    def _detached_copy(self) -> Self:
         twin = super()._detached_copy()
         twin._break_off()
         return twin
@@ -1162,7 +1162,7 @@ class Chunk(Node):
     def _break_off(self) -> None:
         self._chunk, self._value, self._ticks = [], None, 0
 
-    def _detached_copy(self) -> Node:
+    def _detached_copy(self) -> Self:
         twin = super()._detached_copy()
         twin._break_off()
         return twin

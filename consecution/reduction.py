@@ -414,7 +414,6 @@ class Parts(Node):
 
     def _table(self, items: list[Any]) -> PartTable:
         """Keys that find no replica are refused here, where the item is known."""
-        assert isinstance(self._reduce, Reduce)
         folded = self._reduce.fold(items)
         if not ALWAYS_KEYS.issuperset(map(type, folded)):
             for key in folded:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from consecution.calling import call_each
 from consecution.errors import GraphError
@@ -49,7 +49,7 @@ class DurableNode(Node):
     def _break_off(self) -> None:
         vars(self).pop("_states", None)
 
-    def _detached_copy(self) -> Node:
+    def _detached_copy(self) -> Self:
         twin = super()._detached_copy()
         vars(twin).pop("_states", None)
         vars(twin).pop("state", None)
@@ -117,9 +117,7 @@ class KeyedNode(DurableNode):
 
     def _grouping_key(self) -> Callable[[Any], Any] | None:
         """What a sender needs to find the replica of an item: the key method, without the rest of the graph."""
-        twin: Any = self._detached_copy()
-        key: Callable[[Any], Any] = twin.key
-        return key
+        return self._detached_copy().key
 
     def _item_processor(self) -> Callable[[Any], Any]:
         return self._process_item
