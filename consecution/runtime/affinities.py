@@ -91,11 +91,10 @@ class Affinities:
         self._workers = [WorkerIndex(worker.index) for worker in plan.workers]
         self._alike = _alike(plan)
         self._pause_s = FIRST_PAUSE_S
-        self._looked_s, self._due_s = now_s, now_s
+        self._due_s = now_s
         self._pids: dict[WorkerIndex, int] = {}
         self._bad_looks = 0
-        self._counted = readings.cores()
-        self._used = self._used_by(())
+        self._count_from(now_s, ())
 
     @classmethod
     def of(cls, plan: Plan, now_s: float) -> Affinities | None:
@@ -114,9 +113,12 @@ class Affinities:
         """
         if self._alike:
             return self._look(now_s, pids)
-        self._looked_s, self._counted = now_s, self._readings.cores()
-        self._used = self._used_by(pids.values())
+        self._count_from(now_s, pids.values())
         return False
+
+    def _count_from(self, now_s: float, pids: Iterable[int]) -> None:
+        """What was done before does not count at the next look."""
+        self._looked_s, self._counted, self._used = now_s, self._readings.cores(), self._used_by(pids)
 
     def look(self, now_s: float, pids: dict[WorkerIndex, int]) -> bool:
         """Look what cores and workers have done since the last time, now and then. Whether `cores_of` has changed."""
