@@ -243,6 +243,7 @@ def test_what_comes_after_an_item_whose_key_raises_stop_iteration_is_counted(key
     assert (dict(kept.found), [failure.item for failure in report.failures]) == ({"1": 2, "3": 1}, [2, 2])
 
 
+@pytest.mark.usefixtures("_in_pieces")
 def test_values_that_combine_does_not_join_are_not_lost_in_silence() -> None:
     node = Reduce(str, 0, lambda total, item: total + item, combine=stopping_at(2, operator.add))
     node._open_states()
@@ -401,7 +402,6 @@ def test_what_raises_leaves_its_state_as_it_was_while_items_are_remembered() -> 
     assert dict(node.states()) == {"a": [1, 2], "b": [1], "c": [2]}
 
 
-@pytest.mark.usefixtures("_in_pieces")
 def test_a_table_comes_back_as_it_was_sent() -> None:
     table = pickle.loads(pickle.dumps(PartTable(["a", 1], [2, [3]]), 5))
 

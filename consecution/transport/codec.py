@@ -62,7 +62,7 @@ def without_mark(payload: Any) -> tuple[Any, bool]:
 
 
 class _LiveOrBytes:
-    """What a payload is that may have stayed in its process: still the items, which decode to a list of their own."""
+    """What a payload is that may have stayed in its process: still the items. A list decodes to one of its own."""
 
     def decode(self, payload: Any) -> Items:
         return copied(payload) if isinstance(payload, LIVE) else _loads(payload)
