@@ -16,6 +16,9 @@ from typing import Any, NamedTuple, Protocol
 
 from consecution.protocol.values import USER_ERRORS, Frame, FrameId, Labelled, Stage, TaskIndex
 
+SPEED_SHARE = 1 / 4
+"""So much an answer counts in what is known of the speed of replicas."""
+
 
 class Partition(Protocol):
     """Splits items over ``ways`` ways, order kept within each; raises if one of them has no way."""
@@ -43,32 +46,57 @@ class Unsent(NamedTuple):
     error: BaseException
 
 
+def _no_time() -> float:
+    return 0.0
+
+
 class Credits:
     """What each replica of one shuffle edge has not answered for; the freest gets the next frame.
 
-    It is counted in items: frames differ in size, and the last ones of a stream all the more.
+    It is counted in items: frames differ in size, and the last ones of a stream all the more. With a ``clock`` (in
+    seconds) what a replica will have done of the frame it is at counts as done.
     """
 
-    def __init__(self, targets: tuple[TaskIndex, ...]) -> None:
+    def __init__(self, targets: tuple[TaskIndex, ...], clock: Callable[[], float] = _no_time) -> None:
+        self._clock = clock
         self._open = dict.fromkeys(targets, 0)
         self._frames: dict[TaskIndex, deque[int]] = {target: deque() for target in targets}
         """The items of each unanswered frame, in the order in which they were sent."""
+        self._begun_s = dict.fromkeys(targets, 0.0)
+        """Since when each is at the oldest of these."""
+        self._item_s = 0.0
+        """How long a replica is at an item, as its latest answers show."""
         self._turn = 0
 
     def spend(self, items: int, targets: tuple[TaskIndex, ...]) -> TaskIndex:
         """Which of these replicas gets the next frame, which has so many items; ties go round."""
         self._turn += 1
         at = self._turn % len(targets)
-        chosen = min(targets[at:] + targets[:at], key=self._open.__getitem__)
+        now_s = self._clock()
+        chosen = min(targets[at:] + targets[:at], key=lambda target: self._open[target] - self._done(target, now_s))
         self._open[chosen] += items
         self._frames[chosen].append(items)
+        if len(self._frames[chosen]) == 1:
+            self._begun_s[chosen] = now_s
         return chosen
+
+    def _done(self, target: TaskIndex, now_s: float) -> float:
+        """How many items of the frame it is at the replica has done, if it does them as fast as those before."""
+        frames = self._frames[target]
+        if not frames or not self._item_s:
+            return 0.0
+        return min(frames[0], (now_s - self._begun_s[target]) / self._item_s)
 
     def give_back(self, target: TaskIndex, count: int) -> None:
         """The replica has answered for so many frames, as a rule its oldest."""
         frames = self._frames.get(target) or deque()
-        for _ in range(min(count, len(frames))):
-            self._open[target] -= frames.popleft()
+        done = sum(frames.popleft() for _ in range(min(count, len(frames))))
+        if done:
+            now_s = self._clock()
+            item_s = (now_s - self._begun_s[target]) / done
+            self._item_s += (item_s - self._item_s) * (SPEED_SHARE if self._item_s else 1.0)
+            self._begun_s[target] = now_s
+            self._open[target] -= done
 
     def take_back(self, target: TaskIndex) -> None:
         """The latest frame for this replica is not sent."""
@@ -95,9 +123,9 @@ class SingleEdge:
 class ShuffleEdge:
     """An edge to a node with several tasks, any of which will do."""
 
-    def __init__(self, index: int, targets: tuple[TaskIndex, ...]) -> None:
+    def __init__(self, index: int, targets: tuple[TaskIndex, ...], clock: Callable[[], float] = _no_time) -> None:
         self.index = index
-        self.credits = Credits(targets)
+        self.credits = Credits(targets, clock)
         self._targets = targets
 
     def plan(self, items: Sequence[Any], parts: list[Part]) -> None:
@@ -110,9 +138,15 @@ class LocalEdge:
     All ``targets`` share what fewer items than these have become (`Dispatch.send`).
     """
 
-    def __init__(self, index: int, near: tuple[TaskIndex, ...], targets: tuple[TaskIndex, ...]) -> None:
+    def __init__(
+        self,
+        index: int,
+        near: tuple[TaskIndex, ...],
+        targets: tuple[TaskIndex, ...],
+        clock: Callable[[], float] = _no_time,
+    ) -> None:
         self.index = index
-        self.credits = Credits(targets)
+        self.credits = Credits(targets, clock)
         self._near = near
         self._targets = targets
 

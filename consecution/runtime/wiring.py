@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -107,7 +108,7 @@ def _make_edge(plan: Plan, edge: EdgePlan, local: frozenset[TaskIndex]) -> Edge:
     if edge.grouping is Grouping.LOCAL:
         # None is: a source that was to be read in every worker, and can only be read elsewhere.
         near = tuple(target for target in targets if target in local) or targets
-        return LocalEdge(edge.index, near, targets) if node.replicas_given else _any_edge(edge, near)
+        return LocalEdge(edge.index, near, targets, time.monotonic) if node.replicas_given else _any_edge(edge, near)
     if len(targets) == 1 or edge.grouping is Grouping.SHUFFLE:
         return _any_edge(edge, targets)
     if edge.grouping is Grouping.PARTS:
@@ -119,7 +120,7 @@ def _make_edge(plan: Plan, edge: EdgePlan, local: frozenset[TaskIndex]) -> Edge:
 
 
 def _any_edge(edge: EdgePlan, targets: tuple[TaskIndex, ...]) -> SingleEdge | ShuffleEdge:
-    return SingleEdge(edge.index, targets[0]) if len(targets) == 1 else ShuffleEdge(edge.index, targets)
+    return SingleEdge(edge.index, targets[0]) if len(targets) == 1 else ShuffleEdge(edge.index, targets, time.monotonic)
 
 
 class _KeyPartition:

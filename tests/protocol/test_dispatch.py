@@ -165,6 +165,52 @@ def test_credits_never_fall_below_zero_and_the_freest_is_chosen(replicas: int, a
         assert set(credits._open) == set(range(replicas))
 
 
+def test_what_a_replica_will_have_done_of_the_frame_it_is_at_counts_as_done() -> None:
+    now_s = 0.0
+    credits = Credits(tasks(1, 2), lambda: now_s)
+    both = tasks(1, 2)
+    first, second = credits.spend(10, both), credits.spend(10, both)
+    now_s = 1.0
+    credits.give_back(first, 1)  # ten items a second
+    credits.spend(10, (first,))
+
+    now_s = 1.5
+
+    assert {first, second} == set(both)
+    assert credits.spend(1, both) == second, "it has been at its frame for longer than it takes: that is all but done"
+    assert credits.spend(5, both) == second
+    assert credits.spend(1, both) == first, "5 of its 10 are left, and 6 there"
+
+
+def test_nobody_has_done_more_than_the_frame_he_is_at() -> None:
+    now_s = 0.0
+    credits = Credits(tasks(1, 2), lambda: now_s)
+    hanging, quick = credits.spend(1, tasks(1, 2)), credits.spend(1, tasks(1, 2))
+    now_s = 1.0
+    credits.give_back(quick, 1)
+    for _ in range(3):
+        credits.spend(1, (hanging,))
+
+    now_s = 1000.0
+
+    assert [credits.spend(1, tasks(1, 2)) for _ in range(3)] == [quick] * 3
+
+
+def test_a_replica_begins_with_a_frame_when_it_is_sent_and_none_is_before_it() -> None:
+    now_s = 0.0
+    credits = Credits(tasks(1, 2), lambda: now_s)
+    for target in tasks(1, 2):
+        credits.spend(1, (target,))
+    now_s = 1.0
+    for target in tasks(1, 2):
+        credits.give_back(target, 1)
+
+    now_s = 500.0
+    chosen = [credits.spend(10, tasks(1, 2)) for _ in range(4)]
+
+    assert sorted(chosen[:2]) == sorted(chosen[2:]) == [1, 2], "nothing is done of what was sent just now"
+
+
 def test_credits_of_all_shuffle_edges_are_found_in_routes_too() -> None:
     inner, outer = ShuffleEdge(0, tasks(1, 2)), ShuffleEdge(1, tasks(3, 4))
     dispatch = make_dispatch(RouteOutlet(Modulo(2), ((inner,), (SingleEdge(2, TaskIndex(5)),))), outer)
