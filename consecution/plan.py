@@ -119,6 +119,8 @@ class NodePlan:
     """Where it goes when it is given up; nowhere: it is kept as failed."""
     replicas_given: bool = False
     """Somebody has said how many replicas it is to have."""
+    is_async: bool = False
+    """Its items wait beside each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,20 @@ class Plan:
         shared = [edge for edge in self._tree_edges(start) if edge.grouping is Grouping.SHUFFLE]
         widest = max((self.node(edge.target).replicas for edge in shared), default=1)
         return math.ceil(widest / start.replicas)
+
+    def workers_below(self, task: int) -> int:
+        """How many workers may be at a source's or durable task's trees at a time; the task's replicas share them.
+
+        0 where that bounds nothing: durable nodes stage what comes, coroutines wait beside each other, and inline
+        everything is done in turn.
+        """
+        start = self.node(self.task(task).node)
+        names = {edge.target for edge in self._tree_edges(start)}
+        nodes = [node for node in self.nodes if node.name in names and not node.durable]
+        if self.options.mode == "inline" or any(node.is_async for node in nodes):
+            return 0
+        at_it = {self.worker_of(task).index for node in nodes for task in node.tasks}
+        return math.ceil(len(at_it) / start.replicas)
 
     def deciders(self, task: int) -> tuple[int, ...]:
         """The durable tasks at which trees of a source or durable task end; none if a sink sees executions before that.
@@ -529,6 +545,7 @@ class _Planner:
             error_policy=((node and node.error_policy) or ErrorPolicy()).with_default(self._options.on_error),
             failed_outlets=failed_outlets,
             replicas_given=node is not None and node.replicas_given,
+            is_async=node is not None and node._is_async,
         )
 
 

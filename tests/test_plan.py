@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from consecution import (
+    AsyncMap,
     Broadcast,
     Chunk,
     GroupByNode,
@@ -164,6 +165,39 @@ def test_the_shares_of_a_source_have_an_equal_part_of_the_replicas_each() -> Non
 
 def test_nothing_is_shared_where_everything_runs_in_one_thread() -> None:
     assert plan_of(Pass("a") * 3, options=Options.of(mode="inline")).sharers(0) == 1
+
+
+async def _look_up(item: Any) -> Any:
+    return item
+
+
+@pytest.mark.parametrize(
+    ("top", "workers"),
+    [
+        (lambda: Pass("a") | Pass("b"), 2),
+        (lambda: Pass("a") | (Pass("b") * 4), 5),
+        (lambda: (Pass("a") * 4).by(by_first) | Chunk(3, name="chunk") | Pass("c"), 4),  # what is staged waits there
+        (lambda: Chunk(3, name="chunk") | Pass("c"), 0),
+        (lambda: Pass("a") | AsyncMap(_look_up), 0),
+    ],
+)
+def test_so_many_workers_are_at_the_trees_of_a_source_until_they_are_staged(
+    top: Callable[[], Node], workers: int
+) -> None:
+    def workers_below(**options: Any) -> int:
+        return plan_of(top(), options=Options.of(**options)).workers_below(0)
+
+    assert workers_below(mode="process") == workers
+    assert workers_below(mode="process", workers=2) == min(2, workers)
+    assert workers_below(mode="inline") == 0
+
+
+def test_shares_of_a_source_share_the_workers_too() -> None:
+    plan = plan_of(
+        Producer(range(10)) * 2 | Pass("a"), has_iterable=False, options=Options.of(mode="process", workers=2)
+    )
+
+    assert [plan.workers_below(task) for task in plan.source_tasks] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,14 @@ LAST_BATCHES = 2
 """A batch is at most the n-th part of what is left of a stream: so many times the replicas. So these end together."""
 LEAST_SHARE_S = 0.005
 """But none is smaller for that than what goes through in so long a time."""
+AHEAD_S = 0.5
+"""So long what is under way keeps the workers below busy, and no longer: what is dear is dealt out late, to whoever is
+free by then; little is left to do at a stop, and little is done again after a death."""
+AHEAD_BATCHES = 2
+"""But for each of them so many batches are under way, however long they take: one that it is at, and the next."""
+FORGOTTEN_SHARE = 1 / 4
+"""So much of what items have cost is forgotten with each batch: large ones tell more than small ones, whose time goes
+into what each batch costs."""
 WINDOW_SHARE = 4
 """So many batches of large items, at least, share the window's bytes."""
 LONGEST_RETRY_DELAY_S = 30.0
@@ -83,6 +91,8 @@ class OriginLimits:
     tree_timeout_s: float = 120.0
     parallel: int = 1
     """How many replicas share this origin's batches, each at one of its own."""
+    workers: int = 0
+    """How many workers are at its trees before they are staged; 0: items wait there beside each other, or nowhere."""
     replays: bool = True
     """False without a journal: payloads are forgotten at launch, and a death abandons what is open."""
 
@@ -309,6 +319,8 @@ class _Batch:
     participants: dict[TaskIndex, int] = field(default_factory=dict)
     beside: int = 0
     """How many were open when it was born."""
+    load_s: float = 0.0
+    """How long tasks have been at it, all together."""
 
 
 @dataclass(slots=True)
@@ -405,6 +417,12 @@ class Origin:
         """When it began to have something open, had it never stopped since, and when a batch was last through."""
         self._least_share = 1
         """How many items go through in `LEAST_SHARE_S`, as far as is known."""
+        self._load_s = self._load_items = 0.0
+        """So long tasks were at what became of so many items, all together; the latest batches count most."""
+        self._heard: set[TaskIndex] = set()
+        """The tasks that have acknowledged anything, but for those that stage it."""
+        self._unheard: dict[int, None] = {}
+        """Batches of which no task has said so: they cost little, or a sink has decided them before that was told."""
         self._restore(restored, now_s)
 
     def _restore(self, restored: Restored, now_s: float) -> None:
@@ -505,6 +523,25 @@ class Origin:
         if not self._running or self.stopped or self.exhausted or not self._has_room():
             return 0
         return min(self._target, self._fitting, self._fitting_whole, self.share_of(left))
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the workers below have enough to do for now, or nothing shows yet how dear items are."""
+        workers = self.limits.workers
+        enough_s = AHEAD_S * workers
+        if not workers or self._load_s * self._target * len(self._batches) < enough_s * self._load_items:
+            return False  # nor is it when one looks closer
+        under_way = [batch for batch in self._batches.values() if not batch.complete and batch.record.retry is None]
+        if self._load_items:
+            each_s = self._load_s / self._load_items
+        elif len(self._heard) < workers:
+            return len(under_way) >= TRIAL_BATCHES * workers
+        else:
+            each_s = max((batch.load_s / max(1, batch.record.count) for batch in under_way), default=0.0)
+        if len(under_way) < AHEAD_BATCHES * workers:
+            return False
+        left_s = sum(max(0.0, each_s * batch.record.count - batch.load_s) for batch in under_way)
+        return left_s > enough_s
 
     def is_trying(self, left: float = math.inf) -> bool:
         """Whether batches enough of one size are under way to show how large the next may be, and none has yet.
@@ -616,6 +653,7 @@ class Origin:
         batch.acked.clear()
         batch.failed = []
         batch.participants = {}
+        batch.load_s = 0.0
         batch.launched = False
         batch.progress_s = now_s
         self._no_expiry_before_s = min(self._no_expiry_before_s, now_s + self._patience_s(batch))
@@ -657,12 +695,17 @@ class Origin:
 
         So are repeats: no two frames of an execution have the same ``xor``.
         """
+        if ack.seq in self._unheard:
+            self._load_s += ack.load_s
         batch = self._batches.get(ack.seq)
         if batch is None or batch.generation != ack.generation or batch.complete or ack.xor in batch.acked:
             return
         batch.acked.add(ack.xor)
         if ack.staged:
             batch.participants[sender] = batch.participants.get(sender, 0) ^ ack.xor
+        else:
+            batch.load_s += ack.load_s
+            self._heard.add(sender)
         self._fold(batch, ack.xor, ack.failed, ack.produced_bytes, now_s)
 
     def _fold(self, batch: _Batch, xor: int, failed: Iterable[FailedItem], produced_bytes: int, now_s: float) -> None:
@@ -682,6 +725,7 @@ class Origin:
             return
         count, took_s, beside = batch.record.count, now_s - batch.born_s, max(FEW_OPEN, batch.beside)
         self._learn_rate(count, now_s)
+        self._learn_load(batch)
         whole_bytes = batch.size_bytes + batch.produced_bytes
         if whole_bytes and not batch.replays:
             self._fitting_whole = self._share_in_items(count, whole_bytes)
@@ -709,6 +753,14 @@ class Origin:
         busy_s = now_s - self._busy_since_s
         if busy_s > 0:
             self._least_share = max(1, int(self._through_items / busy_s * LEAST_SHARE_S))
+
+    def _learn_load(self, batch: _Batch) -> None:
+        self._load_s += batch.load_s - self._load_s * FORGOTTEN_SHARE
+        self._load_items += batch.record.count - self._load_items * FORGOTTEN_SHARE
+        if not batch.load_s:
+            self._unheard[batch.record.seq] = None
+            if len(self._unheard) > self.limits.max_pending:
+                del self._unheard[next(iter(self._unheard))]
 
     # -- decision --------------------------------------------------------------------------------
 

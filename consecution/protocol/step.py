@@ -44,6 +44,9 @@ QUIET_SHARE = 1 / 4
 """Nor larger than that: as many as may be open add no more than this part to the bytes that may."""
 QUIET_PART = 1 / 30
 """Nor longer ago than this part of ``timeout_s``: silences add up, and no way of 120 steps has a tree time out."""
+QUIET_LOAD_S = 0.005
+"""Nor if the task was at it for so long, for its origin reckons with that, too. And the first is acknowledged in any
+case: so it knows early that they take no longer."""
 
 
 class Codec(Protocol):
@@ -197,6 +200,8 @@ class Step:
         self._quiet_bytes = quiet_bytes
         self._quiet_s = quiet_s
         self._known: dict[TaskIndex, _Known] = {}
+        self._told: set[TaskIndex] = set()
+        """The origins that have had an acknowledgement."""
         self._cursor: Iterator[Any] = iter(())
         self._out: list[Any] = []
 
@@ -219,7 +224,10 @@ class Step:
         items = self._decode(frame, suspect, failed)
         out = self._run(frame, items, failed) if suspect is None else self._run_suspect(frame, suspect, items, failed)
         since_s = frame.sent_s or started_s
-        return self._close(frame, len(items), out, failed, started_s, since_s, is_suspect=suspect is not None)
+        is_suspect = suspect is not None
+        return self._close(
+            frame, len(items), out, failed, started_s, since_s, is_suspect=is_suspect, holds_up_others=True
+        )
 
     def take(self, frame: Frame) -> Held | None:
         """The first half of `run`, for a node whose items take long: a frame to be held until `put`; None: not run.
@@ -245,7 +253,10 @@ class Step:
     def put(
         self, held: Held, out: list[Any], errors: Iterable[tuple[Any, BaseException]], busy_s: float
     ) -> tuple[list[Sent], Ack | None]:
-        """The second half: what was pushed, and the items that raised. ``busy_s`` is how long the node was at it."""
+        """The second half: what was pushed, and the items that raised. ``busy_s`` is how long the node was at it.
+
+        It counts as no load: others may be held at the same time.
+        """
         started_s = self._clock() - busy_s
         frame = held.frame
         self._guard.take(frame.origin, frame.seq, frame.path)
@@ -254,10 +265,21 @@ class Step:
                 raise error
             held.failed.append(self._describe(Stage.PROCESS, item, error))
         ran_at_once = held.out is not None  # it may be suspect
-        return self._close(frame, len(held.items), out, held.failed, started_s, held.since_s, is_suspect=ran_at_once)
+        return self._close(
+            frame,
+            len(held.items),
+            out,
+            held.failed,
+            started_s,
+            held.since_s,
+            is_suspect=ran_at_once,
+            holds_up_others=False,
+        )
 
-    def put_some(self, held: Held, most: int) -> tuple[list[Sent], Ack]:
+    def put_some(self, held: Held, most: int, item_load_s: float) -> tuple[list[Sent], Ack]:
         """`put` for so many items of ``held.out``, and no more; it is for nodes that push what they are given.
+
+        Each of them holds the next one up for ``item_load_s``.
 
         The rest stays, as a frame of its own that nobody has sent: its id is in the acknowledgement. So each one of a
         frame's acknowledgements is another, and with the last one the frame is done. With no items, it only tells
@@ -275,7 +297,7 @@ class Step:
             held.open_id = self._dispatch.make_id()
             xor ^= held.open_id
         self._count(len(items), len(items), len(failed), self._clock() - started_s, frames=not held.out)
-        return sent, self._ack_for(frame, xor, sent, failed)
+        return sent, self._ack_for(frame, xor, sent, failed, len(items) * item_load_s)
 
     def _close(
         self,
@@ -287,6 +309,7 @@ class Step:
         since_s: float,
         *,
         is_suspect: bool,
+        holds_up_others: bool,
     ) -> tuple[list[Sent], Ack | None]:
         """Send what was pushed, and sum up what has become of the frame. A suspect goes the way that was rehearsed.
 
@@ -295,13 +318,15 @@ class Step:
         sent = self._send(frame, out, failed, made_of=None if is_suspect else count)
         now_s = self._clock()
         self._count(count, len(out), len(failed), now_s - started_s)
+        load_s = now_s - started_s if holds_up_others else 0.0
         if frame.whole and len(sent) == 1 and not failed:
             made = sent[0].frame
             made.whole = True
-            if now_s - since_s < self._quiet_s and self._codec.size(made.payload) <= self._quiet_bytes:
+            is_quiet = now_s - since_s < self._quiet_s and load_s < QUIET_LOAD_S and frame.origin in self._told
+            if is_quiet and self._codec.size(made.payload) <= self._quiet_bytes:
                 made.frame_id = frame.frame_id
                 return sent, None
-        return sent, self._ack_for(frame, frame.frame_id, sent, failed)
+        return sent, self._ack_for(frame, frame.frame_id, sent, failed, load_s)
 
     def _send(
         self, frame: Frame, out: list[Any], failed: list[FailedItem], after: int = 0, made_of: int | None = None
@@ -312,12 +337,13 @@ class Step:
         failed.extend(self._describe(Stage.ROUTE, u.item, u.error) for u in unsent)
         return sent
 
-    def _ack_for(self, frame: Frame, xor: int, sent: list[Sent], failed: list[FailedItem]) -> Ack:
+    def _ack_for(self, frame: Frame, xor: int, sent: list[Sent], failed: list[FailedItem], load_s: float) -> Ack:
         produced_bytes = 0
+        self._told.add(frame.origin)
         for message in sent:
             xor ^= message.frame.frame_id
             produced_bytes += self._codec.size(message.frame.payload)
-        return Ack(frame.seq, frame.generation, xor, produced_bytes, tuple(failed))
+        return Ack(frame.seq, frame.generation, xor, produced_bytes, tuple(failed), load_s=load_s)
 
     def _decode(self, frame: Frame, suspect: Suspect | None, failed: list[FailedItem]) -> Items:
         """The items of a frame; those that cannot be decoded fail."""

@@ -179,6 +179,7 @@ class Ack:
 
     ``produced_bytes`` is the size of what went out (0 where payloads are live objects). ``staged``: the
     frame lies safely in a durable task's inbox; that task is a participant of the batch from now on.
+    ``load_s``: so long the task was at it, and the next frame had to wait; 0 where frames do not wait for each other.
     """
 
     seq: int
@@ -187,6 +188,7 @@ class Ack:
     produced_bytes: int
     failed: tuple[FailedItem, ...]
     staged: bool = False
+    load_s: float = 0.0
 
 
 @dataclass(slots=True)

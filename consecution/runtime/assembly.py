@@ -98,7 +98,7 @@ def make_source_host(
     handlers = PlannedFailedEdges(plan, task, codec, stored)
     host = OriginHost(
         task,
-        Origin(origin_limits(plan.options, plan.sharers(task)), restored, now(), handlers),
+        Origin(origin_limits(plan.options, plan.sharers(task), plan.workers_below(task)), restored, now(), handlers),
         store,
         make_dispatch(plan, task, codec),
         codec,

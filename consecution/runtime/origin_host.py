@@ -525,7 +525,7 @@ class SourceHost:
 
     @property
     def wants_to_read(self) -> bool:
-        return self.origin.room() > 0 and not self._paused and not self._trial_left_s()
+        return self.origin.room() > 0 and not self.origin.is_ahead and not self._paused and not self._trial_left_s()
 
     def _trial_left_s(self) -> float:
         """Seconds to wait for what batches under way show; 0.0: read."""
@@ -563,7 +563,7 @@ class SourceHost:
         most = BATCHES_PER_TURN if self.origin.growing else max(BATCHES_PER_TURN, self.origin.limits.max_pending // 2)
         for _ in range(most):
             room = self.origin.room(self._left())
-            if not room or self._trial_left_s():
+            if not room or self.origin.is_ahead or self._trial_left_s():
                 break
             items = self._read_batch(room)
             if items is None:
@@ -824,8 +824,8 @@ class _Reader:
         return max(0.0, self._since_s + self._linger_s - self._clock())
 
 
-def origin_limits(options: Any, parallel: int = 1) -> OriginLimits:
-    """The limits of an origin under these options, and where so many replicas may share its batches."""
+def origin_limits(options: Any, parallel: int = 1, workers: int = 0) -> OriginLimits:
+    """The limits of an origin under these options, where so many replicas may share its batches in so many workers."""
     return OriginLimits(
         batch_size=options.batch_size,
         max_pending=options.max_pending,
@@ -834,6 +834,7 @@ def origin_limits(options: Any, parallel: int = 1) -> OriginLimits:
         retry_delay_s=options.retry_delay_s,
         tree_timeout_s=options.timeout_s * 4,
         parallel=parallel,
+        workers=workers,
         replays=options.robustness == "robust",
     )
 

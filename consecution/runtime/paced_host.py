@@ -68,7 +68,7 @@ class PacedTaskHost(TaskHost):
             worked = True
             held = self._waiting[0]
             self._bucket.spend(min(room, len(held.out or ())))
-            sent, ack = self.step.put_some(held, room)
+            sent, ack = self.step.put_some(held, room, 1.0 / self.node.per_second)
             if not held.out:
                 self._waiting.popleft()
                 self._answer(held.frame, sent, ack)
@@ -82,7 +82,7 @@ class PacedTaskHost(TaskHost):
         if now_s - self._shown_s >= self._options.timeout_s:
             self._shown_s = now_s
             for held in self._waiting:
-                self._answer_part(held.frame, *self.step.put_some(held, 0))
+                self._answer_part(held.frame, *self.step.put_some(held, 0, 0.0))
 
     def next_wake_s(self) -> float | None:
         """Seconds until the next may pass, where one waits."""

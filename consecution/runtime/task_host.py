@@ -29,6 +29,8 @@ from consecution.telling import tell
 ANSWER_S = 0.25
 """A task that has taken frames for so long answers for them before it takes more, for their batches wait for that. Not
 sooner: what is answered for together is decided, applied and committed together."""
+DEAR_S = 0.01
+"""But for a frame that took so long it answers at once: origins learn from that what an item costs, and who is free."""
 
 
 class TaskHost(Occupied):
@@ -139,6 +141,8 @@ class TaskHost(Occupied):
         self._answer_part(frame, sent, ack)
         if frame.credited:
             self._credits[frame.sender] = self._credits.get(frame.sender, 0) + 1
+        if ack is not None and ack.load_s >= DEAR_S:
+            self.flush()
 
     def _answer_part(self, frame: Frame, sent: list[Sent], ack: Ack | None) -> None:
         for target, out in sent:

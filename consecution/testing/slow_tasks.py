@@ -115,9 +115,9 @@ class _WatchedStep:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._step, name)
 
-    def put_some(self, held: Held, most: int) -> tuple[list[Sent], Ack]:
+    def put_some(self, held: Held, most: int, item_load_s: float) -> tuple[list[Sent], Ack]:
         items = (held.out or [])[:most]
-        sent, ack = self._step.put_some(held, most)
+        sent, ack = self._step.put_some(held, most, item_load_s)
         world, oracle = self._scene.world, self._scene.oracles[held.frame.origin]
         check_sent(world, self._shape, items, sent, [f.shown for f in ack.failed if f.stage is Stage.ROUTE])
         check_targets(world, sent)

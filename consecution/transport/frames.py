@@ -6,7 +6,7 @@ is the kind and whose second is the task it goes to; a frame's payload is a seco
 
     frame    [0, target, origin, seq, generation, [path...], frame_id, low, sender, stage, credited, sent_s, whole,
               pieces] | payload
-    acks     [1, target, sender, [[seq, generation, xor, produced_bytes, [failed...], staged], ...]]
+    acks     [1, target, sender, [[seq, generation, xor, produced_bytes, [failed...], staged, load_s], ...]]
     credits  [2, target, replica, count]
     gos      [3, target, origin, [[seq, generation, after, low, xor], ...]]
     confirms [4, target, sender, [seq, ...]]
@@ -69,7 +69,7 @@ def encode_message(target: TaskIndex, message: Message) -> list[Any]:
         )
         return [msgpack.packb(header), *pieces]
     if isinstance(message, Acks):
-        acks = [(a.seq, a.generation, a.xor, a.produced_bytes, a.failed, a.staged) for a in message.acks]
+        acks = [(a.seq, a.generation, a.xor, a.produced_bytes, a.failed, a.staged, a.load_s) for a in message.acks]
         return [msgpack.packb((ACKS, target, message.sender, acks), unicode_errors="surrogatepass")]
     if isinstance(message, Gos):
         return [msgpack.packb((GOS, target, message.origin, message.gos))]
@@ -118,10 +118,10 @@ def _decode_acks(fields: list[Any], parts: Sequence[Any]) -> Acks:
     sender, listed = fields
     _check_numbers(sender)
     acks = []
-    for seq, generation, xor, produced_bytes, failed, staged in listed:
+    for seq, generation, xor, produced_bytes, failed, staged, load_s in listed:
         _check_numbers(seq, generation, xor, produced_bytes)
         failures = tuple(decode_failed(f) for f in failed)
-        acks.append(Ack(seq, generation, xor, produced_bytes, failures, bool(staged)))
+        acks.append(Ack(seq, generation, xor, produced_bytes, failures, bool(staged), float(load_s)))
     (_,) = parts
     return Acks(TaskIndex(sender), acks)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from consecution import Chunk, FlatMap, Map, Node, Pipeline, Producer, TextLines
+from consecution import Chunk, FlatMap, IterableSource, Map, Node, Pipeline, Producer, TextLines
 from consecution.engines import thread
 from consecution.errors import StateDirError, WorkerError
 from tests.engines import nodes
@@ -234,7 +234,7 @@ def test_an_abort_leaves_what_waits_for_a_task(tmp_path: Path) -> None:
         assert gate.wait(nodes.LONGEST_WAIT_S)
 
     running = Pipeline(Producer(range(50)) | take).start(**THREAD, state_dir=tmp_path / "state", batch_size=1)
-    wait_for(running, lambda: bool(taken) and running.status().emitted > 20)
+    wait_for(running, lambda: bool(taken) and running.status().emitted == 4)
     running.abort()
     gate.set()
     report = running.wait(nodes.LONGEST_WAIT_S)
@@ -311,3 +311,42 @@ def test_a_program_with_many_open_files_can_run(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     assert report.completed == 50
+
+
+class CountedRange(IterableSource):
+    """Counts what is read of it."""
+
+    read_count = 0
+
+    def read(self, max_items: int) -> Any:
+        found = super().read(max_items)
+        self.read_count += len(found or ())
+        return found
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("robustness", ["none", "robust"])
+def test_little_is_read_before_it_is_known_what_an_item_costs(tmp_path: Path, robustness: str, replicas: int) -> None:
+    """So little is left to do at a stop, and what is read later goes to whoever is free then."""
+    source, entered, leave = CountedRange(range(5000)), threading.Event(), threading.Event()
+
+    def slowly(item: int) -> int:
+        entered.set()
+        assert leave.wait(nodes.LONGEST_WAIT_S)
+        return item
+
+    pipeline = Pipeline(Producer(source) | Map(slowly, "slow") * replicas | nodes.Collect("all", tmp_path / "all"))
+    keeps = {"state_dir": tmp_path / "state"} if robustness == "robust" else {}
+    running = pipeline.start(**THREAD, robustness=robustness, **keeps)
+    try:
+        assert entered.wait(nodes.LONGEST_WAIT_S)
+        wait_for(running, lambda: source.read_count >= 4)
+        time.sleep(0.2)
+        read = source.read_count
+    finally:
+        leave.set()
+        running.join(nodes.LONGEST_WAIT_S)
+
+    tasks_below = replicas + (robustness == "none")  # else the sink stages what comes
+    assert read == 4 * tasks_below * (16 if replicas == 1 else 1)
+    assert sorted(collected(tmp_path / "all")) == list(range(5000))

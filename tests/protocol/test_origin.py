@@ -67,15 +67,17 @@ def birth(origin: Origin, count: int = 1, now_s: float = 0.0) -> int:
     return origin.born(count, (f"payload of {count}",), origin.counts().emitted + count, now_s)
 
 
-def ack(seq: int, xor: int, generation: int = 1, *failed: FailedItem, produced_bytes: int = 0) -> Ack:
-    return Ack(seq, generation, xor, produced_bytes, failed)
+def ack(
+    seq: int, xor: int, generation: int = 1, *failed: FailedItem, produced_bytes: int = 0, load_s: float = 0.0
+) -> Ack:
+    return Ack(seq, generation, xor, produced_bytes, failed, load_s=load_s)
 
 
-def complete(origin: Origin, seq: int, now_s: float = 0.0, *failed: FailedItem) -> Turn:
+def complete(origin: Origin, seq: int, now_s: float = 0.0, *failed: FailedItem, load_s: float = 0.0) -> Turn:
     """Let the batch's current execution be one frame, which some items failed in."""
     generation = origin.generation
     origin.launched(seq, generation, 7, now_s)
-    origin.acked(ack(seq, 7, generation, *failed), now_s)
+    origin.acked(ack(seq, 7, generation, *failed, load_s=load_s), now_s)
     return origin.take_turn()
 
 
@@ -381,6 +383,117 @@ def test_retries_say_nothing_about_the_size_of_batches() -> None:
     complete(origin, 1, 99.0)
 
     assert origin.room() == size
+
+
+# -- how far it is ahead -------------------------------------------------------------------------
+
+
+def births_until_ahead(origin: Origin, count: int = 1) -> int:
+    """So many batches of so many items are born until it is ahead of its workers."""
+    for born in range(origin.limits.max_pending):
+        if origin.is_ahead:
+            return born
+        birth(origin, count)
+    return origin.limits.max_pending
+
+
+@pytest.mark.parametrize(("workers", "batches"), [(1, 4), (2, 8), (3, 12), (0, 64)])
+def test_a_few_batches_for_each_worker_are_under_way_before_the_first_is_through(workers: int, batches: int) -> None:
+    assert births_until_ahead(running(max_pending=64, workers=workers)) == batches
+
+
+def test_every_worker_has_to_be_heard_of_before_the_first_is_through() -> None:
+    origin = running(max_pending=64, workers=2)
+    assert births_until_ahead(origin, 10) == 8
+    origin.launched(0, 1, 7 ^ 9 ^ 11, 0.0)
+
+    origin.acked(ack(0, 7, load_s=0.01), 0.0, TaskIndex(1))
+    ahead = origin.is_ahead
+    origin.acked(ack(0, 9, load_s=0.011), 0.0, TaskIndex(2))
+
+    assert (ahead, origin.is_ahead) == (True, False)
+    assert births_until_ahead(origin, 10) == 41, "48 times 21 ms are more than a second, and one batch is done"
+
+
+def test_nothing_holds_it_back_once_something_is_through_that_nobody_finds_dear() -> None:
+    origin = running(max_pending=64, workers=1)
+
+    complete(origin, birth(origin))
+
+    assert births_until_ahead(origin, 1000) == 64
+
+
+@pytest.mark.parametrize(("workers", "batches"), [(1, 17), (2, 34), (20, 64)])
+def test_half_a_second_of_work_is_under_way_for_each_worker(workers: int, batches: int) -> None:
+    origin = running(max_pending=64, workers=workers)
+
+    complete(origin, birth(origin, 10), load_s=0.03)
+
+    assert births_until_ahead(origin, 10) == batches
+
+
+def test_however_dear_items_are_each_worker_has_one_batch_and_the_next() -> None:
+    origin = running(max_pending=64, workers=5)
+
+    complete(origin, birth(origin), load_s=60.0)
+
+    assert births_until_ahead(origin) == 10
+
+
+def test_what_tasks_have_done_of_a_batch_they_do_not_have_to_do() -> None:
+    origin = running(max_pending=64, workers=1)
+    complete(origin, birth(origin, 10), load_s=0.2)
+    assert births_until_ahead(origin, 10) == 3
+
+    origin.launched(1, 1, 7 ^ 9 ^ 11, 0.0)
+    origin.acked(ack(1, 7, load_s=0.05), 0.0)
+    ahead = origin.is_ahead
+    origin.acked(ack(1, 9, load_s=0.1), 0.0)  # and there is more to come of it
+
+    assert (ahead, origin.is_ahead) == (True, False)
+
+
+def test_it_is_learnt_again_and_again_what_an_item_costs() -> None:
+    origin = running(max_pending=64, workers=1)
+    for load_s in (1.0, *[0.002] * 30):
+        complete(origin, birth(origin), load_s=load_s)
+
+    assert births_until_ahead(origin) == 64
+
+
+def test_what_a_batch_has_cost_may_be_told_after_a_sink_has_decided_it() -> None:
+    origin = running(max_pending=64, workers=1)
+    seq = birth(origin)
+    origin.launched(seq, 1, 7, 0.0)
+    origin.confirmed(STORE, [seq], 0.1)
+    origin.take_turn()
+
+    origin.acked(ack(seq, 7, load_s=0.05), 0.2)
+
+    assert births_until_ahead(origin) == 11
+
+
+def test_a_retry_is_no_work_to_be_ahead_with() -> None:
+    origin = running(max_pending=64, workers=1)
+    complete(origin, birth(origin, 4), 0.0, *[failed_item()] * 4, load_s=4.0)
+    origin.start_retries(100.0)
+    assert origin.open_count == 4
+
+    assert births_until_ahead(origin) == 2
+
+
+def test_a_batch_that_runs_again_is_to_be_done_as_a_whole() -> None:
+    origin = running(max_pending=64, workers=1)
+    complete(origin, birth(origin, 10), load_s=1.0)
+    assert births_until_ahead(origin, 10) == 2
+    for seq in (1, 2):
+        origin.launched(seq, 1, 7 ^ 9, 0.0)
+        origin.acked(ack(seq, 7, load_s=1.0), 0.0)
+    before = origin.is_ahead
+
+    origin.replay(1.0)
+
+    assert (before, origin.is_ahead) == (False, True)
 
 
 # -- trees ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from consecution.errors import OutageError
 from consecution.nodes import Filter, FlatMap, Map, Node
 from consecution.protocol.dispatch import Dispatch, RouteOutlet, SingleEdge
-from consecution.protocol.step import QUIET_BYTES, QUIET_S, Step, describe_failure, shorten_repr
+from consecution.protocol.step import QUIET_BYTES, QUIET_LOAD_S, QUIET_S, Step, describe_failure, shorten_repr
 from consecution.protocol.values import BatchId, Frame, FrameId, Stage, TaskIndex
 
 SOURCE, TASK, NEXT = TaskIndex(0), TaskIndex(1), TaskIndex(2)
@@ -128,6 +128,7 @@ def test_the_whole_of_a_batch_stays_it_if_one_frame_is_all_it_becomes(
 
 def test_the_whole_of_a_batch_hands_its_id_on_to_the_one_frame_that_it_becomes_and_nobody_is_told() -> None:
     step = make_step(quiet_bytes=20)
+    assert step.run(frame(3, seq=1, frame_id=8, whole=True))[1] is not None, "the first tells what an item costs"
 
     small_sent, small_ack = step.run(frame(3, 4, frame_id=9, whole=True))
     large_sent, large_ack = step.run(frame(3, 4, 5, frame_id=10, whole=True))
@@ -143,7 +144,7 @@ def test_the_whole_of_a_batch_hands_its_id_on_to_the_one_frame_that_it_becomes_a
 
 
 def test_the_whole_of_a_batch_that_took_long_is_acknowledged() -> None:
-    times_s = iter((0.0, QUIET_S, 2.0, 2.0 + QUIET_S / 2))
+    times_s = iter((0.0, QUIET_LOAD_S, 2.0, 2.0 + QUIET_LOAD_S / 2))
     step = make_step(clock=times_s.__next__)
 
     (long_sent,), long_ack = step.run(frame(3, frame_id=9, whole=True))
@@ -151,6 +152,7 @@ def test_the_whole_of_a_batch_that_took_long_is_acknowledged() -> None:
 
     assert long_ack is not None
     assert long_ack.xor == 9 ^ long_sent.frame.frame_id != 0
+    assert long_ack.load_s == QUIET_LOAD_S
     assert (short_sent.frame.frame_id, short_ack) == (10, None)
 
 
@@ -181,6 +183,7 @@ def test_the_whole_of_a_batch_that_was_held_long_is_acknowledged_though_others_k
 
     assert long_ack is not None
     assert long_ack.xor == 9 ^ long_sent.frame.frame_id != 0
+    assert long_ack.load_s == 0.0, "no other frame had to wait for it"
     assert (short_sent.frame.frame_id, short_ack) == (10, None)
 
 
@@ -411,7 +414,9 @@ def test_one_item_at_fault_among_many_is_found_in_few_calls_and_order_is_kept() 
 def test_a_range_is_gone_through_as_a_list_of_its_numbers_is() -> None:
     of_range, of_list = (dataclasses.replace(frame(), payload=payload) for payload in (range(-2, 3), [*range(-2, 3)]))
 
-    (sent, ack), (sent_of_list, ack_of_list) = (make_step(Inverse("inverse")).run(each) for each in (of_range, of_list))
+    (sent, ack), (sent_of_list, ack_of_list) = (
+        make_step(Inverse("inverse"), clock=lambda: 0.0).run(each) for each in (of_range, of_list)
+    )
 
     assert sent == sent_of_list
     assert ack == ack_of_list

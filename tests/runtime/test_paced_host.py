@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
+import pytest
+
 from consecution import Node, RateLimit
 from consecution.protocol.values import Ack, Acks, CreditReturn, Frame, FrameId, Stage, TaskIndex
 from consecution.runtime.paced_host import PacedTaskHost
@@ -65,6 +67,16 @@ class Task:
         for ack in self.acks:
             xor ^= ack.xor if (ack.seq, ack.generation) == (seq, generation) else 0
         return xor
+
+
+def test_each_item_is_said_to_hold_the_next_one_up_for_as_long_as_the_pace_has_it() -> None:
+    task = Task(10.0, 2)
+    task.give([1, 2, 3, 4])
+
+    for _ in range(4):
+        task.after(0.1)
+
+    assert sum(ack.load_s for ack in task.acks) == pytest.approx(0.4)
 
 
 def test_items_leave_as_they_may_and_the_tree_is_open_until_the_last_has_left() -> None:

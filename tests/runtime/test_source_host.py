@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,26 @@ def test_no_commit_however_slow_holds_a_source_back_for_long() -> None:
     shell.source_host.turn()
 
     assert len(shell.frames()) > 4
+
+
+def test_a_source_is_not_read_while_it_is_ahead_of_the_workers_below() -> None:
+    shell = Shell(plan_of(Map(str, name="text"), batch_size=1))
+    shell.origin.limits = replace(shell.origin.limits, workers=1)
+    shell.source.read = lambda max_items: [0] * max_items  # type: ignore[method-assign]
+    shell.source_host.open()
+    shell.origin.replay(shell.clock())
+
+    shell.source_host.turn()
+    first = len(shell.frames())
+    wants_to_read = shell.source_host.wants_to_read
+    shell.source_host.turn()
+    second = len(shell.frames())
+    shell.acknowledge()
+
+    assert (first, wants_to_read, second) == (4, False, 4)
+    assert shell.source_host.wants_to_read
+    shell.source_host.turn()
+    assert shell.frames()
 
 
 def test_a_source_that_cuts_its_batches_itself_is_read_as_often_as_any(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from consecution import Node
 from consecution.plan import Plan
 from consecution.protocol.values import Ack, Acks, BatchId, CreditReturn, Frame, FrameId, Stage, TaskIndex
+from consecution.runtime import task_host
 from consecution.runtime.task_host import TaskHost
 from consecution.sink import Sink
 from consecution.transport.codec import ReusingCodec
@@ -103,6 +104,13 @@ class Task:
     def acks(self) -> list[tuple[TaskIndex, Acks]]:
         return [(target, m) for target, m in self.diary.all("send") if isinstance(m, Acks)]
 
+    def begin_with(self, item: Any) -> None:
+        """The first frame of an origin is always acknowledged."""
+        self.host.receive(self.frame([item], seq=1, frame_id=1000, whole=True))
+        self.host.flush()
+        assert self.acks()
+        self.diary.clear()
+
 
 def two_steps(**options: Any) -> Plan:
     return plan_of(Doubles("double"), Pass("pass"), **options)
@@ -113,6 +121,7 @@ def test_the_whole_of_a_batch_is_passed_on_in_silence_only_for_a_small_part_of_t
     timeout_s: float, *, acknowledged: bool
 ) -> None:
     task = Task(plan_of(Pass("first"), Pass("second"), timeout_s=timeout_s), "first")
+    task.begin_with(0)
 
     task.host.receive(task.frame([1], whole=True, sent_s=time.monotonic() - 0.2))
     task.host.flush()
@@ -127,6 +136,7 @@ def test_the_whole_of_a_batch_is_passed_on_in_silence_only_if_many_of_its_size_a
 ) -> None:
     plan = plan_of(Pass("first"), Pass("second"), max_pending=max_pending, max_pending_bytes=1_000_000)
     task = Task(plan, "first")
+    task.begin_with("x")
 
     task.host.receive(task.frame(["x" * 2000], whole=True))
     task.host.flush()
@@ -136,6 +146,18 @@ def test_the_whole_of_a_batch_is_passed_on_in_silence_only_if_many_of_its_size_a
 
 
 # -- frames ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dear_s", "told"), [(0.0, [Acks, CreditReturn]), (1000.0, [])])
+def test_a_dear_frame_is_answered_for_at_once(monkeypatch: pytest.MonkeyPatch, dear_s: float, told: list[type]) -> None:
+    monkeypatch.setattr(task_host, "DEAR_S", dear_s)
+    task = Task(two_steps(), "double")
+
+    task.host.receive(task.frame(["x"], credited=True))
+
+    assert [type(message) for _, message in task.diary.all("send")] == [Frame, *told]
+    task.host.flush()
+    assert [type(message) for _, message in task.diary.all("send")] == [Frame, Acks, CreditReturn]
 
 
 def test_outputs_are_sent_at_once_and_acknowledged_at_the_flush() -> None:

@@ -317,8 +317,8 @@ class LosesNeighbours(Step):
 class AcksTheWholeAtTheFirstPart(Step):
     """What is let through in parts counts as done when the first has left."""
 
-    def put_some(self, held: Held, most: int) -> tuple[list[Sent], Ack]:
-        sent, ack = super().put_some(held, most)
+    def put_some(self, held: Held, most: int, item_load_s: float) -> tuple[list[Sent], Ack]:
+        sent, ack = super().put_some(held, most, item_load_s)
         if held.out:
             ack = replace(ack, xor=ack.xor ^ held.open_id)
             held.open_id = 0
@@ -328,9 +328,9 @@ class AcksTheWholeAtTheFirstPart(Step):
 class KeepsTheIdOfTheRest(Step):
     """Each acknowledgement of a part looks like the last one, if nothing has left in between."""
 
-    def put_some(self, held: Held, most: int) -> tuple[list[Sent], Ack]:
+    def put_some(self, held: Held, most: int, item_load_s: float) -> tuple[list[Sent], Ack]:
         before = held.open_id
-        sent, ack = super().put_some(held, most)
+        sent, ack = super().put_some(held, most, item_load_s)
         if held.out:
             ack = replace(ack, xor=ack.xor ^ held.open_id ^ before)
             held.open_id = before

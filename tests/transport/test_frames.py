@@ -48,7 +48,16 @@ treatments = st.builds(
 failed_items = st.builds(
     FailedItem, tasks, st.sampled_from(Stage), st.none() | st.binary(), texts, texts, st.booleans(), texts, treatments
 )
-acks = st.builds(Ack, numbers, numbers, numbers, numbers, st.lists(failed_items, max_size=2).map(tuple))
+acks = st.builds(
+    Ack,
+    numbers,
+    numbers,
+    numbers,
+    numbers,
+    st.lists(failed_items, max_size=2).map(tuple),
+    st.booleans(),
+    st.floats(0, allow_nan=False),
+)
 messages: st.SearchStrategy[Message] = st.one_of(
     frames, st.builds(Acks, tasks, st.lists(acks, max_size=3)), st.builds(CreditReturn, tasks, numbers)
 )
