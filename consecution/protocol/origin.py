@@ -61,7 +61,7 @@ LAST_BATCHES = 2
 LEAST_SHARE_S = 0.005
 """But none is smaller for that than what goes through in so long a time."""
 AHEAD_S = 0.5
-"""So long what is under way keeps the workers below busy, and no longer: what is dear is dealt out late, to whoever is
+"""What is under way keeps the workers below busy for so long, at most: what is dear is dealt out late, to whoever is
 free by then; little is left to do at a stop, and little is done again after a death."""
 AHEAD_BATCHES = 2
 """But for each of them so many batches are under way, however long they take: one that it is at, and the next."""
@@ -417,6 +417,7 @@ class Origin:
         """When it began to have something open, had it never stopped since, and when a batch was last through."""
         self._least_share = 1
         """How many items go through in `LEAST_SHARE_S`, as far as is known."""
+        self._ahead = False
         self._load_s = self._load_items = 0.0
         """So long tasks were at what became of so many items, all together; the latest batches count most."""
         self._heard: set[TaskIndex] = set()
@@ -524,13 +525,19 @@ class Origin:
             return 0
         return min(self._target, self._fitting, self._fitting_whole, self.share_of(left))
 
-    @property
     def is_ahead(self) -> bool:
-        """Whether the workers below have enough to do for now, or nothing shows yet how dear items are."""
+        """Whether the workers below have enough to do for now, or nothing shows yet how dear items are.
+
+        Once it is, it stays so until half of that is done: then much is read, and committed, at once.
+        """
+        self._ahead = self.limits.workers > 0 and self._has_given_enough(AHEAD_S / 2 if self._ahead else AHEAD_S)
+        return self._ahead
+
+    def _has_given_enough(self, each_worker_s: float) -> bool:
         workers = self.limits.workers
-        enough_s = AHEAD_S * workers
-        if not workers or self._load_s * self._target * len(self._batches) < enough_s * self._load_items:
-            return False  # nor is it when one looks closer
+        enough_s = each_worker_s * workers
+        if self._load_s * self._target * len(self._batches) < enough_s * self._load_items:
+            return False  # nor has it when one looks closer
         under_way = [batch for batch in self._batches.values() if not batch.complete and batch.record.retry is None]
         if self._load_items:
             each_s = self._load_s / self._load_items
@@ -540,8 +547,7 @@ class Origin:
             each_s = max((batch.load_s / max(1, batch.record.count) for batch in under_way), default=0.0)
         if len(under_way) < AHEAD_BATCHES * workers:
             return False
-        left_s = sum(max(0.0, each_s * batch.record.count - batch.load_s) for batch in under_way)
-        return left_s > enough_s
+        return sum(max(0.0, each_s * batch.record.count - batch.load_s) for batch in under_way) > enough_s
 
     def is_trying(self, left: float = math.inf) -> bool:
         """Whether batches enough of one size are under way to show how large the next may be, and none has yet.
