@@ -176,7 +176,8 @@ async def _look_up(item: Any) -> Any:
     [
         (lambda: Pass("a") | Pass("b"), 2),
         (lambda: Pass("a") | (Pass("b") * 4), 5),
-        (lambda: (Pass("a") * 4).by(by_first) | Chunk(3, name="chunk") | Pass("c"), 4),  # what is staged waits there
+        (lambda: Pass("a") * 4 | Chunk(3, name="chunk") | Pass("c"), 4),  # what is staged waits there
+        (lambda: Pass("a") | (Pass("b") * 4).by(by_first), 0),
         (lambda: Chunk(3, name="chunk") | Pass("c"), 0),
         (lambda: Pass("a") | AsyncMap(_look_up), 0),
     ],

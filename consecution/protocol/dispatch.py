@@ -81,11 +81,14 @@ class Credits:
         return chosen
 
     def _done(self, target: TaskIndex, now_s: float) -> float:
-        """How many items of the frame it is at the replica has done, if it does them as fast as those before."""
+        """How many items of the frame it is at the replica has done, if it does them as fast as those before.
+
+        Not all of them, for it has not answered: it may hang at one.
+        """
         frames = self._frames[target]
         if not frames or not self._item_s:
             return 0.0
-        return min(frames[0], (now_s - self._begun_s[target]) / self._item_s)
+        return min(frames[0] - 1, max(0.0, now_s - self._begun_s[target]) / self._item_s)
 
     def give_back(self, target: TaskIndex, count: int) -> None:
         """The replica has answered for so many frames, as a rule its oldest."""
@@ -93,7 +96,7 @@ class Credits:
         done = sum(frames.popleft() for _ in range(min(count, len(frames))))
         if done:
             now_s = self._clock()
-            item_s = (now_s - self._begun_s[target]) / done
+            item_s = max(0.0, now_s - self._begun_s[target]) / done
             self._item_s += (item_s - self._item_s) * (SPEED_SHARE if self._item_s else 1.0)
             self._begun_s[target] = now_s
             self._open[target] -= done

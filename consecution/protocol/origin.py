@@ -63,8 +63,10 @@ LEAST_SHARE_S = 0.005
 AHEAD_S = 0.5
 """What is under way keeps the workers below busy for so long, at most: what is dear is dealt out late, to whoever is
 free by then; little is left to do at a stop, and little is done again after a death."""
+AHEAD_COMMITS = 4
+"""But it does so for as many commits: what is read then has to be committed while there is something left to do."""
 AHEAD_BATCHES = 2
-"""But for each of them so many batches are under way, however long they take: one that it is at, and the next."""
+"""And so many batches are under way for each of them, however long they take: one to be at, and the next."""
 FORGOTTEN_SHARE = 1 / 4
 """So much of what items have cost is forgotten with each batch: large ones tell more than small ones, whose time goes
 into what each batch costs."""
@@ -422,8 +424,9 @@ class Origin:
         """So long tasks were at what became of so many items, all together; the latest batches count most."""
         self._heard: set[TaskIndex] = set()
         """The tasks that have acknowledged anything, but for those that stage it."""
-        self._unheard: dict[int, None] = {}
-        """Batches of which no task has said so: they cost little, or a sink has decided them before that was told."""
+        self._unheard: dict[int, int] = {}
+        """Batches, and their generation, of which no task has said what they cost: little, or a sink has decided them
+        before that was told."""
         self._restore(restored, now_s)
 
     def _restore(self, restored: Restored, now_s: float) -> None:
@@ -525,12 +528,14 @@ class Origin:
             return 0
         return min(self._target, self._fitting, self._fitting_whole, self.share_of(left))
 
-    def is_ahead(self) -> bool:
+    def is_ahead(self, commit_s: float = 0.0) -> bool:
         """Whether the workers below have enough to do for now, or nothing shows yet how dear items are.
 
-        Once it is, it stays so until half of that is done: then much is read, and committed, at once.
+        Once it is, it stays so until half of that is done: then much is read, and committed, at once. ``commit_s``: how
+        long a commit takes.
         """
-        self._ahead = self.limits.workers > 0 and self._has_given_enough(AHEAD_S / 2 if self._ahead else AHEAD_S)
+        most_s = max(AHEAD_S, AHEAD_COMMITS * commit_s)
+        self._ahead = self.limits.workers > 0 and self._has_given_enough(most_s / 2 if self._ahead else most_s)
         return self._ahead
 
     def _has_given_enough(self, each_worker_s: float) -> bool:
@@ -660,6 +665,7 @@ class Origin:
         batch.failed = []
         batch.participants = {}
         batch.load_s = 0.0
+        self._unheard.pop(record.seq, None)
         batch.launched = False
         batch.progress_s = now_s
         self._no_expiry_before_s = min(self._no_expiry_before_s, now_s + self._patience_s(batch))
@@ -701,7 +707,7 @@ class Origin:
 
         So are repeats: no two frames of an execution have the same ``xor``.
         """
-        if ack.seq in self._unheard:
+        if self._unheard.get(ack.seq) == ack.generation:
             self._load_s += ack.load_s
         batch = self._batches.get(ack.seq)
         if batch is None or batch.generation != ack.generation or batch.complete or ack.xor in batch.acked:
@@ -764,7 +770,7 @@ class Origin:
         self._load_s += batch.load_s - self._load_s * FORGOTTEN_SHARE
         self._load_items += batch.record.count - self._load_items * FORGOTTEN_SHARE
         if not batch.load_s:
-            self._unheard[batch.record.seq] = None
+            self._unheard[batch.record.seq] = batch.generation
             if len(self._unheard) > self.limits.max_pending:
                 del self._unheard[next(iter(self._unheard))]
 

@@ -525,7 +525,8 @@ class SourceHost:
 
     @property
     def wants_to_read(self) -> bool:
-        return self.origin.room() > 0 and not self.origin.is_ahead() and not self._paused and not self._trial_left_s()
+        is_ahead = self.origin.is_ahead(self.host.commit_s)
+        return self.origin.room() > 0 and not is_ahead and not self._paused and not self._trial_left_s()
 
     def _trial_left_s(self) -> float:
         """Seconds to wait for what batches under way show; 0.0: read."""
@@ -563,7 +564,7 @@ class SourceHost:
         most = BATCHES_PER_TURN if self.origin.growing else max(BATCHES_PER_TURN, self.origin.limits.max_pending // 2)
         for _ in range(most):
             room = self.origin.room(self._left())
-            if not room or self.origin.is_ahead() or self._trial_left_s():
+            if not room or self.origin.is_ahead(self.host.commit_s) or self._trial_left_s():
                 break
             items = self._read_batch(room)
             if items is None:

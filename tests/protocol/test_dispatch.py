@@ -179,7 +179,7 @@ def test_what_a_replica_will_have_done_of_the_frame_it_is_at_counts_as_done() ->
     assert {first, second} == set(both)
     assert credits.spend(1, both) == second, "it has been at its frame for longer than it takes: that is all but done"
     assert credits.spend(5, both) == second
-    assert credits.spend(1, both) == first, "5 of its 10 are left, and 6 there"
+    assert credits.spend(1, both) == first, "5 of its 10 are left, and 7 there"
 
 
 def test_nobody_has_done_more_than_the_frame_he_is_at() -> None:
@@ -193,7 +193,22 @@ def test_nobody_has_done_more_than_the_frame_he_is_at() -> None:
 
     now_s = 1000.0
 
-    assert [credits.spend(1, tasks(1, 2)) for _ in range(3)] == [quick] * 3
+    assert [credits.spend(1, tasks(1, 2)) for _ in range(4)] == [quick] * 4
+
+
+def test_who_hangs_at_a_single_item_is_not_as_free_as_who_has_nothing() -> None:
+    now_s = 0.0
+    credits = Credits(tasks(1, 2), lambda: now_s)
+    hanging, quick = credits.spend(1, tasks(1, 2)), credits.spend(1, tasks(1, 2))
+
+    chosen = []
+    for _ in range(4):
+        now_s += 1.0
+        credits.give_back(quick, 1)
+        chosen.append(credits.spend(1, tasks(1, 2)))
+
+    assert chosen == [quick] * 4
+    assert hanging != quick
 
 
 def test_a_replica_begins_with_a_frame_when_it_is_sent_and_none_is_before_it() -> None:

@@ -388,10 +388,10 @@ def test_retries_say_nothing_about_the_size_of_batches() -> None:
 # -- how far it is ahead -------------------------------------------------------------------------
 
 
-def births_until_ahead(origin: Origin, count: int = 1) -> int:
+def births_until_ahead(origin: Origin, count: int = 1, commit_s: float = 0.0) -> int:
     """So many batches of so many items are born until it is ahead of its workers."""
     for born in range(origin.limits.max_pending):
-        if origin.is_ahead():
+        if origin.is_ahead(commit_s):
             return born
         birth(origin, count)
     return origin.limits.max_pending
@@ -476,6 +476,24 @@ def test_what_a_batch_has_cost_may_be_told_after_a_sink_has_decided_it() -> None
     origin.acked(ack(seq, 7, load_s=0.05), 0.2)
 
     assert births_until_ahead(origin) == 11
+
+
+def test_what_other_executions_have_cost_is_not_counted() -> None:
+    origin = running(max_pending=64, workers=1)
+    seq = birth(origin)
+    origin.launched(seq, 1, 7, 0.0)
+    origin.confirmed(STORE, [seq], 0.1)
+
+    origin.acked(ack(seq, 7, generation=0, load_s=50.0), 0.2)
+
+    assert births_until_ahead(origin) == 64
+
+
+def test_more_is_under_way_where_commits_are_slow() -> None:
+    origin = running(max_pending=64, workers=1)
+    complete(origin, birth(origin), load_s=0.03)
+
+    assert births_until_ahead(origin, commit_s=0.2) == 27, "that is 0.8 s, four times a commit"
 
 
 def test_a_retry_is_no_work_to_be_ahead_with() -> None:
