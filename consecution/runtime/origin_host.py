@@ -525,8 +525,14 @@ class SourceHost:
 
     @property
     def wants_to_read(self) -> bool:
-        is_ahead = self.origin.is_ahead(self.host.commit_s)
-        return self.origin.room() > 0 and not is_ahead and not self._paused and not self._trial_left_s()
+        return not self._paused and self._room() > 0
+
+    def _room(self) -> int:
+        """How many items to read now; 0: first something has to come of what is under way."""
+        room = self.origin.room(self._left())
+        if room and (self.origin.is_ahead(self.host.commit_s) or self._trial_left_s()):
+            return 0
+        return room
 
     def _trial_left_s(self) -> float:
         """Seconds to wait for what batches under way show; 0.0: read."""
@@ -563,8 +569,8 @@ class SourceHost:
         until_s = now() + max(QUICK_READ_S, COMMIT_STRETCH * self.host.commit_s)
         most = BATCHES_PER_TURN if self.origin.growing else max(BATCHES_PER_TURN, self.origin.limits.max_pending // 2)
         for _ in range(most):
-            room = self.origin.room(self._left())
-            if not room or self.origin.is_ahead(self.host.commit_s) or self._trial_left_s():
+            room = self._room()
+            if not room:
                 break
             items = self._read_batch(room)
             if items is None:

@@ -466,27 +466,19 @@ def test_it_is_learnt_again_and_again_what_an_item_costs() -> None:
     assert births_until_ahead(origin) == 64
 
 
-def test_what_a_batch_has_cost_may_be_told_after_a_sink_has_decided_it() -> None:
+@pytest.mark.parametrize(("generation", "load_s", "births"), [(1, 0.05, 11), (0, 50.0, 64)])
+def test_what_a_batch_has_cost_may_be_told_after_a_sink_has_decided_it_but_not_what_other_executions_have(
+    generation: int, load_s: float, births: int
+) -> None:
     origin = running(max_pending=64, workers=1)
     seq = birth(origin)
     origin.launched(seq, 1, 7, 0.0)
     origin.confirmed(STORE, [seq], 0.1)
     origin.take_turn()
 
-    origin.acked(ack(seq, 7, load_s=0.05), 0.2)
+    origin.acked(ack(seq, 7, generation, load_s=load_s), 0.2)
 
-    assert births_until_ahead(origin) == 11
-
-
-def test_what_other_executions_have_cost_is_not_counted() -> None:
-    origin = running(max_pending=64, workers=1)
-    seq = birth(origin)
-    origin.launched(seq, 1, 7, 0.0)
-    origin.confirmed(STORE, [seq], 0.1)
-
-    origin.acked(ack(seq, 7, generation=0, load_s=50.0), 0.2)
-
-    assert births_until_ahead(origin) == 64
+    assert births_until_ahead(origin) == births
 
 
 def test_more_is_under_way_where_commits_are_slow() -> None:
