@@ -197,6 +197,7 @@ def _kill(task: Task, flow: Dataflow) -> None:
 
 _FLOWS = {
     "identity": _identity,
+    "long": _identity,
     "words": _words,
     "durable": _words,
     "cpu": _cpu,
@@ -231,7 +232,7 @@ def _recovery(task: Task) -> tuple[str, ...]:
     return ("-r", str(folder), *RECOVERY)
 
 
-identity = words = cpu = airports = latency = _run
+identity = long = words = cpu = airports = latency = _run
 
 
 def durable(task: Task) -> None:

@@ -30,6 +30,7 @@ class Work:
 
 WORKS = (
     Work("identity", "identity: source, identity, sink", "items", 1_000_000, identity.expected),
+    Work("long", "ten times as much of that: identity of 10 M", "items", 10_000_000, identity.expected),
     Work("words", "word count in memory: lines of 10 Zipf words", "lines", 200_000, wordcount.expected),
     Work("durable", "word count whose counts survive a crash", "lines", 200_000, wordcount.expected),
     Work("cpu", "CPU-bound: 200 µs of Python an item", "items", 8_000, cpu.expected),
@@ -84,7 +85,7 @@ DRAMATIQ = Tool("dramatiq", "dramatiq", "2.2.1", ("dramatiq[redis]==2.2.1",), ("
 FLINK = Tool("PyFlink", "pyflink", "2.3.0", ("apache-flink==2.3.0",), ("java",), rounds=1)
 
 ROBUST = {"mode": "process", "robustness": "robust"}
-IN_MEMORY = ("identity", "words", "cpu")
+IN_MEMORY = ("identity", "long", "words", "cpu")
 
 CONTESTANTS = (
     Contestant("plain loop", LOOP, all_of(*IN_MEMORY, "airports", "latency")),
@@ -92,8 +93,10 @@ CONTESTANTS = (
     Contestant("Pool, 1", POOL, all_of(*IN_MEMORY, "latency", "kill")),
     Contestant("Pool, 2", POOL, all_of(*IN_MEMORY, "airports"), 2),
     Contestant("consecution 0.2.0", OLD, all_of(*IN_MEMORY, "airports", "latency")),
-    Contestant("ours inline none", OURS, all_of("identity", "words"), 1, {"mode": "inline", "robustness": "none"}),
-    Contestant("ours none", OURS, all_of("identity", "words"), 1, {"mode": "process", "robustness": "none"}),
+    Contestant(
+        "ours inline none", OURS, all_of("identity", "long", "words"), 1, {"mode": "inline", "robustness": "none"}
+    ),
+    Contestant("ours none", OURS, all_of("identity", "long", "words"), 1, {"mode": "process", "robustness": "none"}),
     Contestant("ours robust", OURS, all_of(*(work.name for work in WORKS)), 1, ROBUST),
     Contestant("ours robust * 2", OURS, all_of(*IN_MEMORY, "durable"), 2, ROBUST),
     Contestant(
@@ -107,15 +110,15 @@ CONTESTANTS = (
         1,
         {**ROBUST, "workers": 2, "sync": "process"},
     ),
-    Contestant("Bytewax, 1", BYTEWAX, all_of("identity", "cpu", "airports", "latency", "kill", words=50_000)),
-    Contestant("Bytewax, 2", BYTEWAX, all_of("identity", "cpu", words=50_000, durable=50_000), 2),
+    Contestant("Bytewax, 1", BYTEWAX, all_of("identity", "long", "cpu", "airports", "latency", "kill", words=50_000)),
+    Contestant("Bytewax, 2", BYTEWAX, all_of("identity", "long", "cpu", words=50_000, durable=50_000), 2),
     Contestant("Bytewax, 2, combined", BYTEWAX, all_of(words=50_000), 2, {"combine": True}),
     Contestant(
         "Pathway, 1", PATHWAY, all_of("latency", "kill", identity=200_000, words=50_000, cpu=5_000, airports=50_000)
     ),
     Contestant("Pathway, 2", PATHWAY, all_of(words=50_000, durable=50_000, cpu=5_000), 2),
-    Contestant("Ray, 1", RAY, all_of("identity", "words", "cpu", "latency", "kill")),
-    Contestant("Ray, 2", RAY, all_of("identity", "words", "cpu", "airports"), 2),
+    Contestant("Ray, 1", RAY, all_of("identity", "long", "words", "cpu", "latency", "kill")),
+    Contestant("Ray, 2", RAY, all_of("identity", "long", "words", "cpu", "airports"), 2),
     Contestant("streamz", STREAMZ, all_of("latency", identity=100_000, words=10_000, airports=50_000)),
     Contestant("streamz + Dask, 1", STREAMZ, all_of(cpu=5_000)),
     Contestant("streamz + Dask, 2", STREAMZ, all_of(cpu=5_000), 2),

@@ -23,7 +23,16 @@ from benchmarks.peers.race import Run
 from benchmarks.peers.record import Record
 
 BY_NAME = {work.name: work for work in WORKS}
-SIZES = {"identity": 2000, "words": 500, "durable": 500, "cpu": 50, "airports": 200, "latency": 200, "kill": 1000}
+SIZES = {
+    "identity": 2000,
+    "long": 20_000,
+    "words": 500,
+    "durable": 500,
+    "cpu": 50,
+    "airports": 200,
+    "latency": 200,
+    "kill": 1000,
+}
 PLAIN = [c for c in CONTESTANTS if not c.tool.requirements and c.tool is not OLD]
 
 
