@@ -142,7 +142,7 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Beats:
-    """The signs of life of one worker, about four times a second: those of all its tasks."""
+    """The signs of life of one worker, about once a second: those of all its tasks."""
 
     beats: tuple[Beat, ...]
 

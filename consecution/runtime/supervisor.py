@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from multiprocess.connection import wait as wait_for
-
 from consecution.errors import ConsecutionError, ProtocolError, WorkerError, text_of
 from consecution.plan import Plan, WorkerPlan
 from consecution.protocol.ending import Ending
@@ -32,6 +30,7 @@ from consecution.runtime.affinities import Affinities
 from consecution.runtime.assembly import drain_stages, end_stages, source_tasks
 from consecution.runtime.books import NO_COUNTS, Books, add_counts
 from consecution.runtime.launcher import WorkerProcess
+from consecution.runtime.readiness import Readiness
 
 LOOK_EVERY_S = 0.1
 ABORT_WAIT_S = 0.5
@@ -104,7 +103,7 @@ class Supervisor:
         say: Callable[[str, str], None],
         *,
         clock: Callable[[], float] = time.monotonic,
-        wait: Wait = wait_for,
+        wait: Wait | None = None,
         on_turn: Callable[[], None] = lambda: None,
         affinities: Affinities | None = None,
     ) -> None:
@@ -116,7 +115,7 @@ class Supervisor:
         self._launch = launch
         self._say = say
         self._clock = clock
-        self._wait = wait
+        self._wait = wait or Readiness()
         self._on_turn = on_turn
         self._affinities = affinities
         self._tasks = {TaskIndex(task.index): _Seen() for task in plan.tasks}

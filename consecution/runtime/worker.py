@@ -57,7 +57,13 @@ MESSAGES_PER_TURN = 16
 SOURCE_MESSAGES_PER_TURN = 1000
 DELIVER_S = 0.05
 """So long a worker's tasks work for each other before they commit, for other workers wait for what is told then."""
-BEAT_EVERY_S = 0.25
+BEAT_EVERY_S = 1.0
+"""What somebody waits for is told at once; but never less than"""
+BEATS_IN_TIMEOUT = 8
+"""so often in the time after which a worker without progress is killed."""
+QUICK_BEAT_S = 0.25
+QUICK_BEATS_FOR_S = 10.0
+"""So long after a death it beats more often: whether anything is completed between two deaths decides about the run."""
 ASK_EVERY_S = 0.005
 """How often a source without a descriptor is asked, while it has nothing."""
 EXIT_FAILED = 70
@@ -230,7 +236,9 @@ class Worker:
         self._quit = False
         self._at_work_s = -math.inf
         """When the supervisor last told of work that takes long."""
-        self._stop_beating = threading.Event()
+        self._beat_now = threading.Event()
+        self._beats_over = False
+        self._quick_beats_until_s = -math.inf
         self._warned_of_s: set[float] = set()
         self._ending: set[TaskIndex] = set()
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
@@ -408,8 +416,11 @@ class Worker:
 
     def _turn_source(self, task: TaskIndex, source: SourceHost) -> bool:
         self.at = task
+        was_resting = source.resting
         worked = source.turn()
         end_if_forked(self._home)
+        if source.resting is not was_resting:
+            self._tell_beats()
         if worked:
             return True
         # Only now: a decision that is just being committed looks done to the thread that beats.
@@ -499,6 +510,9 @@ class Worker:
             source.host.replica_restarted(task)
 
     def _replay(self, order: control.Replay) -> None:
+        if order.after_death:
+            self._quick_beats_until_s = time.monotonic() + QUICK_BEATS_FOR_S
+            self._beat_now.set()
         lost = order.after_death and not self._plan.options.robust
         for host in self._hosts.values():
             if lost:
@@ -544,11 +558,23 @@ class Worker:
                 os.write(self._wake_write, b".")
 
     def _beat(self) -> None:
-        while not self._stop_beating.wait(BEAT_EVERY_S):
+        while True:
+            self._beat_now.wait(self._beat_every_s())
+            self._beat_now.clear()
+            if self._beats_over:
+                return
             with contextlib.suppress(OSError):
                 self._tell_beats()
             for source in self._sources.values():
                 self._warn_of_blocking(source)
+
+    def _beat_every_s(self) -> float:
+        longest_s = QUICK_BEAT_S if time.monotonic() < self._quick_beats_until_s else BEAT_EVERY_S
+        return min(longest_s, self._plan.options.timeout_s / BEATS_IN_TIMEOUT)
+
+    def _end_beats(self) -> None:
+        self._beats_over = True
+        self._beat_now.set()
 
     def _warn_of_blocking(self, source: SourceHost) -> None:
         """Once for each call of a source that waits where it must not; a slow one would not survive a kill."""
@@ -611,7 +637,7 @@ class Worker:
     def _close(self) -> None:
         self.doing = "close"
         failpoints.passed("worker.closing")
-        self._stop_beating.set()
+        self._end_beats()
         last = self.beats()
         origins = self._origin_hosts()
         keep = self._plan.options.keep_failed
@@ -635,7 +661,7 @@ class Worker:
 
     def close_sockets(self) -> None:
         """Close everything that leads to other workers, and take the socket off the disk."""
-        self._stop_beating.set()
+        self._end_beats()
         self._sockets.close()
         self._inbox.close()
         self._context.destroy(0)

@@ -703,6 +703,53 @@ def test_quit_closes_and_leaves_no_socket(bench: Make) -> None:
     assert one.error is None
 
 
+@pytest.fixture
+def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats come once an hour, but for what is told at once."""
+    monkeypatch.setattr(worker, "BEAT_EVERY_S", 3600.0)
+
+
+class Listening(Endless):
+    address = ("127.0.0.1", 80)
+
+
+def test_where_a_source_listens_is_told_at_once(bench: Make, seldom: None) -> None:
+    one = bench(source=Listening(), timeout_s=1e6)
+
+    one.hear(control.Began)
+
+    assert one.hear_beat().address == ("127.0.0.1", 80)
+
+
+def test_a_pause_and_its_end_are_told_at_once(bench: Make, seldom: None) -> None:
+    one = bench(source=Endless(), timeout_s=1e6)
+    one.wire()
+    one.tell(control.Replay(after_death=False))
+    one.receive(Frame)
+
+    one.tell(control.Pause(True))
+    resting = one.hear_beat().resting
+    one.tell(control.Pause(False))
+
+    assert (resting, one.hear_beat().resting) == (True, False)
+
+
+def test_after_a_death_beats_come_more_often(bench: Make, seldom: None) -> None:
+    one = bench(Copy("node"), timeout_s=1e6)
+    one.wire()
+    one.tell(control.Replay(after_death=True))
+
+    for _ in range(3):
+        one.hear_beat()
+
+
+def test_beats_come_often_enough_to_tell_progress_from_none(bench: Make, seldom: None) -> None:
+    one = bench(Copy("node"), timeout_s=1.0)
+
+    for _ in range(3):
+        one.hear_beat()
+
+
 def test_without_a_supervisor_it_ends(bench: Make) -> None:
     one = bench(Copy("node"))
     path = one.hear(control.Hello).endpoint.removeprefix("ipc://")
