@@ -41,6 +41,8 @@ from consecution.telling import tell
 LOG_LIMIT_BYTES = 8 * 1024 * 1024
 """A log of this size takes a fraction of a second to read at a restart."""
 LOG_LIMIT_KEYS = 100_000
+LOG_LIMIT_RECORDS = 10_000
+"""Where each commit has few keys, its record takes several times as much memory as it is long: half a kilobyte."""
 LONGEST_KEY_BYTES = 400
 """LMDB takes 511; what is longer is stored under its hash."""
 KEPT_FREE = 8
@@ -291,7 +293,8 @@ class StateTable:
 
     @property
     def merge_is_due(self) -> bool:
-        return self._log_bytes >= LOG_LIMIT_BYTES or len(self._unmerged) >= min(LOG_LIMIT_KEYS, self._most_cached)
+        is_long = self._log_bytes >= LOG_LIMIT_BYTES or len(self._records) >= LOG_LIMIT_RECORDS
+        return is_long or len(self._unmerged) >= min(LOG_LIMIT_KEYS, self._most_cached)
 
     def merge_oldest(self, txn: Any, states: States, written: int) -> bool:
         """Make a log that is too long shorter, as part of a commit that has written so many keys. Whether it was."""

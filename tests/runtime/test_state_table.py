@@ -155,6 +155,19 @@ def test_a_log_that_is_too_long_loses_its_oldest_records_only(task: Task, monkey
     assert len(dict(task.states.items())) == 80
 
 
+def test_a_log_of_small_records_is_not_let_grow(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a few hundred bytes of memory, though it has but one key."""
+    monkeypatch.setattr(state_table, "LOG_LIMIT_RECORDS", 10)
+    for number in range(50):
+        task.states.put(number % 3, number)
+        task.commit()
+
+    assert task.counts() == (0, 9), "all keys are in later records"
+    again = task.reopened()
+    assert dict(again.states.items()) == {0: 48, 1: 49, 2: 47}
+    again.store.close()
+
+
 def test_a_commit_merges_about_as_much_as_it_writes(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_table, "LOG_LIMIT_KEYS", 100)
     puts = []
