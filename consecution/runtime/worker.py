@@ -58,12 +58,12 @@ SOURCE_MESSAGES_PER_TURN = 1000
 DELIVER_S = 0.05
 """So long a worker's tasks work for each other before they commit, for other workers wait for what is told then."""
 BEAT_EVERY_S = 1.0
-"""What somebody waits for is told at once; but never less than"""
-BEATS_IN_TIMEOUT = 8
-"""so often in the time after which a worker without progress is killed."""
+"""What somebody waits for is told at once, and not with the next beat."""
 QUICK_BEAT_S = 0.25
+"""The same for some time after a death, for the run ends where nothing is completed between one and the next; and at
+the least where a worker without progress is killed soon."""
 QUICK_BEATS_FOR_S = 10.0
-"""So long after a death it beats more often: whether anything is completed between two deaths decides about the run."""
+BEATS_IN_TIMEOUT = 8
 ASK_EVERY_S = 0.005
 """How often a source without a descriptor is asked, while it has nothing."""
 EXIT_FAILED = 70
@@ -569,8 +569,9 @@ class Worker:
                 self._warn_of_blocking(source)
 
     def _beat_every_s(self) -> float:
-        longest_s = QUICK_BEAT_S if time.monotonic() < self._quick_beats_until_s else BEAT_EVERY_S
-        return min(longest_s, self._plan.options.timeout_s / BEATS_IN_TIMEOUT)
+        if time.monotonic() < self._quick_beats_until_s:
+            return QUICK_BEAT_S
+        return max(QUICK_BEAT_S, min(BEAT_EVERY_S, self._plan.options.timeout_s / BEATS_IN_TIMEOUT))
 
     def _end_beats(self) -> None:
         self._beats_over = True
