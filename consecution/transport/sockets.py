@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ import zmq
 from consecution.protocol.values import Frame, Message, TaskIndex, WorkerIndex
 from consecution.transport.frames import decode_message, encode_message
 from consecution.transport.pieces import LARGE_BYTES
+
+LOOK_EVERY_S = 0.005
+"""So often ZeroMQ is made to look who else sends. By itself it does so when nothing is left of those it knows of, or
+after a hundred parts of messages: where each of them takes long, one sender would keep all others waiting."""
 
 
 class Inbox:
@@ -28,9 +33,17 @@ class Inbox:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.bind(self.endpoint)
+        self._looked_s = time.monotonic()
 
     def take(self, most: int) -> Iterator[tuple[TaskIndex, Message]]:
-        """Up to ``most`` messages that are there now, each with its task. FrameError for bytes that are none."""
+        """Up to ``most`` messages that are there now, each with its task. FrameError for bytes that are none.
+
+        Of all senders in turn, however long the reader is at each message.
+        """
+        now_s = time.monotonic()
+        if now_s - self._looked_s > LOOK_EVERY_S:
+            self._looked_s = now_s
+            self.socket.get(zmq.EVENTS)
         for _ in range(most):
             try:
                 parts = self._receive()

@@ -135,6 +135,26 @@ def test_taking_does_not_wait_and_takes_no_more_than_asked(net: Net) -> None:
     assert list(inbox.take(10)) == []
 
 
+def test_one_who_has_much_to_say_keeps_nobody_else_waiting(net: Net) -> None:
+    """Each message takes the reader long; the other begins to send when some of the first one's wait."""
+    inbox, outbox, other = net.inbox("1.0"), net.outbox(), net.outbox()
+    for sender in (outbox, other):
+        sender.wire({HOME: inbox.endpoint})
+        sender.send(ONE, credit(0))
+    take(inbox, 2)
+    of_one, of_other = [credit(number) for number in range(1, 91)], credit(1000)
+    for message in of_one:
+        outbox.send(ONE, message)
+    found = take(inbox, 1)
+    other.send(ONE, of_other)
+
+    while len(found) < len(of_one) and of_other not in found:
+        time.sleep(0.01)
+        found += [message for _, message in inbox.take(1)]
+
+    assert found == [*of_one[: len(found) - 1], of_other]
+
+
 def test_bytes_that_are_no_message_raise_and_leave_the_next_ones(net: Net) -> None:
     inbox, outbox = net.inbox("1.0"), net.outbox()
     stranger = net.context.socket(zmq.PUSH)
