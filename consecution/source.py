@@ -66,6 +66,10 @@ class Source:
     In process mode the program's own object is told what the one in the worker has, a moment later.
     """
 
+    is_awaited: bool = False
+    """True: whoever sends waits until what came is in the journal, and may give up. So it is read as far as
+    ``max_pending`` lets it, however long the nodes are at an item."""
+
     cut: bool = False
     """True after `read`: a batch ends with what was given so far, and there may be more at once."""
 

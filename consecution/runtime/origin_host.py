@@ -530,9 +530,12 @@ class SourceHost:
     def _room(self) -> int:
         """How many items to read now; 0: first something has to come of what is under way."""
         room = self.origin.room(self._left())
-        if room and (self.origin.is_ahead(self.host.commit_s) or self._trial_left_s()):
+        if room and (self._is_ahead() or self._trial_left_s()):
             return 0
         return room
+
+    def _is_ahead(self) -> bool:
+        return not self.source.is_awaited and self.origin.is_ahead(self.host.commit_s)
 
     def _trial_left_s(self) -> float:
         """Seconds to wait for what batches under way show; 0.0: read."""

@@ -60,6 +60,8 @@ class HttpSource(Source):
     ``open`` where the address cannot be had, or there is no token where there should be.
     """
 
+    is_awaited = True
+
     def __init__(
         self,
         port: int = 8080,

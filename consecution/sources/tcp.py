@@ -90,7 +90,7 @@ class TcpSource(Source):
         self._host = host
         self._path = None if path is None else Path(path)
         self._form = RecordFormat(format, encoding=encoding)
-        self._acknowledge = acknowledge
+        self._acknowledge = self.is_awaited = acknowledge
         self._max_line_bytes = max_line_bytes
         self._max_clients = max_clients
         self._count = 0

@@ -167,6 +167,19 @@ def test_a_source_is_not_read_while_it_is_ahead_of_the_workers_below() -> None:
     assert shell.frames()
 
 
+def test_a_source_whose_senders_wait_is_read_however_dear_its_items_are() -> None:
+    shell = Shell(plan_of(Map(str, name="text"), batch_size=1, max_pending=6))
+    shell.origin.limits = replace(shell.origin.limits, workers=1)
+    shell.source.is_awaited = True
+    shell.source.read = lambda max_items: [0] * max_items  # type: ignore[method-assign]
+    shell.source_host.open()
+    shell.origin.replay(shell.clock())
+
+    shell.source_host.turn()
+
+    assert len(shell.frames()) == 6
+
+
 def test_a_source_that_cuts_its_batches_itself_is_read_as_often_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are never full, so that they never show what size is right."""
     shell = Shell(plan_of(Map(str, name="text"), batch_size=1000), [["x"]] * 20)

@@ -461,6 +461,22 @@ def test_a_pipeline_that_is_fed_by_http(mode: str, tmp_path: Path) -> None:
     assert sorted(map(json.loads, (tmp_path / "out").read_text().split())) == [1, 2, 3]
 
 
+def test_requests_are_taken_however_long_nodes_are_at_an_item(tmp_path: Path) -> None:
+    port = free_port()
+
+    def take_long(item: Any) -> None:
+        time.sleep(2.0)
+
+    pipeline = Pipeline(Producer("http", port=port, taken_within_s=1.0) | take_long)
+    with pipeline.start(mode="thread", state_dir=tmp_path / "state", sync="process") as running:
+        with httpx.Client(base_url=f"http://localhost:{port}", timeout=DEADLINE_S) as client:
+            wait_until(lambda: _answers(client))
+            answers = [client.post("/", json=number).status_code for number in range(20)]
+        running.abort()
+
+    assert answers == [202] * 20
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
