@@ -219,7 +219,8 @@ def _free(place: Path) -> Finding:
     free = shutil.disk_usage(place).free
     said = f"{free / 2**30:,.1f} GiB at {place}"
     if free < LEAST_FREE_BYTES:
-        return Finding("free disk", NOTE, said, "make room: a full disk stops the sources until there is some")
+        remedy = "make room: a full disk ends the run, and the same command goes on once there is some"
+        return Finding("free disk", NOTE, said, remedy)
     return Finding("free disk", OK, said)
 
 

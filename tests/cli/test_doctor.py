@@ -122,6 +122,7 @@ def test_what_is_wrong_with_a_machine_is_found(tmp_path: Path, monkeypatch: pyte
         "fsync": NOTE,
     }
     assert all(found[what].remedy for what in levels)
+    assert found["free disk"].remedy.startswith("make room: a full disk ends the run")  # as guarantees.md says
 
 
 @pytest.mark.parametrize(("extra", "name"), [(extra, name) for extra, names in EXTRAS.items() for name in names])
