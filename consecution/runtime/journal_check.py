@@ -498,7 +498,7 @@ class _OriginChecker:
         for key, value in txn.cursor(db=env.open_db(table.encode(), txn=txn, create=False)):
             named = table == "meta"
             shown = bytes(key).decode(errors="replace") if named else _number(table, bytes(key))
-            where = f"{table}/{_shown(shown)}"
+            where = record_name(table, bytes(key))
             if table in _PICKLED:
                 self._check_seal(where, bytes(key), bytes(value))
                 yield bytes(key), []
@@ -605,8 +605,12 @@ def _number(table: str, key: bytes) -> Any:
     return tuple(int.from_bytes(key[end - size : end], "big") for size, end in zip(sizes, ends, strict=True))
 
 
-def _shown(number: Any) -> str:
-    return ".".join(map(str, number)) if isinstance(number, tuple) else str(number)
+def record_name(table: str, key: bytes) -> str:
+    """Which record it is, for people: ``meta/head``, ``batches/7``, ``inbox/0.1.2.3``."""
+    if table == "meta":
+        return f"{table}/{key.decode(errors='replace')}"
+    number = _number(table, key)
+    return f"{table}/{'.'.join(map(str, number)) if isinstance(number, tuple) else number}"
 
 
 def _summarize(identity: list[Any], head: list[Any], tables: dict[str, dict[Any, Any]]) -> OriginSummary:

@@ -31,7 +31,7 @@ import msgpack
 
 from consecution.errors import DamagedStoreError, StateDirError, UsageError, WorldError
 from consecution.runtime.journal import DAMAGE, check_is_there, damaged_record, unseal
-from consecution.runtime.journal_check import check_pages, open_environment
+from consecution.runtime.journal_check import check_pages, open_environment, record_name
 from consecution.runtime.state import MANIFEST, StateDir, look_at_state_dir
 from consecution.runtime.state_table import END
 
@@ -87,8 +87,7 @@ class StoreView:
     def _body(self, table: str, key: bytes, value: bytes) -> bytes:
         body = unseal(key, value)
         if body is None:
-            record = f"{table}/{key.decode(errors='backslashreplace')}"
-            raise damaged_record(self.folder, record, "fails its checksum")
+            raise damaged_record(self.folder, record_name(table, key), "fails its checksum")
         return body
 
     def copy_to(self, folder: Path) -> None:

@@ -150,3 +150,17 @@ def test_a_record_that_is_damaged_is_named(tmp_path: Path) -> None:
             view.get("meta", b"head")
         with pytest.raises(DamagedStoreError):
             list(view.records("meta"))
+
+
+@pytest.mark.parametrize(("table", "key", "name"), [("batches", 5, "batches/5"), ("failures", 258, "failures/258")])
+def test_a_damaged_record_has_the_number_that_the_check_gives_it(
+    tmp_path: Path, table: str, key: int, name: str
+) -> None:
+    Journal(tmp_path / "a", origin="a", epoch="e").close()
+    with lmdb.open(str(tmp_path / "a"), max_dbs=4) as env, env.begin(write=True) as txn:
+        txn.put(key.to_bytes(8, "big"), b"\0\0\0\0oh", db=env.open_db(table.encode(), txn=txn, create=False))
+
+    with snapshot._opened("a", tmp_path / "a") as view:
+        view.begin()
+        with pytest.raises(DamagedStoreError, match=f"record {name} fails its checksum"):
+            view.get(table, key.to_bytes(8, "big"))
