@@ -265,8 +265,10 @@ def _read_edited(path: Path) -> dict[str, Edited]:
     try:
         with open(path, encoding="utf-8") as file:
             return read_edited(iter(file), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--from {path}: {error}") from error
+    except OSError as error:
+        raise UsageError(f"--from {path}: {error.strerror}; give a file of `consecution failed export`") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--from {path}: {error}; give a file of `consecution failed export`") from error
 
 
 def _only(selection: Selection, edited: dict[str, Edited]) -> Selection:

@@ -149,7 +149,10 @@ def test_output_that_cannot_be_written_is_said_in_a_line(state_dir: Path, words:
     [
         (["show", "--id", "numbers:9"], "there is no failed item numbers:9"),
         (["drop"], "this would drop every failed item: say --all"),
-        (["retry", "--from", "/nowhere/at/all"], "--from /nowhere/at/all: "),
+        (
+            ["retry", "--from", "/nowhere/at/all"],
+            "--from /nowhere/at/all: No such file or directory; give a file of `consecution failed export`",
+        ),
         (
             ["retry", "--from", "/dev/null"],
             "--from: the file names no items: write it with `consecution failed export`",
