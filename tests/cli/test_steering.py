@@ -200,6 +200,21 @@ def test_of_a_run_that_has_finished_status_says_when(
     assert said.endswith("Nothing is pending.\n")
 
 
+def test_of_a_restored_state_directory_status_does_not_say_that_no_run_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_here(capsys)
+    assert main(["backup", "state", "backup"]) == 0
+    assert main(["restore", "backup", "restored"]) == 0
+    capsys.readouterr()
+
+    assert main(["status", "restored"]) == 3
+    said = capsys.readouterr().out
+    assert said.startswith("restored: not running; when a run was here is not known, as after a restore: ")
+    assert "emitted 3 = completed 3 + pending 0" in said
+
+
 def test_where_no_run_goes_on_the_next_one_is_paused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
