@@ -14,6 +14,8 @@ from consecution.runtime.state import lock_state_dir
 from consecution.runtime.steering import keep_paused
 
 LOOK_EVERY_S = 0.1
+SURE_S = 0.3
+"""At each look workers tell one after the other how far they are: what one is done with, another has not told of."""
 DESCRIPTION = """Let a run read no source until `consecution resume`. What is open is finished; the run goes on, and is
 "paused" once no source is read any more. A pause outlasts the run: one that is started again stays paused. Where no run
 goes on, the next one is paused from its start. One with --for ends by itself, or with the run.
@@ -54,14 +56,27 @@ def pause(arguments: argparse.Namespace) -> int:
 
 def _await_pause(outside: Outside, arguments: argparse.Namespace) -> Sight:
     deadline_s = time.monotonic() + arguments.timeout
+    quiet, quiet_since_s = None, 0.0
     while True:
-        sight = outside.see()
+        sight, now_s = outside.see(), time.monotonic()
         if not sight.running:
             raise NotRunningError(f"the run over {outside.path} has ended meanwhile")
-        done = sight.state == "paused" and not (arguments.wait and sight.open)
-        if done or time.monotonic() > deadline_s:
+        if quiet is None or quiet != _quiet(sight):
+            quiet, quiet_since_s = _quiet(sight), now_s
+        done = quiet is not None and now_s - quiet_since_s >= SURE_S if arguments.wait else sight.state == "paused"
+        if done or now_s > deadline_s:
             return sight
         time.sleep(LOOK_EVERY_S)
+
+
+def _quiet(sight: Sight) -> list[tuple[Any, ...]] | None:
+    """What each task has done, where no source is read and nothing seems to be open; None: something is.
+
+    The same at two looks: then nothing was under way in between either.
+    """
+    if sight.state != "paused" or sight.open:
+        return None
+    return [tuple(task[name] for name in ("items_in", "items_out", "frames")) for task in sight.counts.get("tasks", ())]
 
 
 def _pause_the_next(outside: Outside, arguments: argparse.Namespace) -> int:

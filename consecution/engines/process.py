@@ -340,7 +340,9 @@ class ProcessRunning(Running):
     def _tell_service_manager(self) -> None:
         if self._service_manager is not None:
             supervisor = self._supervisor
-            self._service_manager.turn(supervisor.state, ready=supervisor.ready, describe=lambda: str(self.status()))
+            self._service_manager.turn(
+                supervisor.state, ready=supervisor.ready, describe=lambda: str(self._status_as_told())
+            )
 
     def _tell_service_manager_the_end(self) -> None:
         if self._service_manager is not None:
@@ -371,6 +373,11 @@ class ProcessRunning(Running):
         return push_into(self._plan, self._sources, item, timeout_s, source)
 
     def status(self) -> Status:
+        self._supervisor.freshen()
+        return self._status_as_told()
+
+    def _status_as_told(self) -> Status:
+        """That of the last beats. The supervisor's own thread cannot wait for newer ones."""
         if self._last_status is not None:
             return self._last_status
         return self._status(self._supervisor.state, self._supervisor.books())

@@ -67,6 +67,11 @@ class AtWork:
 
 
 @dataclass(frozen=True, slots=True)
+class TellBeats:
+    """Somebody asks how far the run is: answer `Beats`, whatever user code is at."""
+
+
+@dataclass(frozen=True, slots=True)
 class WaitOn:
     """Wait on this core from now on; None: wherever the system likes."""
 

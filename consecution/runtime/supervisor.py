@@ -13,6 +13,7 @@ import pickle
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,6 +40,10 @@ QUIT_WAIT_S = 10.0
 LONG_STEPS = ("begin", "end", "close")
 LONG_STEP_STRETCH = 10
 """What is done once may take this many times the timeout."""
+FRESH_WAIT_S = 0.1
+"""So long whoever asks how far a run is waits for its workers; one may be stopped, or only just be starting."""
+FRESH_S = 0.05
+"""What was told so short a time ago is not asked for again."""
 STANDSTILL_S = 1.0
 """Turns further apart than this: it was us who stood still (a stopped job, a frozen machine), not the workers."""
 FIRST_BACK_OFF_S = 0.1
@@ -140,6 +145,13 @@ class Supervisor:
         self._told_of_work_s = -math.inf
         self._turned_s = math.inf
         """When the loop last came round; before it has begun, never too long ago."""
+        self._fresh_s = -math.inf
+        self._askers: deque[threading.Event] = deque()
+        """Each is set when all workers have said how far they are;"""
+        self._asked_for: list[threading.Event] = []
+        """those for whose sake they were asked."""
+        self._owing: set[WorkerIndex] = set()
+        """Who was asked how far it is, and has not said so yet; used by the loop."""
         self._waking = threading.RLock()
         self._wake_read, self._wake_write = -1, -1
 
@@ -179,6 +191,15 @@ class Supervisor:
                 os.close(self._wake_read)
                 os.close(self._wake_write)
                 self._wake_write = -1
+
+    def freshen(self) -> None:
+        """Have all workers say how far they are, and wait for that a moment. Not for the thread of `run`."""
+        if self._wake_write < 0 or self._clock() - self._fresh_s < FRESH_S:
+            return
+        told = threading.Event()
+        self._askers.append(told)
+        self._wake()
+        told.wait(FRESH_WAIT_S)
 
     def counts(self) -> dict[TaskIndex, Counts]:
         """What each task has done, all its incarnations together, as of their last beats."""
@@ -257,6 +278,7 @@ class Supervisor:
     def _turn(self) -> None:
         self._listen(self._wait_s())
         self._tell_pause()
+        self._ask_for_beats()
         self._start_what_is_due()
         self._forgive_standstill()
         self._look_for_hanging()
@@ -293,6 +315,17 @@ class Supervisor:
             self._pause_told = self._pause_asked
             for worker in self._source_homes():
                 self._tell(worker, control.Pause(self._pause_told))
+
+    def _ask_for_beats(self) -> None:
+        """Not again who has not answered: the pipe of one that is stopped must not fill up."""
+        if not self._askers:
+            return
+        while self._askers:
+            self._asked_for.append(self._askers.popleft())
+        for worker in self._workers:
+            if worker not in self._owing:
+                self._owing.add(worker)
+                self._tell(worker, control.TellBeats())
 
     def _source_homes(self) -> list[WorkerIndex]:
         return list(dict.fromkeys(self._homes[task] for task in self._sources))
@@ -372,6 +405,11 @@ class Supervisor:
             seen.beat = beat
             if beat.finished and not self._stop_asked and self._recovery.settled:
                 self._end_if_finished()
+        self._owing.discard(WorkerIndex(watched.plan.index))
+        if self._asked_for and not self._owing:
+            self._fresh_s = self._clock()
+            while self._asked_for:
+                self._asked_for.pop().set()
 
     def _end_if_finished(self) -> None:
         if self._all_sources(lambda beat: beat.finished):
@@ -623,6 +661,7 @@ class Supervisor:
 
     def _start(self, worker: WorkerIndex, watched: _Watched) -> None:
         watched.incarnation += 1
+        self._owing.discard(worker)
         for task in watched.tasks:
             self._tasks[task].beat = self._beat_at_start(task)
         watched.failure = None

@@ -59,11 +59,9 @@ DELIVER_S = 0.05
 """So long a worker's tasks work for each other before they commit, for other workers wait for what is told then."""
 BEAT_EVERY_S = 1.0
 """What somebody waits for is told at once, and not with the next beat."""
-QUICK_BEAT_S = 0.25
-"""The same for some time after a death, for the run ends where nothing is completed between one and the next; and at
-the least where a worker without progress is killed soon."""
-QUICK_BEATS_FOR_S = 10.0
+QUICKEST_BEAT_S = 0.25
 BEATS_IN_TIMEOUT = 8
+"""It beats so often, if not more often than that, in the time after which a worker without progress is killed."""
 ASK_EVERY_S = 0.005
 """How often a source without a descriptor is asked, while it has nothing."""
 EXIT_FAILED = 70
@@ -238,7 +236,6 @@ class Worker:
         """When the supervisor last told of work that takes long."""
         self._beat_now = threading.Event()
         self._beats_over = False
-        self._quick_beats_until_s = -math.inf
         self._warned_of_s: set[float] = set()
         self._ending: set[TaskIndex] = set()
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
@@ -256,6 +253,8 @@ class Worker:
         self._guards: dict[TaskIndex, Guard] = {}
         self._over: dict[TaskIndex, _Over] = {}
         self._told_over: dict[TaskIndex, _Over] = {}
+        self._completed_at_death: dict[TaskIndex, int] = {}
+        """For sources of which nothing has been completed since."""
         self._sources: dict[TaskIndex, SourceHost] = {}
         self._hosts: dict[TaskIndex, assembly.Host] = {}
         nodes = share_nodes(shipment.nodes, self._plan, spec.tasks)
@@ -419,7 +418,7 @@ class Worker:
         was_resting = source.resting
         worked = source.turn()
         end_if_forked(self._home)
-        if source.resting is not was_resting:
+        if source.resting is not was_resting or self._has_got_on(task, source):
             self._tell_beats()
         if worked:
             return True
@@ -429,6 +428,14 @@ class Worker:
             self._told_over[task] = over
             self._tell_beats()
         return False
+
+    def _has_got_on(self, task: TaskIndex, source: SourceHost) -> bool:
+        """Whether this is the first that is completed since a death: where nothing is until the next, a run ends."""
+        before = self._completed_at_death.get(task)
+        if before is None or source.origin.counts().completed <= before:
+            return False
+        del self._completed_at_death[task]
+        return True
 
     def _turn_task(self, task: TaskIndex, host: assembly.Host) -> bool:
         self.at = task
@@ -511,7 +518,7 @@ class Worker:
 
     def _replay(self, order: control.Replay) -> None:
         if order.after_death:
-            self._quick_beats_until_s = time.monotonic() + QUICK_BEATS_FOR_S
+            self._completed_at_death = {task: s.origin.counts().completed for task, s in self._sources.items()}
             self._beat_now.set()
         lost = order.after_death and not self._plan.options.robust
         for host in self._hosts.values():
@@ -538,8 +545,12 @@ class Worker:
         """Read orders; without a supervisor there is nothing left to do."""
         try:
             while not self._quit:
-                self._orders.append(self._pipe.recv())
-                self._wake()
+                order = self._pipe.recv()
+                if isinstance(order, control.TellBeats):
+                    self._beat_now.set()
+                else:
+                    self._orders.append(order)
+                    self._wake()
         except (EOFError, OSError):
             if self._quit:
                 return
@@ -569,9 +580,7 @@ class Worker:
                 self._warn_of_blocking(source)
 
     def _beat_every_s(self) -> float:
-        if time.monotonic() < self._quick_beats_until_s:
-            return QUICK_BEAT_S
-        return max(QUICK_BEAT_S, min(BEAT_EVERY_S, self._plan.options.timeout_s / BEATS_IN_TIMEOUT))
+        return max(QUICKEST_BEAT_S, min(BEAT_EVERY_S, self._plan.options.timeout_s / BEATS_IN_TIMEOUT))
 
     def _end_beats(self) -> None:
         self._beats_over = True

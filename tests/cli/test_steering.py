@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from consecution import Pipeline, Producer
-from consecution.cli import main
+from consecution.cli import main, pause
 from consecution.cli.rates import NodeRates
 from consecution.cli.top import HEADS, _drawn, _shower
 from consecution.runtime.outside import Outside, Sight
@@ -213,6 +213,50 @@ def test_of_a_restored_state_directory_status_does_not_say_that_no_run_was_there
     said = capsys.readouterr().out
     assert said.startswith("restored: not running; when a run was here is not known, as after a restore: ")
     assert "emitted 3 = completed 3 + pending 0" in said
+
+
+class Looks:
+    """A run that is paused at once, and of which each look shows the next of these counts; the last one for good."""
+
+    path = "state"
+
+    def __init__(self, *shown: tuple[int, int]) -> None:
+        self._shown = list(shown)
+        self.looks = 0
+
+    def ask(self, command: str, **more: Any) -> None:
+        assert command == "pause"
+
+    def see(self) -> Sight:
+        open_below, frames = self._shown[min(self.looks, len(self._shown) - 1)]
+        self.looks += 1
+        tasks = [{"items_in": frames, "items_out": frames, "frames": frames}]
+        return Sight("state", True, "paused", {"pending": 0, "pending_below": open_below, "tasks": tasks}, 7)
+
+
+@pytest.mark.parametrize("shown", [[(0, 1), (0, 1), (5, 1)], [(0, 1), (0, 1), (0, 2)]], ids=["open", "moved"])
+def test_a_pause_waits_for_what_workers_have_not_told_of_yet(
+    shown: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = Looks(*shown, (0, 7))
+    monkeypatch.setattr(pause, "Outside", lambda path: looks)
+    monkeypatch.setattr(pause, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(pause, "SURE_S", 0.2)
+
+    assert main(["pause", "state", "--wait"]) == 0
+
+    assert looks.looks > len(shown) + 1
+    assert capsys.readouterr().out == "paused; 0 items are pending\n"
+
+
+def test_a_pause_that_is_never_quiet_is_not_yet_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pause, "Outside", lambda path: Looks((5, 1)))
+
+    assert main(["pause", "state", "--wait", "--timeout", "0.3"]) == 1
+
+    assert capsys.readouterr().out == "not yet: the run is paused; 5 items are pending\n"
 
 
 def test_where_no_run_goes_on_the_next_one_is_paused(

@@ -26,6 +26,7 @@ import pytest
 import consecution
 from consecution import GlobalState, Node, Pipeline, Producer, Report, Running, TextLines
 from consecution.errors import ShippingError, StateDirError, WorkerError
+from consecution.runtime import supervisor
 from consecution.runtime.journal_check import check_state_dir
 from tests.engines.misbehaving import (
     Chatty,
@@ -242,6 +243,20 @@ def test_a_source_that_waits_is_not_taken_for_hanging(tmp_path: Path) -> None:
         report = running.wait(30)
 
     assert (report.completed, report.restarts) == (1, 0)
+
+
+def test_the_status_is_that_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers tell by themselves once a second; each of these items is through in a hundredth of that."""
+    monkeypatch.setattr(supervisor, "FRESH_WAIT_S", 60.0)
+    monkeypatch.setattr(supervisor, "FRESH_S", 0.0)
+    running = Pipeline(Producer("manual") | Copy("copy")).start(mode="process", sync="process")
+    told = []
+    for item in range(20):
+        running.push(item).wait(60.0)
+        told.append(running.status().completed)
+    running.stop()
+
+    assert told == list(range(1, 21))
 
 
 def test_without_a_journal_a_death_is_reported_as_not_confirmed(tmp_path: Path) -> None:

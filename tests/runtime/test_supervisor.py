@@ -21,7 +21,7 @@ from consecution.errors import BackPressureError, ConsecutionError, SourceError,
 from consecution.protocol.origin import OriginCounts
 from consecution.protocol.poison import FrameKey, InHand
 from consecution.protocol.values import TaskIndex, WorkerIndex
-from consecution.runtime import control
+from consecution.runtime import control, supervisor
 from consecution.runtime.supervisor import LONG_STEP_STRETCH, MOST_GUILTY, Supervisor
 
 SOURCE, LEFT, RIGHT, LAST = "producer.0", "a.0", "a.1", "b.0"
@@ -212,6 +212,7 @@ ORDINARY: dict[str, Reaction] = {
     "StopReading": drain,
     "Judged": nothing,
     "AtWork": nothing,
+    "TellBeats": nothing,
     "WaitOn": nothing,
     "Quit": close,
 }
@@ -928,6 +929,44 @@ def test_nobody_is_told_of_a_task_that_is_done_with_a_frame_now_and_then_or_has_
     for world in (busy, idle):
         assert world.run().restarts == 0
         assert world.orders(control.AtWork) == []
+
+
+def test_whoever_asks_how_far_a_run_is_has_everybody_say_so() -> None:
+    world = waiting({}, 10.0)
+    world.at(2.0, world.supervisor.freshen)
+
+    world.run()
+
+    assert [name for name, _ in world.orders(control.TellBeats)] == [SOURCE, LEFT, RIGHT, LAST]
+
+
+def test_nobody_is_asked_again_who_has_not_answered() -> None:
+    """The pipe of a worker that is stopped would fill up, and the supervisor wait for it."""
+    world = waiting({}, 10.0)
+    world.at(2.0, lambda: setattr(world.newest(LAST), "pulse", None))
+    for since_s in (3.0, 4.0, 5.0):
+        world.at(since_s, world.supervisor.freshen)
+
+    world.run()
+
+    assert [name for name, _ in world.orders(control.TellBeats)] == [
+        SOURCE,
+        LEFT,
+        RIGHT,
+        LAST,
+        *[SOURCE, LEFT, RIGHT] * 2,
+    ]
+
+
+def test_a_run_that_has_not_begun_or_is_over_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "FRESH_WAIT_S", 3600.0)
+    world = World()
+
+    world.supervisor.freshen()
+    world.run()
+    world.supervisor.freshen()
+
+    assert world.orders(control.TellBeats) == []
 
 
 class FakeAffinities:

@@ -728,19 +728,38 @@ def test_a_pause_and_its_end_are_told_at_once(bench: Make, seldom: None) -> None
     one.receive(Frame)
 
     one.tell(control.Pause(True))
-    resting = one.hear_beat().resting
+    assert one.hear_beat(unless=lambda beat: not beat.resting)
     one.tell(control.Pause(False))
 
-    assert (resting, one.hear_beat().resting) == (True, False)
+    assert one.hear_beat(unless=lambda beat: beat.resting)
 
 
-def test_after_a_death_beats_come_more_often(bench: Make, seldom: None) -> None:
-    one = bench(Copy("node"), timeout_s=1e6)
+def test_the_first_that_is_completed_after_a_death_is_told_at_once(bench: Make, seldom: None) -> None:
+    """With the next death it would be too late: where nothing is completed between two, the run ends."""
+    one = bench(source=Endless(), timeout_s=1e6)
     one.wire()
     one.tell(control.Replay(after_death=True))
+    frame = one.receive(Frame)
+    one.hear_beat()
 
-    for _ in range(3):
-        one.hear_beat()
+    one._outbox.send(TaskIndex(0), acknowledge(frame))
+
+    assert one.hear_beat(unless=lambda beat: not beat.origin.completed)
+
+
+def test_it_says_how_far_it_is_when_it_is_asked_whatever_user_code_is_at(bench: Make, seldom: None) -> None:
+    node = Slow("node", step="process")
+    one = bench(node, timeout_s=1e6)
+    one.wire()
+    one.tell(control.Replay(after_death=False))
+    one.send([1])
+    assert node.entered.wait(WAIT_S)
+
+    one.tell(control.TellBeats())
+    busy = one.hear_beat(unless=lambda beat: not beat.occupied_with)
+    node.leave.set()
+
+    assert busy.occupied_with == "process"
 
 
 def test_beats_come_often_enough_to_tell_progress_from_none(bench: Make, seldom: None) -> None:
