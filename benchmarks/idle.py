@@ -9,6 +9,7 @@ items, and some seconds of rest, the processor time of the supervisor and of all
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -25,10 +26,11 @@ ITEMS = 100
 
 def _used_ms(pids: set[int]) -> float:
     """The processor time of these processes, by the nanosecond counts of their threads."""
-    return (
-        sum(int(path.read_text().split()[0]) for pid in pids for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
-        / 1e6
-    )
+    used_ms = 0.0
+    for path in (path for pid in pids for path in Path(f"/proc/{pid}/task").glob("*/schedstat")):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            used_ms += int(path.read_text().split()[0]) / 1e6
+    return used_ms
 
 
 def used(nodes: int, rest_s: float, seconds: float, **options: Any) -> tuple[float, float]:
