@@ -22,6 +22,7 @@ from consecution import ManualSource, Map, Node, Pipeline, Producer
 
 REST_S = 3.0
 ITEMS = 100
+DEADLINE_S = 60.0
 
 
 def _used_ms(pids: set[int]) -> float:
@@ -40,8 +41,9 @@ def used(nodes: int, rest_s: float, seconds: float, **options: Any) -> tuple[flo
         chain = chain | Map(identity, f"node-{number}")
     running: Any = Pipeline(chain).start(mode="process", robustness="robust", **options)
     try:
-        for item in range(ITEMS):
-            running.push(item)
+        receipts = [running.push(item) for item in range(ITEMS)]
+        for receipt in receipts:
+            receipt.wait(DEADLINE_S)
         time.sleep(rest_s)
         groups = {os.getpid()}, set(running.pids().values()) - {os.getpid()}
         before_s, before = time.perf_counter(), [_used_ms(group) for group in groups]

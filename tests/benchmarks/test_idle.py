@@ -13,7 +13,7 @@ def test_what_waits_for_items_takes_some_processor_time(
 ) -> None:
     monkeypatch.setattr(idle, "REST_S", 0.1)
 
-    assert idle.main(["--nodes", "1", "--seconds", "1.5"]) == 0
+    assert idle.main(["--nodes", "1", "--seconds", "2.5"]) == 0
 
     *_, row = capsys.readouterr().out.splitlines()
     nodes, ours, theirs, both = (float(cell) for cell in row.strip("| ").split("|"))
