@@ -393,6 +393,7 @@ class ProcessRunning(Running):
     def abort(self) -> None:
         self._stopping = True
         self._aborted_s = self._aborted_s or time.monotonic()
+        self._supervisor.freshen()  # what is told after that is lost
         self._supervisor.abort()
 
     def pause(self) -> None:

@@ -245,10 +245,15 @@ def test_a_source_that_waits_is_not_taken_for_hanging(tmp_path: Path) -> None:
     assert (report.completed, report.restarts) == (1, 0)
 
 
-def test_the_status_is_that_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers tell by themselves once a second; each of these items is through in a hundredth of that."""
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks how far a run is waits for the answers as long as it takes."""
     monkeypatch.setattr(supervisor, "FRESH_WAIT_S", 60.0)
     monkeypatch.setattr(supervisor, "FRESH_S", 0.0)
+
+
+def test_the_status_is_that_of_the_moment(patient: None) -> None:
+    """Workers tell by themselves once a second; each of these items is through in a hundredth of that."""
     running = Pipeline(Producer("manual") | Copy("copy")).start(mode="process", sync="process")
     told = []
     for item in range(20):
@@ -257,6 +262,17 @@ def test_the_status_is_that_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> No
     running.stop()
 
     assert told == list(range(1, 21))
+
+
+def test_the_report_of_a_run_that_is_broken_off_counts_what_was_done_until_then(patient: None) -> None:
+    running = Pipeline(Producer("manual") | Copy("copy")).start(mode="process", robustness="track")
+    for item in range(20):
+        running.push(item).wait(60.0)
+
+    running.abort()
+    report = running.wait(60.0)
+
+    assert (report.emitted, report.completed) == (20, 20)
 
 
 def test_without_a_journal_a_death_is_reported_as_not_confirmed(tmp_path: Path) -> None:
