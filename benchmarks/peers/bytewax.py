@@ -197,7 +197,6 @@ def _kill(task: Task, flow: Dataflow) -> None:
 
 _FLOWS = {
     "identity": _identity,
-    "long": _identity,
     "words": _words,
     "durable": _words,
     "cpu": _cpu,
@@ -232,7 +231,7 @@ def _recovery(task: Task) -> tuple[str, ...]:
     return ("-r", str(folder), *RECOVERY)
 
 
-identity = long = words = cpu = airports = latency = _run
+identity = words = cpu = airports = latency = _run
 
 
 def durable(task: Task) -> None:

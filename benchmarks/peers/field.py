@@ -15,13 +15,17 @@ LINES = {"words", "durable"}
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """``unit`` is what ``size`` counts, ``expected`` the oracle: the right answer in plain Python."""
+    """``unit`` is what ``size`` counts, ``expected`` the oracle: the right answer in plain Python.
+
+    ``same_as``: the work that this one is, in another size.
+    """
 
     name: str
     title: str
     unit: str
     size: int
     expected: Callable[[int], Any] = lambda size: None
+    same_as: str = ""
 
     @property
     def is_rate(self) -> bool:
@@ -30,7 +34,7 @@ class Work:
 
 WORKS = (
     Work("identity", "identity: source, identity, sink", "items", 1_000_000, identity.expected),
-    Work("long", "ten times as much of that: identity of 10 M", "items", 10_000_000, identity.expected),
+    Work("long", "ten times as much of that: identity of 10 M", "items", 10_000_000, identity.expected, "identity"),
     Work("words", "word count in memory: lines of 10 Zipf words", "lines", 200_000, wordcount.expected),
     Work("durable", "word count whose counts survive a crash", "lines", 200_000, wordcount.expected),
     Work("cpu", "CPU-bound: 200 µs of Python an item", "items", 8_000, cpu.expected),

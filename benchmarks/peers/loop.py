@@ -25,9 +25,6 @@ def identity(task: Task) -> None:
     _told(total)
 
 
-long = identity
-
-
 def words(task: Task) -> None:
     lines = task.lines()
     begun()

@@ -85,9 +85,6 @@ def identity(task: Task) -> None:
     _consume(Apply("identity", function=same) | Sum("sum"), range(task.size))
 
 
-long = identity
-
-
 def words(task: Task) -> None:
     _consume(Spread("split", function=str.split) | Count("count"), task.lines())
 

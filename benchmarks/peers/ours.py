@@ -83,9 +83,6 @@ def identity(task: Task) -> None:
     _run(task, _replicated(Map(same, "identity"), task) | sink, MarkedSource(range(task.size)))
 
 
-long = identity
-
-
 def words(task: Task) -> None:
     """Counts that are kept in the way of the level that is asked for."""
     count = _replicated(Count(), task)

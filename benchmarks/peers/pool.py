@@ -38,9 +38,6 @@ def identity(task: Task) -> None:
     total.close()
 
 
-long = identity
-
-
 def words(task: Task) -> None:
     total = Total()
     lines = task.lines()

@@ -99,7 +99,7 @@ def run_once(contestant: Contestant, work: Work, size: int, number: int) -> Run:
     inputs = cache() / "inputs"
     prepare(work, size, inputs)
     with tempfile.TemporaryDirectory(prefix="consecution-peers-") as made:
-        task = tasks.Task(work.name, size, contestant.workers, Path(made), inputs, contestant.options)
+        task = tasks.Task(work.same_as or work.name, size, contestant.workers, Path(made), inputs, contestant.options)
         started_s = time.time()
         with watched() as seen:
             told, failure = _call(contestant, task)

@@ -119,9 +119,6 @@ def identity(task: Task) -> None:
     total.close()
 
 
-long = identity
-
-
 def words(task: Task) -> None:
     lines, total = task.lines(), Total()
     stages = _stages(task)
