@@ -265,10 +265,9 @@ def _read_edited(path: Path) -> dict[str, Edited]:
     try:
         with open(path, encoding="utf-8") as file:
             return read_edited(iter(file), str(path))
-    except OSError as error:
-        raise UsageError(f"--from {path}: {error.strerror}; give a file of `consecution failed export`") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--from {path}: {error}; give a file of `consecution failed export`") from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"--from {path}: {why}; give a file of `consecution failed export`") from error
 
 
 def _only(selection: Selection, edited: dict[str, Edited]) -> Selection:

@@ -61,8 +61,9 @@ def _await_pause(outside: Outside, arguments: argparse.Namespace) -> Sight:
         sight, now_s = outside.see(), time.monotonic()
         if not sight.running:
             raise NotRunningError(f"the run over {outside.path} has ended meanwhile")
-        if quiet is None or quiet != _quiet(sight):
-            quiet, quiet_since_s = _quiet(sight), now_s
+        found = _quiet(sight)
+        if found is None or found != quiet:
+            quiet, quiet_since_s = found, now_s
         done = quiet is not None and now_s - quiet_since_s >= SURE_S if arguments.wait else sight.state == "paused"
         if done or now_s > deadline_s:
             return sight

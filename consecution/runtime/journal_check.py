@@ -497,8 +497,8 @@ class _OriginChecker:
         """The sound records of a table, by their name (meta) or number."""
         for key, value in txn.cursor(db=env.open_db(table.encode(), txn=txn, create=False)):
             named = table == "meta"
-            shown = bytes(key).decode(errors="replace") if named else _number(table, bytes(key))
-            where = record_name(table, bytes(key))
+            shown = _name_or_number(table, bytes(key))
+            where = _record_name(table, shown)
             if table in _PICKLED:
                 self._check_seal(where, bytes(key), bytes(value))
                 yield bytes(key), []
@@ -607,10 +607,15 @@ def _number(table: str, key: bytes) -> Any:
 
 def record_name(table: str, key: bytes) -> str:
     """Which record it is, for people: ``meta/head``, ``batches/7``, ``inbox/0.1.2.3``."""
-    if table == "meta":
-        return f"{table}/{key.decode(errors='replace')}"
-    number = _number(table, key)
-    return f"{table}/{'.'.join(map(str, number)) if isinstance(number, tuple) else number}"
+    return _record_name(table, _name_or_number(table, key))
+
+
+def _record_name(table: str, shown: Any) -> str:
+    return f"{table}/{'.'.join(map(str, shown)) if isinstance(shown, tuple) else shown}"
+
+
+def _name_or_number(table: str, key: bytes) -> Any:
+    return key.decode(errors="replace") if table == "meta" else _number(table, key)
 
 
 def _summarize(identity: list[Any], head: list[Any], tables: dict[str, dict[Any, Any]]) -> OriginSummary:
