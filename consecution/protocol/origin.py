@@ -34,7 +34,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from consecution.protocol.values import LIVE, Ack, Action, Entry, FailedItem, Go, Stage, TaskIndex
+from consecution.protocol.values import LIVE, QUIET_LOAD_S, Ack, Action, Entry, FailedItem, Go, Stage, TaskIndex
 
 SLOW_S = 1.0
 """A batch that takes longer than this from birth to completion, where few others are open, halves the next ones."""
@@ -60,7 +60,7 @@ LAST_BATCHES = 2
 """A batch is at most the n-th part of what is left of a stream: so many times the replicas. So these end together."""
 LEAST_SHARE_S = 0.005
 """But none is smaller for that than what goes through in so long a time."""
-AHEAD_S = 0.5
+AHEAD_S = 0.2
 """What is under way keeps the workers below busy for so long, at most: what is dear is dealt out late, to whoever is
 free by then; little is left to do at a stop, and little is done again after a death."""
 AHEAD_COMMITS = 4
@@ -424,9 +424,9 @@ class Origin:
         """So long tasks were at what became of so many items, all together; the latest batches count most."""
         self._heard: set[TaskIndex] = set()
         """The tasks that have acknowledged anything, but for those that stage it."""
-        self._unheard: dict[int, int] = {}
-        """Batches, and their generation, of which no task has said what they cost: little, or a sink has decided them
-        before that was told."""
+        self._unheard: dict[int, tuple[int, float]] = {}
+        """Batches of which no task has said what they cost: little, or a sink has decided them before that was told.
+        Their generation, and what is assumed until then."""
         self._restore(restored, now_s)
 
     def _restore(self, restored: Restored, now_s: float) -> None:
@@ -707,8 +707,10 @@ class Origin:
 
         So are repeats: no two frames of an execution have the same ``xor``.
         """
-        if self._unheard.get(ack.seq) == ack.generation:
-            self._load_s += ack.load_s
+        generation, assumed_s = self._unheard.get(ack.seq, (None, 0.0))
+        if generation == ack.generation:
+            self._load_s = max(0.0, self._load_s + ack.load_s - assumed_s)
+            self._unheard[ack.seq] = generation, 0.0
         batch = self._batches.get(ack.seq)
         if batch is None or batch.generation != ack.generation or batch.complete or ack.xor in batch.acked:
             return
@@ -767,12 +769,15 @@ class Origin:
             self._least_share = max(1, int(self._through_items / busy_s * LEAST_SHARE_S))
 
     def _learn_load(self, batch: _Batch) -> None:
-        self._load_s += batch.load_s - self._load_s * FORGOTTEN_SHARE
-        self._load_items += batch.record.count - self._load_items * FORGOTTEN_SHARE
-        if not batch.load_s:
-            self._unheard[batch.record.seq] = batch.generation
+        """What nobody has told of costs what the others did, as far as it need not be told."""
+        load_s, count = batch.load_s, batch.record.count
+        if not load_s:
+            load_s = min(QUIET_LOAD_S, self._load_s * count / self._load_items) if self._load_items else 0.0
+            self._unheard[batch.record.seq] = batch.generation, load_s
             if len(self._unheard) > self.limits.max_pending:
                 del self._unheard[next(iter(self._unheard))]
+        self._load_s += load_s - self._load_s * FORGOTTEN_SHARE
+        self._load_items += count - self._load_items * FORGOTTEN_SHARE
 
     # -- decision --------------------------------------------------------------------------------
 

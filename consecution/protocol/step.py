@@ -20,6 +20,7 @@ from consecution.errors import OutageError, add_note, text_of, traceback_of
 from consecution.protocol.dispatch import Dispatch, Sent
 from consecution.protocol.poison import Condemned, Guard, LostItem, PoisonError, Suspect, decode_apart
 from consecution.protocol.values import (
+    QUIET_LOAD_S,
     USER_ERRORS,
     Ack,
     BatchId,
@@ -44,9 +45,6 @@ QUIET_SHARE = 1 / 4
 """Nor larger than that: as many as may be open add no more than this part to the bytes that may."""
 QUIET_PART = 1 / 30
 """Nor longer ago than this part of ``timeout_s``: silences add up, and no way of 120 steps has a tree time out."""
-QUIET_LOAD_S = 0.005
-"""Nor if the task was at it for so long, for its origin reckons with that, too. And the first is acknowledged in any
-case: so it knows early that they take no longer."""
 
 
 class Codec(Protocol):

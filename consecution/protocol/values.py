@@ -23,6 +23,10 @@ FrameId = NewType("FrameId", int)
 """64 random bits, never 0, that stand for one frame in its tree's checksum."""
 
 
+QUIET_LOAD_S = 0.005
+"""What a task does in less is not worth an acknowledgement of its own: its origin reckons with what tasks take. But the
+first is acknowledged in any case, so that it knows early that they take no longer."""
+
 USER_ERRORS = (Exception, SystemExit, GeneratorExit)
 """What user code may raise at an item without taking the task down."""
 

@@ -166,17 +166,19 @@ class TaskHost(Occupied):
     def flush(self) -> None:
         """Acknowledge what has been received since the last flush, one message per origin.
 
+        Credits go first: whom an acknowledgement has read on is to know by then who is free.
         What is sent may let a sender in this worker send more at once: that is for the next flush.
         """
-        if self._acks:
-            acks, self._acks = self._acks, {}
-            for origin, each in acks.items():
-                self._outbox.send(origin, Acks(self.task, each))
+        if not (self._acks or self._credits):
+            return
+        acks, self._acks = self._acks, {}
+        credits, self._credits = self._credits, {}
+        for sender, count in credits.items():
+            self._outbox.send(sender, CreditReturn(self.task, count))
+        for origin, each in acks.items():
+            self._outbox.send(origin, Acks(self.task, each))
+        if acks:
             failpoints.passed("task.acked")
-        if self._credits:
-            credits, self._credits = self._credits, {}
-            for sender, count in credits.items():
-                self._outbox.send(sender, CreditReturn(self.task, count))
 
     # -- the end of the stream -------------------------------------------------------------------
 

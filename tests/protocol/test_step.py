@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from consecution.errors import OutageError
 from consecution.nodes import Filter, FlatMap, Map, Node
 from consecution.protocol.dispatch import Dispatch, RouteOutlet, SingleEdge
-from consecution.protocol.step import QUIET_BYTES, QUIET_LOAD_S, QUIET_S, Step, describe_failure, shorten_repr
-from consecution.protocol.values import BatchId, Frame, FrameId, Stage, TaskIndex
+from consecution.protocol.step import QUIET_BYTES, QUIET_S, Step, describe_failure, shorten_repr
+from consecution.protocol.values import QUIET_LOAD_S, BatchId, Frame, FrameId, Stage, TaskIndex
 
 SOURCE, TASK, NEXT = TaskIndex(0), TaskIndex(1), TaskIndex(2)
 
