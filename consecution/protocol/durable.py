@@ -16,6 +16,8 @@ The rules this file keeps:
    then on no other execution of it is staged; whoever sends one is told when the batch is applied. A crash does
    not change that: as the whole nothing else lies in the inbox. What cannot be applied by the next turn is
    acknowledged, too.
+7. Where an application that was not committed leaves no trace after a crash, the commit that decides such a frame may
+   apply it, too: it never lies in the inbox. What is not applied by then is staged, as rule 6 has it.
 
 The core neither stores nor sends. It collects what has to be done in a `Turn`; the shell around it first
 commits ``changes`` together with what the application itself has changed, and only then answers.
@@ -96,10 +98,17 @@ class _Incoming:
 class Durable:
     """Inbox and ledger of one durable task. Called by one thread.
 
-    ``ledger`` and ``staged`` are what the store held when it was opened.
+    ``ledger`` and ``staged`` are what the store held when it was opened. ``applies_at_once``: rule 7 holds.
     """
 
-    def __init__(self, ledger: dict[TaskIndex, int] | None = None, staged: Iterable[Frame] = ()) -> None:
+    def __init__(
+        self,
+        ledger: dict[TaskIndex, int] | None = None,
+        staged: Iterable[Frame] = (),
+        *,
+        applies_at_once: bool = False,
+    ) -> None:
+        self._applies_at_once = applies_at_once
         self._origins = {origin: _Incoming(seq) for origin, seq in (ledger or {}).items()}
         for frame in staged:
             self._incoming(frame.origin).staged.setdefault(frame.seq, {})[frame.frame_id] = frame
@@ -109,6 +118,8 @@ class Durable:
         """What the next commit decides,"""
         self._late: list[tuple[TaskIndex, int]] = []
         """and what the last one has, unless it is applied by now."""
+        self._unstaged: dict[tuple[TaskIndex, int], Frame] = {}
+        """What the next commit decides, and may be applied before: it is staged then if it was not."""
         for incoming in self._origins.values():
             self._decide_again(incoming)
 
@@ -158,6 +169,10 @@ class Durable:
             return False
         by_id[frame.frame_id] = frame
         frame.whole = frame.whole and not failed and self._may_decide(incoming, frame)
+        if frame.whole and self._applies_at_once:
+            incoming.gos[frame.seq] = self._decide(incoming, frame)
+            self._unstaged[frame.origin, frame.seq] = frame
+            return True
         self._turn.changes.append(FrameStaged(frame))
         if frame.whole:
             self._deciding.append((frame.origin, self._decide(incoming, frame)))
@@ -248,7 +263,8 @@ class Durable:
         incoming.decided.pop(application.seq, None)
         # Of a batch before it no ``go`` can come any more: what is left there is of executions that were thrown away.
         over = [seq for seq in incoming.staged if seq <= application.seq and seq not in incoming.gos]
-        dropped = [frame for seq in over for frame in incoming.staged.pop(seq).values()]
+        unstaged = self._unstaged.pop((application.origin, application.seq), None)
+        dropped = [frame for seq in over for frame in incoming.staged.pop(seq).values() if frame is not unstaged]
         changes = self._turn.changes
         changes.append(FramesDropped(tuple(dropped)))
         changes.append(LedgerMoved(application.origin, application.seq))
@@ -278,11 +294,14 @@ class Durable:
     @property
     def owes(self) -> bool:
         """Whether `take_turn` would return anything."""
-        return bool(self._turn)
+        return bool(self._turn or self._unstaged)
 
     def take_turn(self) -> DurableTurn:
         """Everything to be done since the last call: commit, then answer."""
         turn, self._turn = self._turn, DurableTurn()
+        unstaged, self._unstaged = self._unstaged, {}
+        turn.changes.extend(FrameStaged(frame) for frame in unstaged.values())
+        self._late.extend(unstaged)
         deciding, self._deciding = self._deciding, []
         for origin, go in deciding:
             self._origins[origin].gos[go.seq] = go

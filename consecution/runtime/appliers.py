@@ -115,6 +115,8 @@ class Applier(Protocol):
     """Applies groups for one task. Called by one thread. The frames it runs pass its ``guard``."""
 
     guard: Guard
+    is_atomic: bool
+    """Whether what it applies is there after a crash only if the commit is."""
 
     def open(self) -> None:
         """Restore what the store has, and run the node's ``begin``. What a crash has left undone is done here.
@@ -155,6 +157,7 @@ class _NodeApplier:
     """What appliers of nodes share: first quickly, then carefully."""
 
     careful_items = CAREFUL_ITEMS
+    is_atomic = True
 
     def __init__(self, node: Node, store: DurableStore, cache_bytes: int, owner: Owner | None = None) -> None:
         self.node = node
@@ -468,6 +471,8 @@ class SinkApplier:
     At least once, and always the same items under the same (origin, seq, path).
     """
 
+    is_atomic = False
+
     def __init__(self, sink: Sink, sync: str, origin_names: Callable[[TaskIndex], str]) -> None:
         self._sink = sink
         self._sync = sync
@@ -564,6 +569,7 @@ class SinkApplier:
 class AppendApplier(SinkApplier):
     """For a sink whose store is cut back to what was committed: where it ends is part of the commit."""
 
+    is_atomic = True
     _sink: AppendSink
 
     def __init__(self, sink: Sink, sync: str, origin_names: Callable[[TaskIndex], str], store: DurableStore) -> None:
@@ -601,6 +607,7 @@ class AppendApplier(SinkApplier):
 class TransactionApplier(SinkApplier):
     """For a sink with transactions: it commits first, with the redo of the commit that follows here."""
 
+    is_atomic = True
     _sink: TransactionSink
 
     def __init__(

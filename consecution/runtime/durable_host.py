@@ -142,7 +142,7 @@ class DurableHost(Occupied):
         return Timer(every_s)
 
     def _make_durable(self, store: DurableStore) -> Durable:
-        return Durable(*store.restore_inbox())
+        return Durable(*store.restore_inbox(), applies_at_once=self._applier.is_atomic)
 
     def _make_origin_host(self, store: DurableStore) -> OriginHost:
         handlers = PlannedFailedEdges(self._plan, self.task, self._codec, self._stored)

@@ -196,6 +196,9 @@ class DurableOracle(Oracle):
                 f"the ledger of task {self.task} moves to {moves}, in one commit with the state of {applied}"
             )
         for application in group.applications:
+            for frame in application.frames:
+                if key_of(frame) not in self._staged:
+                    self._judge_staging(frame)  # it never lies in the inbox: this commit decides it, too
             self._oracles[application.origin].judge_application(self.task, application)
         if group.is_end != any(isinstance(change, EndRecorded) for change in changes):
             raise Violation(f"task {self.task}: what its end did, and the record of it, are not one commit")

@@ -283,6 +283,7 @@ class _SimulatedParts:
     store: Any = None
     task: TaskIndex
     node: Any
+    _applier: Applier
     _guard: Any
     _judge: Judge
     _on_stop: OnStop | None
@@ -314,7 +315,7 @@ class _SimulatedParts:
         return _RestingTimer(every_s, self.scene)
 
     def _make_durable(self, store: Any) -> Durable:
-        return self.scene.parts.durable(*store.restore_inbox())
+        return self.scene.parts.durable(*store.restore_inbox(), applies_at_once=self._applier.is_atomic)
 
     def _make_origin_host(self, store: Any) -> OriginHost:
         scene, parts = self.scene, self.scene.parts

@@ -277,6 +277,56 @@ def test_a_frame_that_is_the_whole_of_the_next_batch_is_applied_after_its_commit
     assert (turn.acks, turn.confirms) == ([], [(SOURCE, 0)])
 
 
+def test_what_a_crash_takes_back_is_applied_by_the_commit_that_decides_it() -> None:
+    durable = Durable(applies_at_once=True)
+    first, second = frame(0, 1, whole=True), frame(1, 2, whole=True)
+    assert durable.stage(first)
+    assert durable.stage(second)
+
+    assert durable.owes
+    assert apply_all(durable) == [(SOURCE, 0), (SOURCE, 1)]
+    assert not durable.stage(frame(1, 9, generation=2)), "it is applied"
+    turn = durable.take_turn()
+
+    assert dropped(turn.changes) == set()
+    assert [change for change in turn.changes if type(change) is not FramesDropped] == [
+        LedgerMoved(SOURCE, 0),
+        LedgerMoved(SOURCE, 1),
+    ]
+    assert (turn.acks, turn.confirms) == ([], [(SOURCE, 0), (SOURCE, 1), (SOURCE, 1)])
+    assert not durable.owes
+
+
+def test_and_staged_by_it_where_it_is_not_applied_by_then() -> None:
+    durable = Durable(applies_at_once=True)
+    first, second = frame(0, 1, whole=True), frame(1, 2, whole=True)
+    durable.stage(first)
+    durable.stage(second)
+    application = durable.next_application()
+    assert application is not None
+    durable.apply(application)
+
+    turn = durable.take_turn()
+    assert turn.changes == [FramesDropped(()), LedgerMoved(SOURCE, 0), FrameStaged(second)]
+    assert turn.acks == []
+    assert durable.has_decided
+
+    durable.acknowledge_late()
+    assert apply_all(durable) == [(SOURCE, 1)]
+    turn = durable.take_turn()
+    assert turn.changes == [FramesDropped((second,)), LedgerMoved(SOURCE, 1)]
+    assert ([ack.seq for _, ack in turn.acks], turn.confirms) == ([1], [(SOURCE, 1)])
+
+
+@pytest.mark.parametrize("arriving", [frame(0, 1), frame(1, 1, whole=True)], ids=["a part", "batch 0 may come yet"])
+def test_what_its_origin_has_to_decide_is_staged_in_any_case(arriving: Frame) -> None:
+    durable = Durable(applies_at_once=True)
+    durable.stage(arriving)
+
+    assert durable.next_application() is None
+    assert durable.take_turn().changes == [FrameStaged(arriving)]
+
+
 def test_batches_in_a_row_are_decided_in_one_commit() -> None:
     durable = staged(*(frame(seq, seq + 1, whole=True) for seq in range(3)))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from consecution import Pipeline, Producer, Sink, StatefulNode
+from consecution import AppendSink, Pipeline, Producer, Sink, StatefulNode
 from consecution.errors import WorkerError
 from consecution.protocol.values import Acks, Confirms, Frame, FrameId, Go, Gos, Stage, TaskIndex
 from consecution.runtime import durable_host
@@ -116,12 +116,13 @@ class Patient(Sink):
 
 
 @contextmanager
-def begun(path: Path, sink: Patient, diary: Diary) -> Iterator[DurableHost]:
+def begun(path: Path, sink: Patient, diary: Diary, *, is_new: bool = True) -> Iterator[DurableHost]:
     """The host of a sink, begun; what it sends is written down."""
     plan = plan_of(sink, robustness="robust")
     task = TaskIndex(plan.node(sink.name).tasks[0])
     name = plan.task(task).name
-    DurableStore(path, origin=name, epoch="e").close()
+    if is_new:
+        DurableStore(path, origin=name, epoch="e").close()
     codecs = process_codec(robust=True)
     outbox = WritingOutbox(diary)
     host = DurableHost(plan, task, sink, codecs, outbox, origin_name=str, path=path, epoch="e", now=sink.clock)
@@ -215,6 +216,44 @@ def test_what_is_the_whole_of_a_batch_is_on_disk_before_it_is_written_and_then_a
         assert (sink.items, sink.staged, diary.all("send")) == ([0, 1], [True, True], [])
         sink.host.turn()
         assert confirmed(diary) == [[0, 1]]
+
+
+class Cut(Looking, AppendSink):
+    """Grows, and is cut back to what was committed."""
+
+    def flush(self) -> int:
+        return len(self.items)
+
+    def cut_to(self, end: int | None) -> None:
+        del self.items[end or 0 :]
+
+
+def test_a_sink_that_is_cut_back_is_given_it_before_and_one_commit_does_it_all(tmp_path: Path) -> None:
+    diary, sink = Diary(), Cut(Clock(), 0.0)
+    with begun(tmp_path / "store", sink, diary) as sink.host:
+        receive_whole(sink.host, 2)
+        sink.host.turn()
+
+        assert (sink.items, sink.staged, confirmed(diary)) == ([0, 1], [], [[0, 1]])
+
+
+def test_what_such_a_sink_was_given_and_no_commit_has_is_gone_and_comes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = Cut(Clock(), 0.0)
+    with begun(tmp_path / "store", sink, Diary()) as sink.host:
+        monkeypatch.setattr(sink.host.origin_host, "turn", lambda: False)
+        receive_whole(sink.host, 2)
+        sink.host.turn()
+        assert sink.items == [0, 1]
+
+    diary = Diary()
+    with begun(tmp_path / "store", sink, diary, is_new=False) as sink.host:
+        assert sink.items == []
+        receive_whole(sink.host, 2)
+        sink.host.turn()
+
+        assert (sink.items, confirmed(diary)) == ([0, 1], [[0, 1]])
 
 
 def test_what_waits_behind_a_slow_one_is_acknowledged_meanwhile(tmp_path: Path) -> None:
