@@ -769,8 +769,13 @@ class Origin:
             self._least_share = max(1, int(self._through_items / busy_s * LEAST_SHARE_S))
 
     def _learn_load(self, batch: _Batch) -> None:
-        """What nobody has told of costs what the others did, as far as it need not be told."""
+        """What nobody has told of costs what the others did, as far as it need not be told.
+
+        But what was decided before it was to run again, maybe in an earlier life, shows nothing of what items cost.
+        """
         load_s, count = batch.load_s, batch.record.count
+        if not load_s and (batch.replays or not batch.launched):
+            return
         if not load_s:
             load_s = min(QUIET_LOAD_S, self._load_s * count / self._load_items) if self._load_items else 0.0
             self._unheard[batch.record.seq] = batch.generation, load_s

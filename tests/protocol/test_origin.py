@@ -521,6 +521,24 @@ def test_what_was_assumed_of_a_batch_gives_way_to_what_is_told() -> None:
     assert origin._load_s == pytest.approx(0.003 + 0.397 * 2)
 
 
+@pytest.mark.parametrize("in_this_life", [True, False])
+def test_what_was_decided_before_it_was_to_run_again_shows_nothing_of_what_items_cost(in_this_life: bool) -> None:
+    """Or a source that is started anew reads all that `max_pending` allows, however dear its items are."""
+    limits = replace(LIMITS, max_pending=64, workers=1)
+    origin = Origin(limits, Restored(Head(next_seq=1), (BatchRecord(0, 16, ("old",)),)))
+    if in_this_life:
+        origin.replay(0.0)
+        origin.launched(0, origin.generation, 7, 0.0)
+
+    origin.confirmed(STORE, [0], 0.1)
+    origin.replay(0.2)
+    origin.take_turn()
+
+    assert births_until_ahead(origin, 16) == 4
+    complete(origin, 1, load_s=0.3)
+    assert births_until_ahead(origin, 16) == 0
+
+
 def test_more_is_under_way_where_commits_are_slow() -> None:
     origin = running(max_pending=64, workers=1)
     complete(origin, birth(origin), load_s=0.03)
