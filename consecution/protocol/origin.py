@@ -423,7 +423,7 @@ class Origin:
         self._load_s = self._load_items = 0.0
         """So long tasks were at what became of so many items, all together; the latest batches count most."""
         self._heard: set[TaskIndex] = set()
-        """The tasks that have acknowledged anything, but for those that stage it."""
+        """The tasks that have acknowledged anything since batches last ran again, but for those that stage it."""
         self._unheard: dict[int, tuple[int, float]] = {}
         """Batches of which no task has said what they cost: little, or a sink has decided them before that was told.
         Their generation, and what is assumed until then."""
@@ -1037,6 +1037,7 @@ class Origin:
     def _run_again(self, batches: list[_Batch], now_s: float) -> int:
         self.generation += 1
         self._head_moved = True
+        self._heard.clear()  # What they have told was of what is done anew.
         again = {batch.record.seq for batch in batches}
         self._turn.launches = [launch for launch in self._turn.launches if launch.seq not in again]
         for batch in batches:

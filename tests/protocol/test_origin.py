@@ -569,6 +569,17 @@ def test_a_batch_that_runs_again_is_to_be_done_as_a_whole() -> None:
     assert (before, origin.is_ahead()) == (False, True)
 
 
+def test_what_was_told_of_the_first_batch_is_forgotten_when_it_runs_again() -> None:
+    origin = running(max_pending=64, workers=1)
+    assert births_until_ahead(origin, 16) == 4
+    origin.launched(0, 1, 7 ^ 9, 0.0)
+    origin.acked(ack(0, 7, load_s=0.3), 0.3)
+
+    origin.replay(0.4)
+
+    assert births_until_ahead(origin, 16) == 0
+
+
 # -- trees ---------------------------------------------------------------------------------------
 
 
