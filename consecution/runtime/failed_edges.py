@@ -10,7 +10,7 @@ from typing import Any
 from consecution.errors import GraphError
 from consecution.plan import Plan
 from consecution.protocol.dispatch import Credits, Dispatch, RouteOutlet
-from consecution.protocol.step import Codec
+from consecution.protocol.step import Codec, Judge
 from consecution.protocol.values import USER_ERRORS, FailedItem, TaskIndex, unlabelled
 from consecution.report import Failure
 from consecution.runtime.wiring import make_dispatch, make_outlets
@@ -48,6 +48,10 @@ class PlannedFailedEdges:
         if made is None:
             made = self._dispatches[name] = self._make_dispatch(name)
         return made
+
+    def judge_of(self, task: TaskIndex) -> Judge:
+        """The rule of this task's node: of what cannot take the way of its edge it decides, too."""
+        return self._plan.node(self._plan.task(task).node).error_policy.judge
 
     def _make_dispatch(self, name: str) -> Dispatch:
         outlets = make_outlets(self._plan, self._origin, self._plan.node(name).failed_outlets)

@@ -112,15 +112,18 @@ class Handlers(FailedEdges, Protocol):
 
     def dispatch_of(self, task: TaskIndex) -> Dispatch: ...
 
+    def judge_of(self, task: TaskIndex) -> Judge: ...
+
     @property
     def credits(self) -> list[Credits]: ...
 
 
 class _Way(NamedTuple):
-    """How an execution leaves its origin, and where an item fails that cannot take that way."""
+    """How an execution leaves its origin, and where an item fails that cannot take that way, and by whose rule."""
 
     dispatch: Dispatch
     start: Entry
+    judge: Judge
 
 
 class MemoryStore:
@@ -190,7 +193,7 @@ class OriginHost:
         self._guard = guard or Guard()
         self._handlers = handlers
         self._deciders = deciders
-        self._own_way = _Way(dispatch, Entry(task, Stage.ROUTE))
+        self._own_way = _Way(dispatch, Entry(task, Stage.ROUTE), judge)
         self._live: dict[int, Sequence[Any]] = {}
         self.confirmed = True
         self.commit_s = 0.0
@@ -363,7 +366,7 @@ class OriginHost:
             return self._own_way
         if entry.stage is not Stage.FAILED or self._handlers is None:
             return None
-        return _Way(self._handlers.dispatch_of(entry.task), entry)
+        return _Way(self._handlers.dispatch_of(entry.task), entry, self._handlers.judge_of(entry.task))
 
     def _sift(self, way: _Way, suspect: Suspect, items: Sequence[Any], failed: list[FailedItem]) -> list[Any]:
         """Try the way of each item, for one of them has taken the process down; the guilty are left out."""
@@ -378,7 +381,7 @@ class OriginHost:
         return good
 
     def _describe(self, way: _Way, item: Any, error: BaseException) -> FailedItem:
-        return describe_failure(*way.start, item, error, self._codec, self._judge)
+        return describe_failure(*way.start, item, error, self._codec, way.judge)
 
     def _decode(self, way: _Way, launch: Launch, suspect: Suspect | None, failed: list[FailedItem]) -> Items:
         # A class or module that is not there is no item's fault, unless that has failed before and was put back.

@@ -129,13 +129,25 @@ def ship(plan: Plan, tasks: Sequence[TaskIndex], global_state: Any, sources: dic
     """
     names = {plan.task(task).node for task in tasks}
     planned = [node for node in plan.nodes if node.name in names]
-    nodes = {n.name: n.node._detached_copy() for n in planned if not n.is_source and n.node is not None}
+    nodes = _copies_of(planned)
     shipment = Shipment(_plan_for(plan, planned), nodes, sources, global_state, _main_classes(), stand_in())
     try:
         return _dumps_with_classes(shipment)
     except Exception as error:
-        culprit = next((n for n in planned if not _can_ship_alone(plan, n, nodes.get(n.name))), planned[0])
-        raise _explain(culprit, nodes.get(culprit.name), global_state, error) from error
+        culprit = _find_culprit(plan, planned, nodes)
+        raise _explain(culprit, _copies_of([culprit]).get(culprit.name), global_state, error) from error
+
+
+def _copies_of(planned: Sequence[NodePlan]) -> dict[str, Node]:
+    return {n.name: n.node._detached_copy() for n in planned if not n.is_source and n.node is not None}
+
+
+def _find_culprit(plan: Plan, planned: Sequence[NodePlan], nodes: dict[str, Node]) -> NodePlan:
+    """Whose failed edge cannot be sent, for that goes to every worker; else the first of these that cannot."""
+    for node in plan.nodes:
+        if node.failed_outlets and not can_ship((node.error_policy, node.failed_outlets)):
+            return node
+    return next((n for n in planned if not _can_ship_alone(plan, n, nodes.get(n.name))), planned[0])
 
 
 def _can_ship_alone(plan: Plan, planned: NodePlan, node: Node | None) -> bool:
@@ -306,20 +318,20 @@ def _is_at_top_of_main(value: Any) -> bool:
 
 
 def _plan_for(plan: Plan, hosted: Sequence[NodePlan]) -> Plan:
-    """The plan without the other nodes and their functions: a worker gets only its own, and all failed edges:
+    """The plan without the other nodes and their functions: a worker gets only its own, and all failed edges.
 
-    whoever answers for a failed item sends it there.
+    Whoever answers for a failed item sends it there, and what cannot be sent is treated as the failed edge's node says.
     """
     names = {planned.name for planned in hosted}
-    nodes = tuple(
-        dataclasses.replace(n, node=None)
-        if n.name in names
-        else dataclasses.replace(n, node=None, outlets=(), key_function=None, error_policy=ErrorPolicy())
-        for n in plan.nodes
-    )
+    nodes = tuple(dataclasses.replace(n, node=None) if n.name in names else _for_others(n) for n in plan.nodes)
     own = {edge.index for planned in hosted for outlet in planned.outlets for edge in _edges_of(outlet)}
     edges = tuple(e if e.failed or e.index in own else dataclasses.replace(e, key_function=None) for e in plan.edges)
     return dataclasses.replace(plan, nodes=nodes, edges=edges)
+
+
+def _for_others(node: NodePlan) -> NodePlan:
+    policy = node.error_policy if node.failed_outlets else ErrorPolicy()
+    return dataclasses.replace(node, node=None, outlets=(), key_function=None, error_policy=policy)
 
 
 def _edges_of(outlet: Outlet) -> list[EdgePlan]:

@@ -44,7 +44,7 @@ from consecution.testing.disk import Disk
 from consecution.testing.durable_store import DurableDisk
 from consecution.testing.execution import Execution
 from consecution.testing.violation import Violation
-from consecution.testing.world import Item, NodeShape, World
+from consecution.testing.world import Item, World
 
 FailureKey = tuple[int, Stage, str, int, bool]
 """What identifies a kept failure: task, stage, item, attempts, whether it is to be tried again."""
@@ -199,20 +199,16 @@ class Oracle:
         if kept != expected:
             raise Violation(f"failures kept {dict(kept - expected)}, and not kept {dict(expected - kept)}")
 
-    def _policed_by(self, task: int, stage: Stage) -> NodeShape:
-        """The node that says what is to become of an item that failed there; over a failed edge, this origin's."""
-        return self._world.node_of[self.task if stage is Stage.FAILED else TaskIndex(task)]
-
     def _judge_stop(self, entry: FailureEntry) -> None:
         failed = entry.failed
-        if entry.due_s is None and self._policed_by(failed.task, failed.stage).stops:
+        if entry.due_s is None and self._world.node_of[failed.task].stops:
             if entry.key not in self._stops_told:
                 raise Violation(f"{entry} is to stop the run, and is kept before that was told")
             self._stops_told.remove(entry.key)
 
     def told_stop(self, entry: FailureEntry) -> None:
         """The origin asks the run to stop because of an entry."""
-        if not self._policed_by(entry.failed.task, entry.failed.stage).stops or entry.due_s is not None:
+        if not self._world.node_of[entry.failed.task].stops or entry.due_s is not None:
             raise Violation(f"the run was asked to stop because of {entry}")
         if entry.key in self._disk.failures:
             raise Violation(f"{entry} was kept before the run was asked to stop")
@@ -270,7 +266,7 @@ class Oracle:
         for failed in (*record.born_failed, *execution.failed):
             again = record.retry is not None and record.retry.entry == Entry(failed.task, failed.stage)
             attempts = 1 + (record.retry.attempts if again and record.retry is not None else 0)
-            retries = self._world.retries_at(self._policed_by(failed.task, failed.stage))
+            retries = self._world.retries_at(self._world.node_of[failed.task])
             retried = failed.retryable and attempts <= retries
             found[failed.task, failed.stage, failed.shown, attempts, retried] += 1
         return found

@@ -13,7 +13,7 @@ from typing import Any
 
 from consecution.protocol.dispatch import Credits, Dispatch, Sent, Unsent
 from consecution.protocol.origin import FailureEntry, OriginCounts, Settled
-from consecution.protocol.step import QUIET_BYTES, Codec, describe_failure
+from consecution.protocol.step import QUIET_BYTES, Codec, Judge, describe_failure
 from consecution.protocol.values import (
     Ack,
     Acks,
@@ -231,6 +231,9 @@ class OriginProcess(Process):
             made = WatchedDispatch(inner, self._scene, self.task, self._codec, Entry(task, Stage.FAILED))
             self._over_failed[task] = made
         return made
+
+    def judge_of(self, task: TaskIndex) -> Judge:
+        return self._scene.world.node_of[task].policy.judge
 
     @property
     def credits(self) -> list[Credits]:

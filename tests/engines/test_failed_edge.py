@@ -255,6 +255,19 @@ def test_behind_the_edge_stand_lists_routes_and_replicas(go: Callable[..., Repor
     assert (failure.error, failure.attempts) == ("ValueError: no way for nines", 2)
 
 
+def test_what_a_router_on_the_edge_refuses_is_treated_as_the_node_of_the_edge_says_and_not_the_source(
+    go: Callable[..., Report], tmp_path: Path
+) -> None:
+    picky = Picky("picky").on_error("retry", retries=2)
+    picky.failed | [Map(item_of, "odd"), Map(item_of, "even"), which]
+
+    report = go(Producer(range(12)).on_error("stop") | picky | Collect("good", tmp_path / "good"))
+
+    (failure,) = report.failures
+    assert (failure.node, failure.item.item, failure.attempts) == ("picky", 9, 3)
+    assert (report.failed, report.handled, report.completed, report.open) == (1, 4, 12, 0)
+
+
 def test_what_fails_at_the_handler_is_kept_and_the_handlers_own_edge_takes_it(
     go: Callable[..., Report], tmp_path: Path
 ) -> None:

@@ -308,6 +308,17 @@ def test_a_router_that_cannot_be_sent_is_spoken_of() -> None:
         ship(plan, [TaskIndex(1)], pipeline.global_state, {})
 
 
+@pytest.mark.parametrize(("on", "found"), [("rule", "its attribute 'error_policy'"), ("edge", "it, or a function on")])
+def test_a_failed_edge_that_cannot_be_sent_is_spoken_of_by_its_nodes_name(on: str, found: str) -> None:
+    lock = threading.Lock()
+    node = Node("top").on_error((lambda error, item: lock and "park") if on == "rule" else "park")
+    node.failed | [Node("a"), Node("b"), (lambda failure: lock and 0) if on == "edge" else len]
+    pipeline = Pipeline(Producer(range(3)) | node)
+
+    with pytest.raises(ShippingError, match=rf"N\(top\): {found}"):
+        ship(pipeline.plan(mode="process"), [TaskIndex(0)], pipeline.global_state, {})
+
+
 # -- what a worker gets --------------------------------------------------------------------------
 
 
