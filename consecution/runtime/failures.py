@@ -38,7 +38,7 @@ from consecution.protocol.origin import (
     HeadMoved,
 )
 from consecution.protocol.step import shorten_repr
-from consecution.protocol.values import USER_ERRORS, Stage
+from consecution.protocol.values import USER_ERRORS, Labelled, Stage, unlabelled
 from consecution.reduction import PartTable
 from consecution.runtime import failpoints
 from consecution.runtime.glimpse import Glimpse
@@ -49,6 +49,8 @@ from consecution.runtime.takeover import take_over
 from consecution.transport.codec import PickleCodec, mark_put_back
 
 ENTRIES_PER_COMMIT = 1000
+LABEL_BYTES = 256
+"""In so many bytes the pickle of a `Labelled` says what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class Failed:
 
 def _item_fields(failed: Failed, payload: bytes) -> dict[str, Any]:
     try:
-        item = failed.item()
+        item = unlabelled(failed.item())
         if is_plain(item):
             return {"item": item}
     except (UsageError, RecursionError):
@@ -218,12 +220,13 @@ class Edited:
 
     payload: bytes
     shown: str
+    is_pickle: bool = True
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> Edited:
         """From a line of an export: its ``item``, or its ``pickle``, which is not loaded here."""
         if "item" in told:
-            return cls(PickleCodec().encode([told["item"]]), shorten_repr(told["item"]))
+            return cls.of_item(told["item"])
         if "pickle" not in told:
             raise UsageError(
                 f"{told['id']}: the line has neither an item nor a pickle: give it one, as `failed export` writes it"
@@ -237,6 +240,22 @@ class Edited:
             ) from error
         _check_is_pickle(told["id"], payload)
         return cls(payload, str(told.get("shown", "<edited>")))
+
+    @classmethod
+    def of_item(cls, item: Any) -> Edited:
+        return cls(PickleCodec().encode([item]), shorten_repr(item), is_pickle=False)
+
+    def labelled(self, label: str) -> Edited:
+        """To go the way of the one whose place it takes; a pickle has the label in it, as it was exported."""
+        return self if self.is_pickle else Edited.of_item(Labelled(label, pickle.loads(self.payload)[0]))
+
+
+def _label_of(failed: Failed) -> str | None:
+    """The label of an item that has one; UsageError where that cannot be loaded. Others are not: one may be poison."""
+    if Labelled.__qualname__.encode() not in (failed.entry.failed.payload or b"")[:LABEL_BYTES]:
+        return None
+    item = failed.item()
+    return item.label if type(item) is Labelled else None
 
 
 def _check_is_pickle(id_: str, payload: bytes) -> None:
@@ -452,10 +471,13 @@ def _bear_again(head: Head, failed: Failed) -> tuple[Head, list[Change]]:
 def _as_given(failed: Failed, edited: Edited | None, at_source: bool) -> Failed:
     """With the item that is to be put back."""
     given = failed.entry.failed
+    label = _label_of(failed) if edited is not None or at_source else None
+    if edited is not None and label is not None and not at_source:
+        edited = edited.labelled(label)
     if edited is not None and edited.payload != given.payload:
         return _edit(failed, edited)
-    if at_source and given.stage is Stage.FAILED and given.payload is not None:
-        return _edit(failed, Edited.of({"id": failed.id, "item": failed.item().item}))
+    if at_source and given.payload is not None and (given.stage is Stage.FAILED or label is not None):
+        return _edit(failed, Edited.of_item(failed.item().item))
     return failed
 
 

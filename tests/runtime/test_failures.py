@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consecution import Chunk, KeyedNode, Node, Pipeline, Producer, SqlSink
+from consecution import Chunk, GroupByNode, Join, KeyedNode, Map, Node, Pipeline, Producer, SqlSink
 from consecution.errors import StateDirError, UsageError
 from consecution.options import Options
 from consecution.plan import make_plan
@@ -345,6 +345,87 @@ def test_what_is_made_of_a_class_that_is_gone_fails_alone_at_the_source_too(runs
     assert [(failed.node, failed.entry.failed.payload) for failed in runs.failed] == [("numbers", gone)] * 2
     assert all("No module named 'nowhere'" in failed.entry.failed.error for failed in runs.failed)
     assert 5 in runs.out
+
+
+class Parting(Node):
+    """Pushes fives to a name, and notes what it is given."""
+
+    outputs = ("fives",)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.given: list[Any] = []
+
+    def process(self, item: Any) -> None:
+        self.given.append(item)
+        if item == 5:
+            self.push(item, to="fives")
+        elif isinstance(item, int):
+            self.push(item)
+
+
+class Fours(GroupByNode):
+    def key(self, item: int) -> int:
+        return item // 4
+
+    def process(self, batch: list[int]) -> None:
+        if 9 in batch:
+            raise ValueError("no nines")
+        self.push(batch)
+
+
+def _no_five(item: int) -> str:
+    if item == 5:
+        raise LookupError("no way for fives")
+    return "one way"
+
+
+def _no_seven(item: int) -> int:
+    if item == 7:
+        raise KeyError("no key for sevens")
+    return abs(item)
+
+
+def run_apart(folder: Path) -> tuple[Parting, dict[str, Any]]:
+    """A run in which an item fails that was pushed to a name, one that is a batch, and one of a branch of a join."""
+    source, parting, fours = Producer(range(12)), Parting("parting"), Fours("fours")
+    parting["fives"] | [Map(int, "one way"), Map(int, "other way"), _no_five] | Collect("fives", folder / "fives")
+    left, right = Map(int, "left"), Map(int.__neg__, "right")
+    source | parting | [fours | Collect("batches", folder / "batches"), left, right]
+    Join({"left": _no_seven, "right": abs}, name="join", left=left, right=right) | Collect("joined", folder / "joined")
+    Pipeline(source).run(mode="inline", sync="process", retries=0, state_dir=folder / "state")
+    written = {name: collected(folder / name) for name in ("fives", "batches", "joined")}
+    return parting, {failed.node: failed for failed in look(folder / "state")} | written
+
+
+def test_an_edited_item_goes_the_way_of_the_one_whose_place_it_takes(tmp_path: Path) -> None:
+    _, before = run_apart(tmp_path)
+    lines = {node: before[node].to_dict() for node in ("parting", "fours", "join")}
+    shown = {node: line["item"] for node, line in lines.items()}
+    lines["parting"]["item"], lines["fours"]["item"], lines["join"]["item"] = 6, [8, 10], 70
+
+    with FailureStore(tmp_path / "state") as store:
+        store.retry(Selection(), edited=read_edited(iter(map(json.dumps, lines.values())), "a file"))
+    _, after = run_apart(tmp_path)
+
+    assert shown == {"parting": 5, "fours": [8, 9, 10, 11], "join": 7}
+    assert after["fives"] == [*before["fives"], 6]
+    assert after["batches"] == [*before["batches"], [8, 10]]
+    assert list(look(tmp_path / "state")) == []
+    assert check_state_dir(tmp_path / "state").problems == ()
+
+
+@pytest.mark.parametrize("as_exported", [False, True])
+def test_the_source_is_given_the_items_and_not_which_way_they_went(tmp_path: Path, as_exported: bool) -> None:
+    _, before = run_apart(tmp_path)
+    lines = [json.dumps(before[node].to_dict()) for node in ("parting", "fours", "join")]
+
+    with FailureStore(tmp_path / "state") as store:
+        edited = read_edited(iter(lines), "an export") if as_exported else None
+        store.retry(Selection(), edited=edited, at_source=True)
+    parting, _ = run_apart(tmp_path)
+
+    assert sorted(map(repr, parting.given)) == ["5", "7", "[8, 9, 10, 11]"]
 
 
 def test_ids_that_may_be_gone_are_passed_over(runs: Runs) -> None:
