@@ -774,9 +774,9 @@ class Origin:
         But what was decided before it was to run again, maybe in an earlier life, shows nothing of what items cost.
         """
         load_s, count = batch.load_s, batch.record.count
-        if not load_s and (batch.replays or not batch.launched):
-            return
         if not load_s:
+            if batch.replays or not batch.launched:
+                return
             load_s = min(QUIET_LOAD_S, self._load_s * count / self._load_items) if self._load_items else 0.0
             self._unheard[batch.record.seq] = batch.generation, load_s
             if len(self._unheard) > self.limits.max_pending:
