@@ -12,7 +12,7 @@ from typing import Any
 
 from consecution.cli.outside import add_script_flag, look_here_too, new_file
 from consecution.runtime.journal_check import CheckResult, OriginSummary, check_state_dir
-from consecution.runtime.pending import DECIDED, OPEN, RETRY, PendingBatch, pending_in
+from consecution.runtime.pending import DECIDED, OPEN, RETRY, PendingBatch, check_node, pending_in
 from consecution.runtime.snapshot import take_snapshot
 
 DESCRIPTION = """Look into a state directory: whether it is sound, and what in it is not done. A run may go on
@@ -45,7 +45,7 @@ them itself. This is for looking at them, and for doing them elsewhere when that
 Items are loaded where they are of your own classes: run this where the pipeline's modules can be imported, or name the
 script that has written them (--script), and only on state directories of your own.
 
-exit codes: 0 all were printed, 1 --items left some out, 2 this is no state directory
+exit codes: 0 all were printed, 1 --items left some out, 2 this is no state directory, or has no such node
 """
 WHAT = {
     OPEN: "runs again from",
@@ -146,6 +146,8 @@ def replay_items(arguments: argparse.Namespace) -> int:
     number = left_out = 0
     with contextlib.ExitStack() as stack:
         snapshot = stack.enter_context(take_snapshot(arguments.state_dir))
+        for node in arguments.node:
+            check_node(snapshot, node)
         out = sys.stdout if arguments.to is None else stack.enter_context(new_file("--to", arguments.to))
         for batch in pending_in(snapshot):
             for told in batch.to_dicts() if not arguments.node or batch.node in arguments.node else ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import deque
 from collections.abc import Iterable
@@ -12,15 +13,18 @@ from typing import Any
 
 from consecution.cli.failed import time_of
 from consecution.cli.outside import add_state_parser, count_of
+from consecution.errors import UsageError
 from consecution.runtime.log_file import LogLine, follow_log, read_log
 from consecution.runtime.outside import Outside
+from consecution.runtime.pending import node_of
 from consecution.runtime.run_record import read_run_record
+from consecution.runtime.state import look_at_state_dir
 
 DESCRIPTION = """Print what the workers of a run have printed, logged or crashed with, and what the supervisor said: the
 latest lines, whether the run goes on or not. The log is kept for runs in process mode; in the other modes your code
 prints where your program does. Of each state directory the last 64 to 80 MiB are there.
 
-exit codes: 0, 2 this is no state directory
+exit codes: 0, 2 this is no state directory, or has no such node
 """
 EXAMPLES = """examples:
   consecution logs state
@@ -29,6 +33,8 @@ EXAMPLES = """examples:
   consecution logs state --json | jq -r .text
 """
 LINES = 100
+WORKER = re.compile(r"supervisor|worker(\.\d+)?")
+"""Names that no plan tells of."""
 
 
 def add_parser(commands: Any) -> None:
@@ -55,6 +61,7 @@ def add_parser(commands: Any) -> None:
 def show_logs(arguments: argparse.Namespace) -> int:
     """Print the latest lines; go on with the next."""
     outside = Outside(arguments.state_dir)
+    _check_names(outside.path, arguments.node)
     _tell_of_mode(outside.path)
     if not arguments.follow:
         latest = list(_latest(arguments, read_log(outside.path)))
@@ -73,6 +80,22 @@ def show_logs(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_names(path: Path, names: list[str]) -> None:
+    """A name that was misspelt must not look like a node that is silent."""
+    tasks = look_at_state_dir(path).tasks
+    nodes = sorted(set(map(node_of, tasks)))
+    unknown = [name for name in names if name not in nodes and name not in tasks and not WORKER.fullmatch(name)]
+    if not unknown:
+        return
+    written = {line.task for line in read_log(path)}  # also by nodes that the pipeline had before
+    for name in unknown:
+        if name not in written and name not in map(node_of, written):
+            raise UsageError(
+                f"{path}: there is no node, task or worker {name!r}; there are the nodes {', '.join(nodes)}, their "
+                f"tasks (as {tasks[0]}), workers (as worker.0) and supervisor"
+            )
+
+
 def _tell_of_mode(path: Path) -> None:
     """What is not kept must not look like a run that is silent."""
     record = read_run_record(path)
@@ -85,7 +108,7 @@ def _tell_of_mode(path: Path) -> None:
 
 
 def _tell_why(arguments: argparse.Namespace, lines: Iterable[LogLine]) -> None:
-    """A name that was misspelt must not look like a node that is silent."""
+    """Which ones there are, where there is nothing of those that were asked for."""
     names = sorted({line.task for line in lines})
     if not names:
         print("the log is empty", file=sys.stderr)

@@ -84,6 +84,13 @@ def pending_in(snapshot: Snapshot) -> Iterator[PendingBatch]:
         yield from _waiting(snapshot, name, store, void.get(name, set()))
 
 
+def check_node(snapshot: Snapshot, node: str) -> None:
+    """UsageError where no node has this name: a misspelt one must not look like one at which nothing is pending."""
+    nodes = sorted(set(map(node_of, snapshot.state.tasks)))
+    if node not in nodes:
+        raise UsageError(f"{snapshot.state.path}: there is no node {node!r}; there are {', '.join(nodes)}")
+
+
 def _durable_core(store: StoreView) -> Durable:
     """The durable task of a store, as it would go on; of a source's, which has neither, it has nothing."""
     ledger = {read_origin(key): unpack(body)[0] for key, body in store.records("ledger")}
@@ -102,9 +109,7 @@ def _open(snapshot: Snapshot, name: str, store: StoreView, below: dict[str, Dura
             yield from (PendingBatch(name, seq, DECIDED, node_of(task), frame.payload) for task, frame in decided)
             continue
         count, payload, retry, _ = unpack(body)
-        node = name if name in snapshot.state.sources else node_of(name)
-        if retry is not None:
-            node = _node_at(snapshot, retry[3])
+        node = _node_at(snapshot, number if retry is None else retry[3])
         yield PendingBatch(name, seq, OPEN, node, payload, count, retry is None)
 
 

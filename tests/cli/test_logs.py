@@ -64,8 +64,16 @@ def test_the_log_of_a_run_is_kept_and_found_by_node(
     assert len(printed("-n", "3")) == 3
     assert printed("--since", "2999-01-01") == []
     assert len(printed("--since", "1h", "--node", "quiet")) == 1
-    assert main(["logs", "state", "--node", "lout"]) == 0
-    assert capfd.readouterr() == ("", "no such lines; there are lines of loud.0, quiet.0\n")
+    for silent in ("producer", "supervisor", "worker.0"):
+        assert main(["logs", "state", "--node", silent]) == 0
+        assert capfd.readouterr() == ("", "no such lines; there are lines of loud.0, quiet.0\n")
+    for words in (["--node", "lout"], ["--node", "loud", "--node", "lout"], ["--node", "lout", "--follow"]):
+        assert main(["logs", "state", *words]) == 2
+        assert capfd.readouterr() == (
+            "",
+            "consecution: state: there is no node, task or worker 'lout'; there are the nodes loud, producer, quiet, "
+            "their tasks (as producer.0), workers (as worker.0) and supervisor\n",
+        )
 
 
 @pytest.mark.parametrize("mode", ["inline", "thread"])
@@ -112,6 +120,16 @@ def test_who_follows_sees_the_latest_lines_and_those_that_come(state: Path) -> N
         following.communicate()
 
     assert seen == ["line 3", "line 4", "new"]
+
+
+def test_the_lines_of_a_node_that_is_no_longer_there_are_found(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = LogFile(state)
+    log.write([LogLine.now("old.0", 1, "here I was")])
+    log.close()
+
+    for name in ("old", "old.0"):
+        assert main(["logs", "state", "--node", name]) == 0
+        assert "here I was" in capsys.readouterr().out
 
 
 def test_a_number_of_lines_is_a_number(state: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,15 +62,16 @@ class Mortal(KeyedNode):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run(state_dir: Path, dies_at: int, raises_at: int, applies_until: int) -> None:
+def run(state_dir: Path, dies_at: int, raises_at: int, applies_until: int, shares: int) -> None:
+    producer = Producer(range(COUNT)) * shares if shares > 1 else Producer(range(COUNT))
     pipeline = Pipeline(
-        Producer(range(COUNT)) | Moody("moody", dies_at, raises_at) | Mortal("mortal", applies_until), global_state=None
+        producer | Moody("moody", dies_at, raises_at) | Mortal("mortal", applies_until), global_state=None
     )
     pipeline.run(mode="inline", state_dir=state_dir, batch_size=BATCH, max_pending=2, retry_delay_s=30, sync="process")
 
 
-def left_by(state_dir: Path, dies_at: int = -1, raises_at: int = -1, applies_until: int = -1) -> Path:
-    numbers = [str(number) for number in (dies_at, raises_at, applies_until)]
+def left_by(state_dir: Path, dies_at: int = -1, raises_at: int = -1, applies_until: int = -1, shares: int = 1) -> Path:
+    numbers = [str(number) for number in (dies_at, raises_at, applies_until, shares)]
     died = subprocess.run(
         [sys.executable, "-m", "tests.cli.test_pending", str(state_dir), *numbers], timeout=DEADLINE_S
     )
@@ -234,6 +235,35 @@ def test_where_nothing_is_pending_that_is_said(tmp_path: Path, capsys: pytest.Ca
     assert main(["journal", "list", str(tmp_path / "state")]) == 0
     assert capsys.readouterr().out == "nothing is pending\n"
     assert told(capsys, "journal", "replay", tmp_path / "state") == []
+
+
+def test_a_node_that_is_not_there_is_refused_and_the_others_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state_dir = left_by(tmp_path / "state", dies_at=25)
+    pending, target = told(capsys, "journal", "replay", state_dir, "--node", "producer"), tmp_path / "pending.jsonl"
+    assert pending
+
+    for words in (["--node", "prodcer"], ["--node", "producer", "--node", "prodcer", "--to", str(target)]):
+        assert main(["journal", "replay", str(state_dir), *words]) == 2
+        assert capsys.readouterr() == (
+            "",
+            f"consecution: {state_dir}: there is no node 'prodcer'; there are moody, mortal, producer\n",
+        )
+    assert not target.exists()
+
+
+def test_what_a_source_has_taken_in_shares_enters_behind_that_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state_dir = left_by(tmp_path / "state", dies_at=25, shares=2)
+
+    batches = [batch for batch in told(capsys, "journal", "list", state_dir, "--json") if batch["state"] == "open"]
+    items = told(capsys, "journal", "replay", state_dir, "--node", "producer")
+
+    assert {(batch["node"], batch["behind"]) for batch in batches} == {("producer", True)}
+    assert {batch["origin"] for batch in batches} <= {"producer.0", "producer.1"}
+    assert len(items) == sum(batch["items"] for batch in batches) > 0
 
 
 if __name__ == "__main__":
