@@ -144,7 +144,7 @@ def _headline(sight: Sight) -> str:
     if sight.running:
         metrics = "" if sight.metrics_port is None else f", metrics at port {sight.metrics_port}"
         return f"{sight.state}, process {sight.pid}, mode {sight.mode}, since {_moment(sight.started_s)}{metrics}"
-    if sight.state == "new" and sight.counts["emitted"]:
+    if sight.state == "unknown":
         return "not running; when a run was here is not known, as after a restore: run.json is not there, or damaged"
     if sight.state == "new":
         return "no run has been here"

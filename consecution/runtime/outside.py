@@ -29,7 +29,8 @@ class Sight:
     """What a state directory tells of its run. Times are wall-clock seconds.
 
     ``state`` is that of a run that goes on, or "busy" where it does not listen: it starts, it closes, or it is no run
-    but another command. Else finished, stopped, failed, killed, or new (nothing ran yet).
+    but another command. Else finished, stopped, failed, killed, new (nothing ran yet), or unknown (something did, but
+    its record is not there, as after a restore).
     ``counts`` are those of `Status`, as plain values: of a run that is over, what the journals say. ``pause_kept``: a
     pause outlasts the run, so the next one reads nothing until it is resumed.
     """
@@ -125,7 +126,7 @@ class Outside:
         counts.pop("state", None)
         counts.update(_counts_of(look_at_books(self.path)))
         if record is None:
-            return Sight(str(self.path), False, "new", counts)
+            return Sight(str(self.path), False, "unknown" if counts["emitted"] else "new", counts)
         state = record.outcome or "killed"
         ended_s = record.ended_s if record.ended_s is not None else self._last_written_s()
         return Sight(

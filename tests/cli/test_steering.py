@@ -213,6 +213,8 @@ def test_of_a_restored_state_directory_status_does_not_say_that_no_run_was_there
     said = capsys.readouterr().out
     assert said.startswith("restored: not running; when a run was here is not known, as after a restore: ")
     assert "emitted 3 = completed 3 + pending 0" in said
+    assert main(["status", "restored", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["state"] == "unknown"
 
 
 class Looks:
