@@ -42,6 +42,14 @@ def seconds(text: str) -> float:
     return value
 
 
+def length_in_seconds(text: str) -> float:
+    """An argument that says how long something lasts, which must not be over as it begins."""
+    value = seconds(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, more than 0")
+    return value
+
+
 def count_of(text: str) -> int:
     """A number of lines or items."""
     if not text.isdecimal():

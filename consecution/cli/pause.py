@@ -7,7 +7,7 @@ import time
 from contextlib import closing
 from typing import Any
 
-from consecution.cli.outside import NOT_YET, add_state_parser, seconds, tell
+from consecution.cli.outside import NOT_YET, add_state_parser, length_in_seconds, seconds, tell
 from consecution.errors import NotRunningError, UsageError
 from consecution.runtime.outside import Outside, Sight
 from consecution.runtime.state import lock_state_dir
@@ -35,7 +35,9 @@ def add_parser(commands: Any) -> None:
         commands, "pause", help="read no source until `resume`", description=DESCRIPTION, epilog=EXAMPLES
     )
     parser.add_argument("--wait", action="store_true", help="wait until nothing is open any more, too")
-    parser.add_argument("--for", dest="for_s", metavar="S", type=seconds, help="go on by itself after so many seconds")
+    parser.add_argument(
+        "--for", dest="for_s", metavar="S", type=length_in_seconds, help="go on by itself after so many seconds"
+    )
     parser.add_argument("--timeout", metavar="S", type=seconds, default=60.0, help="seconds to wait (default 60)")
     parser.set_defaults(command=pause)
 

@@ -275,6 +275,14 @@ def test_where_no_run_goes_on_the_next_one_is_paused(
     assert "there is nothing that --for could pause" in capsys.readouterr().err
 
 
+def test_a_pause_of_no_length_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("0", "0.0"):
+        with pytest.raises(SystemExit) as ended:
+            main(["pause", "state", "--for", text])
+        assert ended.value.code == 2
+        assert f"argument --for: '{text}': expected seconds, more than 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["status", "stop", "drain", "pause", "resume"])
 def test_what_is_no_state_directory_is_refused(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
