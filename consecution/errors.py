@@ -15,6 +15,8 @@ What user code raises is told with `text_of`, `traceback_of` and `add_note`, whi
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import traceback
 from types import TracebackType
 from typing import Any
@@ -26,6 +28,19 @@ def text_of(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except BaseException:  # whatever it is: somebody waits to be told
         return type(error).__name__
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of the system says, in words and with the file that it is about; any other as it is."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    path = error.filename2 or error.filename  # of two, the one that was to be made
+    return f"{error.strerror} ({os.fsdecode(path)})" if isinstance(path, str | bytes) else error.strerror
+
+
+def lacks_room(error: OSError) -> bool:
+    """Whether a disk is full, or what a user may have of it used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def traceback_of(error: BaseException, since: TracebackType | None = None) -> str:

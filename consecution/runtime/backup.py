@@ -11,6 +11,7 @@ Both are written beside their place, and moved there when all is on the disk: th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import DamagedStoreError, StateDirError, UsageError
+from consecution.errors import DamagedStoreError, StateDirError, UsageError, lacks_room, reason_of
 from consecution.runtime.journal import check_is_utf_8, make_folder, sync_folder
 from consecution.runtime.journal_check import check_state_dir
 from consecution.runtime.snapshot import SinkFile, Snapshot, take_snapshot
@@ -147,22 +148,30 @@ def _made_beside(target: Path) -> Iterator[Path]:
     """A folder that becomes ``target`` in the end, all at once; or is gone."""
     target = target.absolute()
     check_is_utf_8(target, what="the folder")
-    if target.exists() and not _is_empty(target):
-        raise UsageError(f"{target} exists already: give a folder that is new, or empty")
     try:
+        if target.exists() and not _is_empty(target):
+            raise UsageError(f"{target} exists already: give a folder that is new, or empty")
         make_folder(target.parent)
         making = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
-        raise StateDirError(f"{target} cannot be made: {error}") from error
+        raise StateDirError(f"{target} cannot be made: {reason_of(error)}; {_another_place(error)}") from error
     try:
         yield making
         _sync_all(making)
         os.rename(making, target)
         sync_folder(target.parent)
     except OSError as error:
-        raise StateDirError(f"{target} cannot be made: {error}; nothing is left of it") from error
+        raise StateDirError(
+            f"{target} cannot be made: {reason_of(error)}; nothing is left of it: {_another_place(error)}"
+        ) from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
+
+
+def _another_place(error: OSError) -> str:
+    if lacks_room(error):
+        return "make room there, or give a folder on another disk"
+    return "give a folder in a place where this user can make one"
 
 
 def _is_empty(path: Path) -> bool:
@@ -207,7 +216,12 @@ def read_backup(path: Path) -> Backup:
         raise UsageError(
             f"{path} is no backup: it has no {ABOUT}; give a folder that `consecution backup` has made"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise StateDirError(
+            f"the backup {path} cannot be read: {reason_of(error)}; give a folder that `consecution backup` has made, "
+            "and that this user can read"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UsageError):
             raise
         raise DamagedStoreError(
@@ -232,7 +246,7 @@ def restore(
             f"the backup {path} is damaged: {problems[0]}; take another one", path=str(path), record=problems[0]
         )
     with _made_beside(state_dir) as making:
-        shutil.copytree(path / STATE, making, dirs_exist_ok=True)
+        _copy_all(path / STATE, making)
         missing = [(file, place) for file, place in places if not _begins_with(place, file)]
         if not force:
             _check_nothing_is_lost(missing)
@@ -240,6 +254,16 @@ def restore(
             _put_back(path / FILES / file.kept, file, place)
     put_back = tuple(str(place) for _, place in missing)
     return Restored(backup, put_back, tuple(str(place) for _, place in places if str(place) not in put_back))
+
+
+def _copy_all(source: Path, target: Path) -> None:
+    """What is in a folder. (`copytree` goes on after an error, and tells of all of them as one without a number.)"""
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir(mode=0o700)
+        else:
+            shutil.copy(path, copy)
 
 
 def _place_of(file: KeptFile, files_to: Path | None) -> Path:
@@ -285,17 +309,26 @@ def _check_nothing_is_lost(missing: list[tuple[KeptFile, Path]]) -> None:
 
 
 def _put_back(kept: Path, file: KeptFile, place: Path) -> None:
-    make_folder(place.parent)
     making = place.with_name(f".{place.name}.restored")
-    making.unlink(missing_ok=True)
-    with open(kept, "rb") as source:
-        crc = _copy(source.fileno(), file.length, making)
-    if crc != file.crc:
-        making.unlink()
-        raise DamagedStoreError(
-            f"the backup's file {kept} is damaged: its checksum is wrong; take another backup",
-            path=str(kept),
-            record="checksum",
-        )
-    os.replace(making, place)
-    sync_folder(place.parent)
+    try:
+        make_folder(place.parent)
+        making.unlink(missing_ok=True)
+        with open(kept, "rb") as source:
+            crc = _copy(source.fileno(), file.length, making)
+        if crc != file.crc:
+            raise DamagedStoreError(
+                f"the backup's file {kept} is damaged: its checksum is wrong; take another backup",
+                path=str(kept),
+                record="checksum",
+            )
+        os.replace(making, place)
+        sync_folder(place.parent)
+    except OSError as error:
+        remedy = "make room there" if lacks_room(error) else "mend that"
+        raise StateDirError(
+            f"{place} of {file.sink} cannot be put back: {reason_of(error)}; no state directory was made: {remedy}, "
+            "give another place (--files-to), or leave files out (--no-files)"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            making.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import os
 import platform
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import ConsecutionError, ShippingError
+from consecution.errors import ConsecutionError, ShippingError, lacks_room, reason_of
 from consecution.plan import Plan, available_cores
 from consecution.protocol.values import TaskIndex
 from consecution.runtime.assembly import make_sources
@@ -229,7 +228,7 @@ def _syncs(place: Path) -> Finding:
     try:
         taken = _time_syncs(place)
     except OSError as error:
-        return Finding("fsync", BAD, f"a file at {place} cannot be written: {error}", _remedy_of(error))
+        return Finding("fsync", BAD, f"a file at {place} cannot be written: {reason_of(error)}", _remedy_of(error))
     median_s, longest_s = sorted(taken)[SYNCS // 2], max(taken)
     said = f"{median_s * 1000:.2f} ms (the middle of {SYNCS}; the longest {longest_s * 1000:.2f} ms)"
     if median_s > SLOW_SYNC_S:
@@ -251,7 +250,7 @@ def _time_syncs(place: Path) -> list[float]:
 
 
 def _remedy_of(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if lacks_room(error):
         return "make room on the disk, or give a state_dir on another one"
     return "mend that, or give a state_dir on another disk"
 
@@ -271,7 +270,7 @@ def _store(place: Path) -> Finding:
             Journal(Path(folder) / "journal", origin="doctor", epoch="doctor").close()
             return Finding("store", OK, f"{said} was made in {(time.perf_counter() - started_s) * 1000:.0f} ms")
     except OSError as error:
-        return Finding("store", BAD, f"{said} cannot be made: {error}", _remedy_of(error))
+        return Finding("store", BAD, f"{said} cannot be made: {reason_of(error)}", _remedy_of(error))
     except (ConsecutionError, MemoryError) as error:
         remedy = "make room on the disk" if _is_full(place) else "raise the limit of addresses (ulimit -v)"
         return Finding("store", BAD, f"{said} cannot be made: {error}", remedy)

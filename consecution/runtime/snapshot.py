@@ -18,6 +18,7 @@ Source: the double collect of Afek and others, "Atomic Snapshots of Shared Memor
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -103,7 +104,10 @@ class StoreView:
         except lmdb.Error as error:
             if isinstance(error, DAMAGE):
                 raise
-            raise OSError(f"{folder}: {error}") from error  # the copy's: what is read is mapped into memory
+            # The copy's: what is read is mapped into memory.
+            if isinstance(error, lmdb.DiskError):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise OSError(f"{folder}: {error}") from error
         (folder / "data.mdb").chmod(0o600)
 
     def close(self) -> None:
@@ -294,5 +298,7 @@ def _open_file(sink: str, path: Path, length: int, found: _Files, *, may_be_gone
             found.missing.append(f"{sink}: its file {path} is missing; {length} bytes of it were committed")
         return
     except OSError as error:
-        raise StateDirError(f"{sink}: its file {path} cannot be read: {error}") from error
+        raise StateDirError(
+            f"{sink}: its file {path} cannot be read: {error.strerror}; let this user read it, and try again"
+        ) from error
     found.opened.append(SinkFile(sink, path, length, fd))

@@ -34,7 +34,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import ConsecutionError, DamagedStoreError, StateDirError, UsageError
+from consecution.errors import ConsecutionError, DamagedStoreError, StateDirError, UsageError, reason_of
 from consecution.own_descriptors import give_back, keep_from_children
 from consecution.plan import Plan
 from consecution.protocol.values import TaskIndex
@@ -234,7 +234,8 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StateDirError(
-            f"the state directory {path} cannot be used: {error}; give a folder that can be written to as state_dir"
+            f"the state directory {path} cannot be used: {reason_of(error)}; give a folder that can be written "
+            "to as state_dir"
         ) from error
 
 

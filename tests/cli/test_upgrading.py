@@ -214,8 +214,8 @@ def test_plan_over_no_state_a_finished_one_and_one_in_use(
     ("place", "message"),
     [
         ("folder", "is not a state directory: expected manifest.json, found notes.txt"),
-        ("folder/notes.txt", "cannot be used: [Errno 20] Not a directory"),
-        ("folder/notes.txt/state", "cannot be used: [Errno 20] Not a directory"),
+        ("folder/notes.txt", "cannot be used: Not a directory"),
+        ("folder/notes.txt/state", "cannot be used: Not a directory"),
     ],
 )
 def test_plan_refuses_a_place_that_a_run_would_refuse(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 from consecution import JsonLines, KeyedNode, Map, Pipeline, Producer, TextLines
 from consecution.cli import main
 from consecution.errors import DamagedStoreError, StateDirError, UsageError
+from consecution.runtime import backup as backups
 from consecution.runtime.backup import Restored, back_up, read_backup, restore
 from consecution.runtime.journal_check import check_state_dir
 
@@ -238,6 +240,61 @@ def test_nothing_is_made_where_no_journal_could_lie(tmp_path: Path, backup: Path
     with pytest.raises(StateDirError, match="expected a path whose bytes are UTF-8"):
         restore(backup, target)
     assert not target.parent.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="asks /proc what a descriptor is")
+def test_on_a_full_disk_it_is_said_in_words_what_could_not_be_made_and_what_to_do(
+    tmp_path: Path, backup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = "No space left on device.*make room there, or give a folder on another disk"
+
+    def fill(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backups, "_sync_all", fill)
+        for make in (
+            lambda: back_up(tmp_path / "a" / "state", tmp_path / "b"),
+            lambda: restore(backup, tmp_path / "b"),
+        ):
+            with pytest.raises(StateDirError, match=f"/b cannot be made: {full}") as caught:
+                make()
+            assert "Errno" not in str(caught.value)
+    (tmp_path / "a" / "out.txt").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda file: fill(tmp_path) if _is_being_put_back(file) else None)
+        with pytest.raises(
+            StateDirError, match=r"/a/out\.txt of lines\.0 cannot be put back: No space left on dev.*room"
+        ):
+            restore(backup, tmp_path / "b")
+
+    assert sorted(os.listdir(tmp_path)) == ["a", "backup"]
+    assert sorted(os.listdir(tmp_path / "a")) == ["state"]
+
+
+def _is_being_put_back(file: int) -> bool:
+    return os.readlink(f"/proc/self/fd/{file}").endswith(".restored")
+
+
+def test_where_nothing_can_be_made_it_is_said_in_words(tmp_path: Path, backup: Path) -> None:
+    file = tmp_path / "a" / "out.txt"
+    place = "give a folder in a place where this user can make one"
+
+    for make in (back_up, restore):
+        source = tmp_path / "a" / "state" if make is back_up else backup
+        with pytest.raises(StateDirError, match=rf"{file}/b cannot be made: File exists \({file}\); {place}"):
+            make(source, file / "b")
+    with pytest.raises(
+        StateDirError, match=r"out\.txt/out\.txt of lines\.0 cannot be put back: File exists .*--files-to"
+    ):
+        restore(backup, tmp_path / "b", files_to=file)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_backup_that_cannot_be_read_is_not_called_damaged(tmp_path: Path, backup: Path) -> None:
+    with pytest.raises(StateDirError, match=r"cannot be read: Not a directory .*give a folder that") as caught:
+        restore(backup / "backup.json", tmp_path / "b")
+    assert not isinstance(caught.value, DamagedStoreError)
 
 
 def test_damage_is_not_backed_up_and_not_put_back(tmp_path: Path, backup: Path) -> None:
