@@ -24,7 +24,7 @@ import msgpack
 
 from consecution.errors import UsageError
 from consecution.runtime.journal import MOVE_IT, check_is_utf_8
-from consecution.runtime.ownership import check_owner
+from consecution.runtime.ownership import check_owner, deny
 from consecution.runtime.pages import LEAF_LIMIT, PageError, check_file
 
 FORMAT = 4
@@ -83,7 +83,11 @@ def check_state_dir(path: Path, *, of_anyone: bool = False) -> CheckResult:
     """
     check_is_utf_8(path, MOVE_IT)
     manifest_path = path / "manifest.json"
-    if not manifest_path.is_file():
+    try:
+        there = manifest_path.is_file()
+    except PermissionError as error:
+        deny(path, error)
+    if not there:
         raise UsageError(
             f"{path} is not a state directory: it has no manifest.json; give the folder that a run was given as "
             "state_dir"

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+from typing import NoReturn
 
-from consecution.errors import StateDirError
+from consecution.errors import StateDirError, reason_of
+
+
+def deny(path: Path, error: PermissionError) -> NoReturn:
+    """StateDirError where the system lets nobody but its owner look at a state directory."""
+    with contextlib.suppress(OSError):
+        check_owner(path)
+    raise StateDirError(
+        f"the state directory {path} cannot be looked at: {reason_of(error)}; run as its owner, or use another "
+        "directory"
+    ) from error
 
 
 def check_owner(path: Path) -> None:

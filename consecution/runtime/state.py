@@ -41,7 +41,7 @@ from consecution.protocol.values import TaskIndex
 from consecution.runtime import strays, takeover
 from consecution.runtime.durable_store import DurableStore
 from consecution.runtime.journal import MOVE_IT, Journal, check_is_utf_8, make_folder, sync_folder
-from consecution.runtime.ownership import check_owner
+from consecution.runtime.ownership import check_owner, deny
 from consecution.runtime.relocation import Relocation, kinds_of, origins_of, origins_of_sources, takers_in
 from consecution.runtime.run_record import LOCK, holder_of, private
 
@@ -172,7 +172,10 @@ def look_at_state_dir(path: Path) -> StateDir:
     """
     check_is_utf_8(path, MOVE_IT)
     with _explained(path):
-        manifest = _read_manifest(path) if path.is_dir() else None
+        try:
+            manifest = _read_manifest(path) if path.is_dir() else None
+        except PermissionError as error:
+            deny(path, error)
         if manifest is None:
             raise UsageError(
                 f"{path} is not a state directory: it has no {MANIFEST}; give the folder that a run was given as "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -327,6 +328,38 @@ def test_the_directory_of_another_user_is_refused(
 
     assert main(words.split()) == 2
     assert f"belongs to user {me}, this process runs as {me + 1}: run as its owner" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "journal check", "journal list", "failed list", "backup"])
+@pytest.mark.parametrize("in_sight", [True, False])
+def test_where_the_system_lets_nobody_else_look_the_owner_is_named(
+    command: str,
+    in_sight: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_here(capsys)
+    me, real = os.getuid(), os.stat
+
+    def deny(path: Any, *arguments: Any, **words: Any) -> Any:
+        if str(path).startswith("state/" if in_sight else "state"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *arguments, **words)
+
+    monkeypatch.setattr(os, "getuid", lambda: me + 1)
+    monkeypatch.setattr(os, "stat", deny)
+    monkeypatch.setattr(Path, "read_bytes", deny)
+
+    assert main([*command.split(), "state", *(["copy"] if command == "backup" else [])]) == 2
+    said = capsys.readouterr().err
+    if in_sight:
+        assert f"state belongs to user {me}, this process runs as {me + 1}: run as its owner" in said
+    else:
+        assert "the state directory state cannot be looked at: Permission denied (state" in said
+        assert "; run as its owner, or use another directory\n" in said
+    assert "Traceback" not in said
 
 
 def test_a_state_directory_is_closed_to_others(
