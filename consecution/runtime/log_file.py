@@ -117,16 +117,28 @@ def read_log(state_dir: Path) -> Iterator[LogLine]:
 def follow_log(state_dir: Path) -> Iterator[LogLine | None]:
     """All lines that are kept, then those that come, for ever; None now and then, while there is nothing new."""
     path = state_dir / FOLDER / NAME
-    with _opened(path) as files:
-        for file in files[:-1]:
-            yield from _parsed(file)
-        for newest in files[-1:]:
-            yield from _grown(path, newest)
-    while True:
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-            yield from _grown(path, file)
-        yield None
-        time.sleep(LOOK_EVERY_S)
+    with contextlib.ExitStack() as kept:
+        seen: BinaryIO | None = None  # open until the next one is found: no other file gets its number meanwhile
+        while True:
+            with _opened(path) as files:
+                new = _behind(seen, files)
+                for file in new[:-1]:
+                    yield from _parsed(file)
+                for newest in new[-1:]:
+                    yield from _grown(path, newest)
+                    kept.close()
+                    seen = kept.enter_context(os.fdopen(os.dup(newest.fileno()), "rb"))
+            if not new:
+                yield None
+                time.sleep(LOOK_EVERY_S)
+
+
+def _behind(seen: BinaryIO | None, files: list[BinaryIO]) -> list[BinaryIO]:
+    """Those that came after one; all, where that is there no more. Who reads slowly may be several behind."""
+    for number, file in enumerate(files):
+        if seen is not None and os.path.sameopenfile(file.fileno(), seen.fileno()):
+            return files[number + 1 :]
+    return files
 
 
 @contextlib.contextmanager

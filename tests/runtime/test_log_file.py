@@ -161,3 +161,16 @@ def test_a_file_that_is_renamed_while_all_are_opened_is_read_once(
 )
 def test_a_line_is_of_its_task_and_of_its_node(task: str, names: list[str], wanted: bool) -> None:
     assert line(1, task).is_of(names) is wanted
+
+
+def test_who_follows_slowly_misses_no_line_that_is_kept(tmp_path: Path) -> None:
+    with closing(LogFile(tmp_path, largest_bytes=1)) as log:  # each line in a file of its own
+        log.write([line(0)])
+        following = follow_log(tmp_path)
+        found = [next(following)]
+        for number in range(1, KEPT + 1):
+            log.write([line(number)])
+        for _ in range(2):  # it has looked at the first file to its end, and then at what came behind that
+            found += itertools.takewhile(lambda told: told is not None, following)
+
+    assert [told.text for told in found if told is not None] == [f"line {number}" for number in range(KEPT + 1)]
