@@ -177,18 +177,16 @@ class Plan:
     def workers_below(self, task: int) -> int:
         """How many workers may be at a source's or durable task's trees at a time; the task's replicas share them.
 
-        0 where that bounds nothing: durable nodes stage what comes, and coroutines wait beside each other. Nor where
-        keys say which replica has an item: the next ones may all be for one.
+        0 where that bounds nothing: durable nodes stage what comes, coroutines wait beside each other, and inline
+        everything is done in turn. Nor where keys say which replica has an item: the next ones may all be for one.
         """
         start = self.node(self.task(task).node)
         edges = [edge for edge in self._tree_edges(start) if not self.node(edge.target).durable]
         nodes = [self.node(name) for name in {edge.target for edge in edges}]
         by_key = any(edge.grouping in (Grouping.BY_KEY, Grouping.PARTS) for edge in edges)
-        if by_key or any(node.is_async for node in nodes):
+        if self.options.mode == "inline" or by_key or any(node.is_async for node in nodes):
             return 0
         at_it = {self.worker_of(task).index for node in nodes for task in node.tasks}
-        if self.options.mode == "inline":
-            return min(1, len(at_it))
         return math.ceil(len(at_it) / start.replicas)
 
     def deciders(self, task: int) -> tuple[int, ...]:

@@ -190,7 +190,7 @@ def test_so_many_workers_are_at_the_trees_of_a_source_until_they_are_staged(
 
     assert workers_below(mode="process") == workers
     assert workers_below(mode="process", workers=2) == min(2, workers)
-    assert workers_below(mode="inline") == min(1, workers)
+    assert workers_below(mode="inline") == 0
 
 
 def test_shares_of_a_source_share_the_workers_too() -> None:

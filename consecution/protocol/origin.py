@@ -53,8 +53,7 @@ in small ones."""
 FEW_LARGE_OPEN = 16
 """Where batches of more items are slow, first fewer are open at a time, down to so many: small ones cost more."""
 FIRST_BATCH_SIZE = 16
-"""The first batches of a longer stream have 1, 2, 4 and 8 items: nobody knows yet what they cost. These show whether
-there may be more in the next ones than so many. All have one, where replicas share them."""
+"""One, where replicas share the batches: a few items may be all there are, and nobody knows yet what they cost."""
 TRIAL_BATCHES = 4
 """So many full batches, and two for each replica, are enough to show whether the next ones may be larger."""
 LAST_BATCHES = 2
@@ -405,8 +404,6 @@ class Origin:
         self._at_work_s = -math.inf
         """and when it was last told that somebody is at work."""
         self._target = 1 if limits.parallel > 1 else min(FIRST_BATCH_SIZE, limits.batch_size)
-        self._first = 1
-        """No batch is larger than this, which the first ones double."""
         self.growing = self._target < limits.batch_size
         """Batches of this stream have not found their size yet: make few of them until more is known."""
         self._tried = 0
@@ -529,8 +526,7 @@ class Origin:
         """
         if not self._running or self.stopped or self.exhausted or not self._has_room():
             return 0
-        first = self._first if left > FIRST_BATCH_SIZE else self.limits.batch_size
-        return min(self._target, first, self._fitting, self._fitting_whole, self.share_of(left))
+        return min(self._target, self._fitting, self._fitting_whole, self.share_of(left))
 
     def is_ahead(self, commit_s: float = 0.0) -> bool:
         """Whether the workers below have enough to do for now, or nothing shows yet how dear items are.
@@ -605,7 +601,6 @@ class Origin:
         self.position = position
         self._emitted += count
         self._birth(record, _size_of(payload) if size_bytes is None else size_bytes, now_s)
-        self._first = self._first * 2 if self._first * 2 < FIRST_BATCH_SIZE else self.limits.batch_size
         return record.seq
 
     def exhaust(self, position: Any) -> None:
@@ -638,7 +633,7 @@ class Origin:
 
     def _birth(self, record: BatchRecord, size_bytes: int, now_s: float) -> None:
         self._next_seq = record.seq + 1
-        self._tried += record.retry is None and record.count >= min(self._target, self._first)
+        self._tried += record.retry is None and record.count >= self._target
         self._fit(record, size_bytes)
         batch = self._open(record, size_bytes, now_s)
         self._turn.changes.append(BatchBorn(record))
@@ -751,7 +746,7 @@ class Origin:
         share_s = took_s * FEW_OPEN / beside
         quick_s = QUICK_LARGE_S if count > LARGE_BATCH else QUICK_S
         is_slow = took_s > SLOW_S and not batch.replays
-        is_full = count * 2 >= self._target  # so the last of the first ones is
+        is_full = count >= self._target
         if is_slow and count > LARGE_BATCH and beside > FEW_LARGE_OPEN:
             self._window = min(self._window, max(FEW_LARGE_OPEN, beside // 2))
         elif is_slow and share_s > SLOW_S:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -64,13 +63,6 @@ def running_with_edges(**changed: Any) -> Origin:
     return origin
 
 
-def under_way(**changed: Any) -> Origin:
-    """One whose first batches, the small ones, are over."""
-    origin = running(**changed)
-    origin._first = origin.limits.batch_size
-    return origin
-
-
 def birth(origin: Origin, count: int = 1, now_s: float = 0.0) -> int:
     return origin.born(count, (f"payload of {count}",), origin.counts().emitted + count, now_s)
 
@@ -107,7 +99,7 @@ def test_nothing_is_taken_before_the_first_replay() -> None:
     assert origin.next_due_s() is None
 
     origin.replay(0.0)
-    assert origin.room() == 1
+    assert origin.room() == 10
 
 
 def test_a_birth_journals_batch_and_head_and_then_launches() -> None:
@@ -151,44 +143,8 @@ def test_a_batch_larger_than_the_window_is_taken_when_nothing_else_is_open() -> 
     assert origin.room() > 0
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "left", "sizes"),
-    [
-        (1000, math.inf, [1, 2, 4, 8, 16, 16]),
-        (1000, 17, [1, 2, 4, 8, 16, 16]),
-        (10, math.inf, [1, 2, 4, 8, 10, 10]),
-        (3, math.inf, [1, 2, 3, 3, 3, 3]),
-        (1000, 16, [16] * 6),
-    ],
-    ids=["endless", "longer", "small batches", "tiny batches", "a few items"],
-)
-def test_the_first_batches_are_small_where_more_will_come(batch_size: int, left: float, sizes: list[int]) -> None:
-    origin = running(batch_size=batch_size, max_pending=100)
-    found = []
-    for _ in sizes:
-        found.append(origin.room(left))
-        birth(origin, found[-1])
-
-    assert found == sizes
-
-
-def test_the_first_batches_show_what_size_is_right() -> None:
-    origin = running(batch_size=100_000, max_pending=100)
-    trying = []
-    for count in (1, 2, 4, 8):
-        trying.append(origin.is_trying())
-        birth(origin, count)
-
-    assert (trying, origin.is_trying()) == ([False] * 4, True)
-    for seq in range(3):
-        complete(origin, seq, 0.001)
-    assert origin.is_trying()
-    complete(origin, 3, 0.001)
-    assert (origin.is_trying(), origin.room()) == (False, 512)
-
-
 def test_batches_grow_while_they_are_quick_and_shrink_when_they_are_slow() -> None:
-    origin = under_way(batch_size=1000, max_pending=1)
+    origin = running(batch_size=1000, max_pending=1)
     sizes = []
     for now_s, took_s in ((0.0, 0.1), (1.0, 0.1), (2.0, 5.0), (8.0, 0.5)):
         sizes.append(origin.room())
@@ -199,7 +155,7 @@ def test_batches_grow_while_they_are_quick_and_shrink_when_they_are_slow() -> No
 
 
 def test_the_quicker_a_batch_was_the_larger_is_the_next_by_one_and_a_half_to_32_times() -> None:
-    origin = under_way(batch_size=100_000, max_pending=1)
+    origin = running(batch_size=100_000, max_pending=1)
     sizes = []
     for number, took_s in enumerate((0.125, 0.0, 0.49, 0.001)):
         assert origin.growing
@@ -246,7 +202,7 @@ def test_so_many_full_batches_are_enough_to_try_a_size(parallel: int, size: int,
 
 
 def test_batches_that_are_not_full_try_no_size() -> None:
-    origin = under_way(batch_size=100_000, max_pending=100)
+    origin = running(batch_size=100_000, max_pending=100)
     for _ in range(50):
         birth(origin, 15)
 
@@ -273,7 +229,7 @@ def test_nothing_is_tried_any_more_when_batches_have_found_their_size() -> None:
 
 
 def test_the_first_batches_have_one_item_where_replicas_share_them() -> None:
-    assert [under_way(batch_size=100, parallel=parallel).room() for parallel in (1, 2, 5)] == [16, 1, 1]
+    assert [running(batch_size=100, parallel=parallel).room() for parallel in (1, 2, 5)] == [16, 1, 1]
 
 
 def rooms_until_the_end(origin: Origin, left: int) -> list[int]:
@@ -366,7 +322,7 @@ def test_where_large_batches_wait_for_each_other_fewer_are_open_and_none_is_smal
 
 
 def test_a_batch_that_was_just_quick_makes_none_that_is_slow() -> None:
-    origin = under_way(batch_size=100_000, max_pending=1)
+    origin = running(batch_size=100_000, max_pending=1)
     sizes = []
     for number in range(10):
         sizes.append(room := origin.room())
@@ -386,7 +342,7 @@ def test_batches_that_wait_for_the_disk_and_not_for_each_other_grow() -> None:
 
 
 def test_batches_of_large_items_are_small_whatever_their_speed() -> None:
-    origin = under_way(batch_size=1000, max_pending_bytes=400, max_pending=1)
+    origin = running(batch_size=1000, max_pending_bytes=400, max_pending=1)
     sizes = []
     for size_bytes in (50, 50, 50, 1, 1, 1000):
         sizes.append(room := origin.room())
@@ -396,7 +352,7 @@ def test_batches_of_large_items_are_small_whatever_their_speed() -> None:
 
 
 def test_batches_whose_items_become_large_on_the_way_are_small() -> None:
-    origin = under_way(batch_size=1000, max_pending_bytes=400)
+    origin = running(batch_size=1000, max_pending_bytes=400)
 
     seq = origin.born(10, b"x" * 10, 0, 0.0)
     assert origin.room() == 16
@@ -419,7 +375,7 @@ def test_without_a_journal_the_size_of_items_is_known_when_they_have_left() -> N
 
 
 def test_retries_say_nothing_about_the_size_of_batches() -> None:
-    origin = under_way(batch_size=1000)
+    origin = running(batch_size=1000)
     size = origin.room()
     complete(origin, birth(origin), 0.3, failed_item())
     origin.start_retries(1.4)

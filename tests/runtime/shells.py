@@ -119,7 +119,6 @@ class Shell:
         self.codec, stored = process_codec(robust=robust)
         self.source = ScriptedSource(self.diary, list(script))
         self.origin = Origin(origin_limits(plan.options), restored, self.clock())
-        self.origin._first = plan.options.batch_size  # the first batches, the small ones, are over
         self.dispatch: Dispatch = make_dispatch(plan, SOURCE, self.codec)
         outbox = WritingOutbox(self.diary)
         self.host = OriginHost(

@@ -210,7 +210,6 @@ def test_a_range_is_journalled_by_its_ends_and_gives_its_numbers_again_when_repl
     dispatch = Dispatch(SOURCE, (SingleEdge(0, TASK),), codec, ids.__next__, edge_count=1, max_frame_items=1000)
     host = OriginHost(SOURCE, Origin(OriginLimits()), store, dispatch, codec, outbox, stored=codec, now=lambda: now_s)
     source = SourceHost(host, IterableSource(range(5, 1005)))
-    source.origin._first = 1000
     source.open()
     source.origin.replay(now_s)
     source.turn()
