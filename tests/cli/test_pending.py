@@ -64,9 +64,10 @@ class Mortal(KeyedNode):
 
 def run(state_dir: Path, dies_at: int, raises_at: int, applies_until: int, shares: int) -> None:
     producer = Producer(range(COUNT)) * shares if shares > 1 else Producer(range(COUNT))
-    pipeline = Pipeline(
-        producer | Moody("moody", dies_at, raises_at) | Mortal("mortal", applies_until), global_state=None
-    )
+    mortal: Any = Mortal("mortal", applies_until)
+    if applies_until >= 0:
+        mortal = [mortal, Mortal("beside", -1)]  # which have to agree: a batch is staged, then decided
+    pipeline = Pipeline(producer | Moody("moody", dies_at, raises_at) | mortal, global_state=None)
     pipeline.run(mode="inline", state_dir=state_dir, batch_size=BATCH, max_pending=2, retry_delay_s=30, sync="process")
 
 
