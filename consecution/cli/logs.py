@@ -16,7 +16,7 @@ from consecution.cli.outside import add_state_parser, count_of
 from consecution.errors import UsageError
 from consecution.runtime.log_file import LogLine, follow_log, read_log
 from consecution.runtime.outside import Outside
-from consecution.runtime.pending import node_of
+from consecution.runtime.pending import node_of, nodes_of
 from consecution.runtime.run_record import read_run_record
 from consecution.runtime.state import look_at_state_dir
 
@@ -83,7 +83,7 @@ def show_logs(arguments: argparse.Namespace) -> int:
 def _check_names(path: Path, names: list[str]) -> None:
     """A name that was misspelt must not look like a node that is silent."""
     tasks = look_at_state_dir(path).tasks
-    nodes = sorted(set(map(node_of, tasks)))
+    nodes = nodes_of(tasks)
     unknown = [name for name in names if name not in nodes and name not in tasks and not WORKER.fullmatch(name)]
     if not unknown:
         return

@@ -189,7 +189,6 @@ class OriginHost:
         self.now = now
         self._on_settled = on_settled
         self._on_stop = on_stop
-        self._judge = judge
         self._guard = guard or Guard()
         self._handlers = handlers
         self._deciders = deciders
@@ -245,7 +244,7 @@ class OriginHost:
 
     def _encode(self, items: Sequence[Any], codec: Codec) -> tuple[Any, Sequence[Any], tuple[FailedItem, ...]]:
         payload, good, refused = encode_apart(items, codec)
-        failed = (describe_failure(self.task, Stage.ROUTE, *found, codec, self._judge) for found in refused)
+        failed = (describe_failure(self.task, Stage.ROUTE, *found, codec, self._own_way.judge) for found in refused)
         return payload, good, tuple(failed)
 
     def start_due(self) -> None:

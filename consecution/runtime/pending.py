@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ def pending_in(snapshot: Snapshot) -> Iterator[PendingBatch]:
 
 def check_node(snapshot: Snapshot, node: str) -> None:
     """UsageError where no node has this name: a misspelt one must not look like one at which nothing is pending."""
-    nodes = sorted(set(map(node_of, snapshot.state.tasks)))
+    nodes = nodes_of(snapshot.state.tasks)
     if node not in nodes:
         raise UsageError(f"{snapshot.state.path}: there is no node {node!r}; there are {', '.join(nodes)}")
 
@@ -143,6 +143,11 @@ def _void_entries(snapshot: Snapshot) -> dict[str, set[int]]:
         if moved is not None:
             void.setdefault(moved[0], set()).update(moved[1])
     return void
+
+
+def nodes_of(tasks: Iterable[str]) -> list[str]:
+    """The names of the nodes of these tasks, in order."""
+    return sorted(set(map(node_of, tasks)))
 
 
 def node_of(task: str) -> str:
