@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from consecution.errors import ProtocolError
-from consecution.protocol.values import Ack, FailedItem, Frame, Go, TaskIndex
+from consecution.protocol.values import Ack, Confirm, FailedItem, Frame, Go, TaskIndex
 
 
 class FrameStaged(NamedTuple):
@@ -73,7 +73,7 @@ class DurableTurn:
 
     changes: list[DurableChange] = field(default_factory=list)
     acks: list[tuple[TaskIndex, Ack]] = field(default_factory=list)
-    confirms: list[tuple[TaskIndex, int]] = field(default_factory=list)
+    confirms: list[tuple[TaskIndex, Confirm]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.changes or self.acks or self.confirms)
@@ -160,7 +160,7 @@ class Durable:
         if frame.seq < incoming.low and frame.seq not in incoming.gos:
             return False
         if frame.seq <= incoming.applied:
-            self._turn.confirms.append((frame.origin, frame.seq))
+            self._turn.confirms.append((frame.origin, Confirm(frame.seq)))
             return False
         if frame.seq in incoming.decided:
             return False
@@ -207,7 +207,7 @@ class Durable:
         """A batch is decided. What the ledger has already is confirmed again."""
         incoming = self._incoming(origin)
         if go.seq <= incoming.applied:
-            self._turn.confirms.append((origin, go.seq))
+            self._turn.confirms.append((origin, Confirm(go.seq)))
         elif go.seq not in incoming.decided:
             incoming.gos[go.seq] = go
             incoming.last = max(incoming.last, go.seq)
@@ -260,7 +260,7 @@ class Durable:
         incoming = self._origins[application.origin] = self._origins.pop(application.origin)
         incoming.applied = application.seq
         del incoming.gos[application.seq]
-        incoming.decided.pop(application.seq, None)
+        whole = incoming.decided.pop(application.seq, None)
         # Of a batch before it no ``go`` can come any more: what is left there is of executions that were thrown away.
         over = [seq for seq in incoming.staged if seq <= application.seq and seq not in incoming.gos]
         unstaged = self._unstaged.pop((application.origin, application.seq), None)
@@ -268,7 +268,8 @@ class Durable:
         changes = self._turn.changes
         changes.append(FramesDropped(tuple(dropped)))
         changes.append(LedgerMoved(application.origin, application.seq))
-        self._turn.confirms.append((application.origin, application.seq))
+        load_s = 0.0 if whole is None else whole.load_s
+        self._turn.confirms.append((application.origin, Confirm(application.seq, load_s)))
 
     def finish(self, only: TaskIndex) -> None:
         """The stream has ended, and everything above is applied; ``only`` one origin, this task's own, goes on.
@@ -310,4 +311,4 @@ class Durable:
 
 
 def _ack(frame: Frame, failed: tuple[FailedItem, ...] = ()) -> Ack:
-    return Ack(frame.seq, frame.generation, frame.frame_id, 0, failed, staged=True)
+    return Ack(frame.seq, frame.generation, frame.frame_id, 0, failed, staged=True, load_s=frame.load_s)

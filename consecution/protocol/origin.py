@@ -34,7 +34,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from consecution.protocol.values import LIVE, QUIET_LOAD_S, Ack, Action, Entry, FailedItem, Go, Stage, TaskIndex
+from consecution.protocol.values import LIVE, Ack, Action, Confirm, Entry, FailedItem, Go, Stage, TaskIndex
 
 SLOW_S = 1.0
 """A batch that takes longer than this from birth to completion, where few others are open, halves the next ones."""
@@ -424,9 +424,6 @@ class Origin:
         """So long tasks were at what became of so many items, all together; the latest batches count most."""
         self._heard: set[TaskIndex] = set()
         """The tasks that have acknowledged anything since batches last ran again, but for those that stage it."""
-        self._unheard: dict[int, tuple[int, float]] = {}
-        """Batches of which no task has said what they cost: little, or a sink has decided them before that was told.
-        Their generation, and what is assumed until then."""
         self._restore(restored, now_s)
 
     def _restore(self, restored: Restored, now_s: float) -> None:
@@ -665,7 +662,6 @@ class Origin:
         batch.failed = []
         batch.participants = {}
         batch.load_s = 0.0
-        self._unheard.pop(record.seq, None)
         batch.launched = False
         batch.progress_s = now_s
         self._no_expiry_before_s = min(self._no_expiry_before_s, now_s + self._patience_s(batch))
@@ -707,16 +703,13 @@ class Origin:
 
         So are repeats: no two frames of an execution have the same ``xor``.
         """
-        generation, assumed_s = self._unheard.get(ack.seq, (None, 0.0))
-        if generation == ack.generation:
-            self._load_s = max(0.0, self._load_s + ack.load_s - assumed_s)
-            self._unheard[ack.seq] = generation, 0.0
         batch = self._batches.get(ack.seq)
         if batch is None or batch.generation != ack.generation or batch.complete or ack.xor in batch.acked:
             return
         batch.acked.add(ack.xor)
         if ack.staged:
             batch.participants[sender] = batch.participants.get(sender, 0) ^ ack.xor
+            batch.load_s = max(batch.load_s, ack.load_s)
         else:
             batch.load_s += ack.load_s
             self._heard.add(sender)
@@ -769,20 +762,10 @@ class Origin:
             self._least_share = max(1, int(self._through_items / busy_s * LEAST_SHARE_S))
 
     def _learn_load(self, batch: _Batch) -> None:
-        """What nobody has told of costs what the others did, as far as it need not be told.
-
-        But what was decided before it was to run again, maybe in an earlier life, shows nothing of what items cost.
-        """
-        load_s, count = batch.load_s, batch.record.count
-        if not load_s:
-            if batch.replays or not batch.launched:
-                return
-            load_s = min(QUIET_LOAD_S, self._load_s * count / self._load_items) if self._load_items else 0.0
-            self._unheard[batch.record.seq] = batch.generation, load_s
-            if len(self._unheard) > self.limits.max_pending:
-                del self._unheard[next(iter(self._unheard))]
-        self._load_s += load_s - self._load_s * FORGOTTEN_SHARE
-        self._load_items += count - self._load_items * FORGOTTEN_SHARE
+        """What was decided before it was to run again, maybe in an earlier life, shows nothing of what items cost."""
+        if batch.load_s or (batch.launched and not batch.replays):
+            self._load_s += batch.load_s - self._load_s * FORGOTTEN_SHARE
+            self._load_items += batch.record.count - self._load_items * FORGOTTEN_SHARE
 
     # -- decision --------------------------------------------------------------------------------
 
@@ -834,11 +817,11 @@ class Origin:
             after = max((other for other in self._unconfirmed[task] if other < seq), default=-1)
             self._turn.gos.append((task, Go(seq, generation, after, self.low, xor)))
 
-    def confirmed(self, sender: TaskIndex, seqs: Iterable[int], now_s: float) -> None:
+    def confirmed(self, sender: TaskIndex, confirms: Iterable[Confirm], now_s: float) -> None:
         """``sender`` has applied these batches. What is confirmed twice, or is unknown, is ignored."""
-        for seq in seqs:
+        for seq, load_s in confirms:
             if seq in self._batches:
-                self._decided_below(self._batches[seq], now_s)
+                self._decided_below(self._batches[seq], load_s, now_s)
                 continue
             decided = self._decided.get(seq)
             if decided is None or decided.waiting.pop(sender, None) is None:
@@ -848,12 +831,13 @@ class Origin:
             if not decided.waiting:
                 self._forget(decided)
 
-    def _decided_below(self, batch: _Batch, now_s: float) -> None:
+    def _decided_below(self, batch: _Batch, load_s: float, now_s: float) -> None:
         """A durable task has decided the first execution, and applied it: that is all there is, whatever ran since."""
         if not batch.launched:
             seq = batch.record.seq
             self._turn.launches = [launch for launch in self._turn.launches if launch.seq != seq]
         batch.failed, batch.participants = [], {}
+        batch.load_s = max(batch.load_s, load_s)
         batch.progress_s = now_s
         if not batch.complete:
             batch.complete = True

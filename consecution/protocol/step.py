@@ -319,7 +319,7 @@ class Step:
         load_s = now_s - started_s if holds_up_others else 0.0
         if frame.whole and len(sent) == 1 and not failed:
             made = sent[0].frame
-            made.whole = True
+            made.whole, made.load_s = True, frame.load_s + load_s
             is_quiet = now_s - since_s < self._quiet_s and load_s < QUIET_LOAD_S and frame.origin in self._told
             if is_quiet and self._codec.size(made.payload) <= self._quiet_bytes:
                 made.frame_id = frame.frame_id

@@ -24,8 +24,8 @@ FrameId = NewType("FrameId", int)
 
 
 QUIET_LOAD_S = 0.005
-"""What a task does in less is not worth an acknowledgement of its own: its origin reckons with what tasks take. But the
-first is acknowledged in any case, so that it knows early that they take no longer."""
+"""What a task does in less is not worth an acknowledgement of its own: the frame takes along how long it was. But the
+first is acknowledged in any case, so that its origin knows early that they take no longer."""
 
 USER_ERRORS = (Exception, SystemExit, GeneratorExit)
 """What user code may raise at an item without taking the task down."""
@@ -131,7 +131,8 @@ class Frame:
     ``payload`` is a list of live items (threads, inline) or their encoding (processes); ``sender`` is
     the task that sent it, ``credited`` whether the receiver owes the sender a credit for it. ``sent_s``: when the
     shell sent it, in monotonic seconds, which all processes of a machine share; 0: it does not say. ``whole``: it is
-    all that the first execution of its batch has come to so far, and nothing of that has failed.
+    all that the first execution of its batch has come to so far, and nothing of that has failed. ``load_s``: so long
+    tasks were at what has become this ``whole``, all together, whether they have said so or not.
     Not frozen, for speed alone: nobody changes a frame after it was sent.
     """
 
@@ -147,6 +148,7 @@ class Frame:
     payload: Any
     sent_s: float = 0.0
     whole: bool = False
+    load_s: float = 0.0
 
     @property
     def is_fence(self) -> bool:
@@ -184,6 +186,7 @@ class Ack:
     ``produced_bytes`` is the size of what went out (0 where payloads are live objects). ``staged``: the
     frame lies safely in a durable task's inbox; that task is a participant of the batch from now on.
     ``load_s``: so long the task was at it, and the next frame had to wait; 0 where frames do not wait for each other.
+    Of a ``staged`` frame it is the frame's own: what others were at it.
     """
 
     seq: int
@@ -234,12 +237,19 @@ class Gos:
     gos: list[Go]
 
 
+class Confirm(NamedTuple):
+    """A participant has applied this batch. ``load_s`` is its frame's, if it has decided the batch itself; else 0."""
+
+    seq: int
+    load_s: float = 0.0
+
+
 @dataclass(slots=True)
 class Confirms:
-    """A participant has applied these batches of the origin that gets this message; some it may have decided itself."""
+    """The batches of the origin that gets this message which one commit of a participant has applied."""
 
     sender: TaskIndex
-    seqs: list[int]
+    confirms: list[Confirm]
 
 
 Message = Frame | Acks | CreditReturn | Gos | Confirms

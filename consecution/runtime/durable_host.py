@@ -365,8 +365,8 @@ class DurableHost(Occupied):
             self._outbox.send(origin, Acks(self.task, acks))
         if answers.acks:
             failpoints.passed("durable.acked")
-        for origin, seqs in by_task(answers.confirms).items():
-            self._outbox.send(origin, Confirms(self.task, seqs))
+        for origin, confirms in by_task(answers.confirms).items():
+            self._outbox.send(origin, Confirms(self.task, confirms))
         if answers.confirms:
             failpoints.passed("durable.confirmed")
         return bool(answers.acks or answers.confirms)

@@ -217,7 +217,7 @@ class OriginHost:
             for ack in message.acks:
                 self.origin.acked(ack, now_s, message.sender)
         elif isinstance(message, Confirms):
-            self.origin.confirmed(message.sender, message.seqs, self.now())
+            self.origin.confirmed(message.sender, message.confirms, self.now())
         elif isinstance(message, CreditReturn):
             for credits in self._credits():
                 credits.give_back(message.replica, message.count)

@@ -470,8 +470,8 @@ class DurableProcess(OriginProcess):
             for ack in message.acks:
                 self._oracle.judge_staged(target, ack.seq, ack.generation, ack.xor)
         elif isinstance(message, Confirms):
-            for seq in message.seqs:
-                self._oracle.judge_confirm(target, seq)
+            for confirm in message.confirms:
+                self._oracle.judge_confirm(target, confirm.seq)
         super().send(target, message)
 
     def _receive(self, message: Message) -> None:

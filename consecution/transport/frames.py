@@ -4,12 +4,12 @@ Every message is one ZeroMQ multipart message. The first part is a msgpack array
 is the kind and whose second is the task it goes to; a frame's payload is a second part of its own, or as many as
 ``pieces`` says where some of it is large, so that it is never copied into a header::
 
-    frame    [0, target, origin, seq, generation, [path...], frame_id, low, sender, stage, credited, sent_s, whole,
-              pieces] | payload
+    frame    [0, target, origin, seq, generation, [path...], frame_id, low, sender, stage, credited, sent_s,
+              load_s or nil, pieces] | payload
     acks     [1, target, sender, [[seq, generation, xor, produced_bytes, [failed...], staged, load_s], ...]]
     credits  [2, target, replica, count]
     gos      [3, target, origin, [[seq, generation, after, low, xor], ...]]
-    confirms [4, target, sender, [seq, ...]]
+    confirms [4, target, sender, [[seq, load_s], ...]]
 
     failed   [task, stage, payload, error, traceback, retryable, shown, treatment]
     treatment  [action, retries or nil, delay_s or nil]
@@ -30,6 +30,7 @@ from consecution.protocol.values import (
     Ack,
     Acks,
     Action,
+    Confirm,
     Confirms,
     CreditReturn,
     FailedItem,
@@ -64,7 +65,7 @@ def encode_message(target: TaskIndex, message: Message) -> list[Any]:
             int(message.stage),
             message.credited,
             message.sent_s,
-            message.whole,
+            message.load_s if message.whole else None,
             len(pieces),
         )
         return [msgpack.packb(header), *pieces]
@@ -74,7 +75,7 @@ def encode_message(target: TaskIndex, message: Message) -> list[Any]:
     if isinstance(message, Gos):
         return [msgpack.packb((GOS, target, message.origin, message.gos))]
     if isinstance(message, Confirms):
-        return [msgpack.packb((CONFIRMS, target, message.sender, message.seqs))]
+        return [msgpack.packb((CONFIRMS, target, message.sender, message.confirms))]
     return [msgpack.packb((CREDITS, target, message.replica, message.count))]
 
 
@@ -92,7 +93,7 @@ def decode_message(parts: Sequence[Any]) -> tuple[TaskIndex, Message]:
 
 
 def _decode_frame(fields: list[Any], parts: Sequence[Any]) -> Frame:
-    origin, seq, generation, path, frame_id, low, sender, stage, credited, sent_s, whole, count = fields
+    origin, seq, generation, path, frame_id, low, sender, stage, credited, sent_s, load_s, count = fields
     _check_numbers(origin, seq, generation, frame_id, low, sender, *path)
     _, *pieces = parts
     if len(pieces) != count:
@@ -110,7 +111,8 @@ def _decode_frame(fields: list[Any], parts: Sequence[Any]) -> Frame:
         bool(credited),
         payload,
         float(sent_s),
-        bool(whole),
+        load_s is not None,
+        float(load_s or 0.0),
     )
 
 
@@ -161,10 +163,11 @@ def _decode_gos(fields: list[Any], parts: Sequence[Any]) -> Gos:
 
 
 def _decode_confirms(fields: list[Any], parts: Sequence[Any]) -> Confirms:
-    sender, seqs = fields
-    _check_numbers(sender, *seqs)
+    sender, listed = fields
+    confirms = [Confirm(seq, float(load_s)) for seq, load_s in listed]
+    _check_numbers(sender, *(confirm.seq for confirm in confirms))
     (_,) = parts
-    return Confirms(TaskIndex(sender), seqs)
+    return Confirms(TaskIndex(sender), confirms)
 
 
 def _check_numbers(*numbers: Any) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from consecution.errors import ProtocolError
 from consecution.protocol.durable import Application, Durable, FramesDropped, FrameStaged, LedgerMoved
-from consecution.protocol.values import Frame, FrameId, Go, Stage, TaskIndex
+from consecution.protocol.values import Confirm, Frame, FrameId, Go, Stage, TaskIndex
 from tests.strategies import failed_item
 
 SOURCE, OTHER, OWN = TaskIndex(0), TaskIndex(7), TaskIndex(3)
@@ -27,10 +27,13 @@ def frame(
     low: int = 0,
     origin: TaskIndex = SOURCE,
     whole: bool = False,
+    load_s: float = 0.0,
 ) -> Frame:
-    ident = FrameId(frame_id)
+    ident, way = FrameId(frame_id), tuple(path)
     payload = (seq, frame_id)
-    return Frame(origin, seq, generation, tuple(path), ident, low, origin, Stage.PROCESS, False, payload, whole=whole)
+    made = Frame(origin, seq, generation, way, ident, low, origin, Stage.PROCESS, False, payload, whole=whole)
+    made.load_s = load_s
+    return made
 
 
 def fence(seq: int, frame_id: int, *, generation: int = 2, low: int = 0) -> Frame:
@@ -138,7 +141,7 @@ def test_ledger_and_emptied_inbox_are_one_turn_and_the_confirm_comes_with_it() -
     turn = durable.take_turn()
     assert dropped(turn.changes) == {1, 8}, "frames of every execution of the batch go"
     assert LedgerMoved(SOURCE, 0) in turn.changes
-    assert turn.confirms == [(SOURCE, 0)]
+    assert turn.confirms == [(SOURCE, Confirm(0))]
     assert durable.staged_count == 0
 
 
@@ -177,7 +180,7 @@ def test_a_go_that_the_ledger_has_is_confirmed_again() -> None:
     durable.go(SOURCE, go(5, 1))
 
     assert durable.next_application() is None
-    assert durable.take_turn().confirms == [(SOURCE, 5)]
+    assert durable.take_turn().confirms == [(SOURCE, Confirm(5))]
 
 
 @pytest.mark.parametrize("missing", [(), (1,)])
@@ -274,7 +277,18 @@ def test_a_frame_that_is_the_whole_of_the_next_batch_is_applied_after_its_commit
     durable.acknowledge_late()
     turn = durable.take_turn()
     assert turn.changes == [FramesDropped((arriving,)), LedgerMoved(SOURCE, 0)]
-    assert (turn.acks, turn.confirms) == ([], [(SOURCE, 0)])
+    assert (turn.acks, turn.confirms) == ([], [(SOURCE, Confirm(0))])
+
+
+def test_what_a_batch_has_cost_is_told_with_the_word_that_it_is_decided() -> None:
+    durable = Durable()
+    durable.stage(frame(0, 1, whole=True, load_s=0.25))
+    durable.stage(frame(2, 2, whole=True, load_s=0.5))
+    acks = durable.take_turn().acks
+    apply_all(durable)
+
+    assert [(ack.seq, ack.load_s) for _, ack in acks] == [(2, 0.5)], "that one its origin decides"
+    assert durable.take_turn().confirms == [(SOURCE, Confirm(0, 0.25))]
 
 
 def test_what_a_crash_takes_back_is_applied_by_the_commit_that_decides_it() -> None:
@@ -293,7 +307,7 @@ def test_what_a_crash_takes_back_is_applied_by_the_commit_that_decides_it() -> N
         LedgerMoved(SOURCE, 0),
         LedgerMoved(SOURCE, 1),
     ]
-    assert (turn.acks, turn.confirms) == ([], [(SOURCE, 0), (SOURCE, 1), (SOURCE, 1)])
+    assert (turn.acks, turn.confirms) == ([], [(SOURCE, Confirm(0)), (SOURCE, Confirm(1)), (SOURCE, Confirm(1))])
     assert not durable.owes
 
 
@@ -315,7 +329,7 @@ def test_and_staged_by_it_where_it_is_not_applied_by_then() -> None:
     assert apply_all(durable) == [(SOURCE, 1)]
     turn = durable.take_turn()
     assert turn.changes == [FramesDropped((second,)), LedgerMoved(SOURCE, 1)]
-    assert ([ack.seq for _, ack in turn.acks], turn.confirms) == ([1], [(SOURCE, 1)])
+    assert ([ack.seq for _, ack in turn.acks], turn.confirms) == ([1], [(SOURCE, Confirm(1))])
 
 
 @pytest.mark.parametrize("arriving", [frame(0, 1), frame(1, 1, whole=True)], ids=["a part", "batch 0 may come yet"])
@@ -390,7 +404,7 @@ def test_what_could_not_be_applied_at_once_is_acknowledged_once() -> None:
     assert [(ack.seq, ack.xor, ack.staged) for _, ack in durable.take_turn().acks] == [(0, 1, True)]
     durable.go(SOURCE, go(0, 1))
     assert apply_all(durable) == [(SOURCE, 0)]
-    assert durable.take_turn().confirms == [(SOURCE, 0)]
+    assert durable.take_turn().confirms == [(SOURCE, Confirm(0))]
 
 
 def test_a_later_execution_of_what_was_decided_here_is_neither_staged_nor_acknowledged() -> None:
@@ -401,7 +415,7 @@ def test_a_later_execution_of_what_was_decided_here_is_neither_staged_nor_acknow
     assert not durable.take_turn()
 
     assert apply_all(durable) == [(SOURCE, 0)]
-    assert durable.take_turn().confirms == [(SOURCE, 0)]
+    assert durable.take_turn().confirms == [(SOURCE, Confirm(0))]
 
 
 def test_so_it_is_in_the_turn_of_the_decision() -> None:
@@ -419,7 +433,7 @@ def test_whoever_asks_for_what_is_applied_is_told() -> None:
 
     assert not durable.stage(fence(0, 2))
 
-    assert durable.take_turn().confirms == [(SOURCE, 0)]
+    assert durable.take_turn().confirms == [(SOURCE, Confirm(0))]
 
 
 def test_a_fence_holds_back_what_ran_before_it_and_is_nothing_to_apply() -> None:
@@ -444,7 +458,7 @@ def test_a_fence_alone_is_confirmed_too() -> None:
     assert application is not None
     assert application.frames == ()
     durable.apply(application)
-    assert durable.take_turn().confirms == [(SOURCE, 0)]
+    assert durable.take_turn().confirms == [(SOURCE, Confirm(0))]
 
 
 def test_after_a_crash_it_is_still_decided() -> None:
@@ -454,7 +468,7 @@ def test_after_a_crash_it_is_still_decided() -> None:
     assert not durable.stage(fence(6, 16))
     assert not durable.stage(fence(7, 32))
     assert apply_all(durable) == [(SOURCE, 6), (SOURCE, 7)]
-    assert durable.take_turn().confirms == [(SOURCE, 6), (SOURCE, 7)]
+    assert durable.take_turn().confirms == [(SOURCE, Confirm(6)), (SOURCE, Confirm(7))]
 
 
 def test_after_a_crash_it_waits_for_what_was_told_before_it() -> None:

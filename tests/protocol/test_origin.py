@@ -28,7 +28,7 @@ from consecution.protocol.origin import (
     Settled,
     Turn,
 )
-from consecution.protocol.values import Ack, Action, FailedItem, Go, Stage, TaskIndex, Treatment
+from consecution.protocol.values import Ack, Action, Confirm, FailedItem, Go, Stage, TaskIndex, Treatment
 from consecution.testing.disk import Disk
 from tests.strategies import Tree, failed_item, trees
 
@@ -466,59 +466,56 @@ def test_it_is_learnt_again_and_again_what_an_item_costs() -> None:
     assert births_until_ahead(origin) == 64
 
 
-@pytest.mark.parametrize(("generation", "load_s", "births"), [(1, 0.06, 4), (0, 50.0, 64)])
-def test_what_a_batch_has_cost_may_be_told_after_a_sink_has_decided_it_but_not_what_other_executions_have(
-    generation: int, load_s: float, births: int
+def decided_below(origin: Origin, count: int, load_s: float, *told_s: float) -> None:
+    """A batch that a sink has decided. Of what it has cost some was told before."""
+    seq = birth(origin, count)
+    origin.launched(seq, 1, 7 ^ 9 ^ 11, 0.0)
+    for xor, part_s in zip((7, 9), told_s, strict=False):
+        origin.acked(ack(seq, xor, load_s=part_s), 0.1)
+    origin.confirmed(STORE, [Confirm(seq, load_s)], 0.1)
+    origin.take_turn()
+
+
+@pytest.mark.parametrize("told_s", [(), (0.02,), (0.02, 0.04)])
+def test_who_has_decided_a_batch_tells_what_it_has_cost_and_counts_what_others_have_told_of_it(
+    told_s: tuple[float, ...],
 ) -> None:
+    origin = running(max_pending=64, workers=1)
+
+    decided_below(origin, 1, 0.06, *told_s)
+
+    assert births_until_ahead(origin) == 4
+
+
+def test_what_is_told_of_a_batch_after_a_sink_has_decided_it_is_known_already() -> None:
+    origin = running(max_pending=64, workers=1)
+    decided_below(origin, 1, 0.06)
+
+    origin.acked(ack(0, 7, load_s=50.0), 0.2)
+
+    assert births_until_ahead(origin) == 4
+
+
+def test_a_frame_that_is_staged_brings_along_what_others_were_at_it() -> None:
     origin = running(max_pending=64, workers=1)
     seq = birth(origin)
     origin.launched(seq, 1, 7, 0.0)
-    origin.confirmed(STORE, [seq], 0.1)
+
+    origin.acked(replace(ack(seq, 7, load_s=0.06), staged=True), 0.1, STORE)
     origin.take_turn()
+    origin.confirmed(STORE, [Confirm(seq)], 0.2)
 
-    origin.acked(ack(seq, 7, generation, load_s=load_s), 0.2)
-
-    assert births_until_ahead(origin) == births
-
-
-def unheard(origin: Origin, count: int) -> int:
-    """A batch that a sink has decided before anything of it was told."""
-    seq = birth(origin, count)
-    origin.launched(seq, 1, 7, 0.0)
-    origin.confirmed(STORE, [seq], 0.1)
-    origin.take_turn()
-    return seq
+    assert births_until_ahead(origin) == 4
 
 
-def test_what_nobody_has_told_of_costs_what_the_others_did() -> None:
+def test_what_the_first_item_loads_is_soon_forgotten_where_the_others_take_no_time() -> None:
     origin = running(max_pending=64, workers=1)
-    complete(origin, birth(origin), load_s=0.0004)
+    complete(origin, birth(origin), load_s=0.3)
 
-    for _ in range(4):
-        unheard(origin, 10)
+    for _ in range(8):
+        decided_below(origin, 1000, 0.0001)
 
-    assert births_until_ahead(origin, 10) == 51, "so many times 4 ms are more than a fifth of a second"
-
-
-def test_and_never_so_much_that_it_would_have_been_told() -> None:
-    origin = running(max_pending=64, workers=1)
-    complete(origin, birth(origin), load_s=0.3)  # what it loads, it loads once
-
-    for _ in range(30):
-        unheard(origin, 10)
-
-    assert births_until_ahead(origin, 10) == 40, "not much more than 5 ms each, of which nothing need be told"
-
-
-def test_what_was_assumed_of_a_batch_gives_way_to_what_is_told() -> None:
-    origin = running(max_pending=64, workers=1)
-    complete(origin, birth(origin, 100), load_s=0.004)
-    seq = unheard(origin, 1000)
-
-    for _ in range(2):
-        origin.acked(ack(seq, 7, load_s=0.397), 0.2)
-
-    assert origin._load_s == pytest.approx(0.003 + 0.397 * 2)
+    assert births_until_ahead(origin, 1000) == 64
 
 
 @pytest.mark.parametrize("in_this_life", [True, False])
@@ -530,7 +527,7 @@ def test_what_was_decided_before_it_was_to_run_again_shows_nothing_of_what_items
         origin.replay(0.0)
         origin.launched(0, origin.generation, 7, 0.0)
 
-    origin.confirmed(STORE, [0], 0.1)
+    origin.confirmed(STORE, [Confirm(0)], 0.1)
     origin.replay(0.2)
     origin.take_turn()
 
@@ -1460,13 +1457,13 @@ def test_a_batch_is_forgotten_at_the_last_confirm() -> None:
     seq = birth(origin)
     stage(origin, seq, STORE, OTHER_STORE)
 
-    origin.confirmed(STORE, [seq], 0.0)
-    origin.confirmed(STORE, [seq], 0.0)
-    origin.confirmed(TaskIndex(9), [seq], 0.0)
+    origin.confirmed(STORE, [Confirm(seq)], 0.0)
+    origin.confirmed(STORE, [Confirm(seq)], 0.0)
+    origin.confirmed(TaskIndex(9), [Confirm(seq)], 0.0)
     assert not origin.take_turn()
     assert not origin.settled
 
-    origin.confirmed(OTHER_STORE, [seq], 0.0)
+    origin.confirmed(OTHER_STORE, [Confirm(seq)], 0.0)
     turn = origin.take_turn()
     assert turn.changes == [BatchForgotten(seq)]
     assert turn.settled == [Settled(seq, 0, confirmed=True)]
@@ -1480,13 +1477,13 @@ def test_a_batch_that_was_decided_below_is_over() -> None:
     origin.take_turn()
     origin.launched(seq, 1, 7, 0.0)
 
-    origin.confirmed(STORE, [seq], 0.0)
+    origin.confirmed(STORE, [Confirm(seq)], 0.0)
 
     turn = origin.take_turn()
     assert turn.changes == [BatchDecided(seq, None)]
     assert (turn.gos, turn.settled) == ([], [Settled(seq, 0, confirmed=True)])
     assert origin.settled
-    origin.confirmed(STORE, [seq], 0.0)
+    origin.confirmed(STORE, [Confirm(seq)], 0.0)
     assert not origin.take_turn()
 
 
@@ -1497,9 +1494,9 @@ def test_batches_that_were_decided_below_are_over_in_their_order() -> None:
     for seq in (first, second):
         origin.launched(seq, 1, 7, 0.0)
 
-    origin.confirmed(STORE, [second], 0.0)
+    origin.confirmed(STORE, [Confirm(second)], 0.0)
     assert not origin.take_turn()
-    origin.confirmed(STORE, [first], 0.0)
+    origin.confirmed(STORE, [Confirm(first)], 0.0)
 
     assert decided(origin.take_turn()) == [first, second]
 
@@ -1513,7 +1510,7 @@ def test_of_later_executions_of_what_was_decided_below_nothing_counts() -> None:
     origin.launched(seq, 2, 3 ^ 7, 0.0, [failed_item()])
     origin.acked(Ack(seq, 2, 3, 0, (failed_item(),), staged=True), 0.0, OTHER_STORE)
 
-    origin.confirmed(STORE, [seq], 0.0)
+    origin.confirmed(STORE, [Confirm(seq)], 0.0)
 
     turn = origin.take_turn()
     assert turn.changes == [BatchDecided(seq, None)]
@@ -1526,7 +1523,7 @@ def test_what_failed_at_its_birth_has_failed_whoever_decides() -> None:
     origin.take_turn()
     origin.launched(seq, 1, 7, 0.0)
 
-    origin.confirmed(STORE, [seq], 0.0)
+    origin.confirmed(STORE, [Confirm(seq)], 0.0)
 
     assert len(kept(origin.take_turn())) == 1
 
@@ -1537,7 +1534,7 @@ def test_what_was_decided_below_does_not_run_again() -> None:
     origin.take_turn()
     origin.replay(0.0)
 
-    origin.confirmed(STORE, [seq], 0.0)
+    origin.confirmed(STORE, [Confirm(seq)], 0.0)
 
     turn = origin.take_turn()
     assert decided(turn) == [seq]
@@ -1563,7 +1560,7 @@ def one_of_two_confirmed() -> Origin:
         birth(origin)
     stage(origin, 0, STORE)
     origin.take_turn()
-    origin.confirmed(STORE, [0], 0.0)
+    origin.confirmed(STORE, [Confirm(0)], 0.0)
     return origin
 
 
@@ -1577,7 +1574,7 @@ def test_a_forgetting_rides_with_the_next_commit_while_anything_is_open() -> Non
     assert BatchForgotten(0) in turn.changes
     assert (turn.low, origin.forgotten) == (1, ())
 
-    origin.confirmed(STORE, [1], 0.0)
+    origin.confirmed(STORE, [Confirm(1)], 0.0)
     assert origin.owes
     assert not origin.settled
     assert origin.take_turn().changes == [BatchForgotten(1)]
@@ -1602,7 +1599,7 @@ def test_a_go_says_which_batch_the_participant_has_not_confirmed() -> None:
     turn = stage(origin, 2, STORE, OTHER_STORE)
     assert [(task, go.after, go.low) for task, go in turn.gos] == [(STORE, 0, 0), (OTHER_STORE, 1, 0)]
 
-    origin.confirmed(STORE, [0], 0.0)
+    origin.confirmed(STORE, [Confirm(0)], 0.0)
     birth(origin)
     origin.take_turn()
     turn = stage(origin, 3, STORE)
@@ -1614,7 +1611,7 @@ def test_a_decided_batch_is_not_run_again_but_its_gos_are_told_again() -> None:
     seq = birth(origin)
     origin.take_turn()
     stage(origin, seq, STORE, OTHER_STORE)
-    origin.confirmed(STORE, [seq], 0.0)
+    origin.confirmed(STORE, [Confirm(seq)], 0.0)
 
     origin.replay(1.0)
 
@@ -1651,8 +1648,8 @@ def test_a_restarted_origin_tells_the_gos_of_what_was_decided() -> None:
         (STORE, seq, 1),
         (OTHER_STORE, seq, 1),
     ]
-    again.confirmed(STORE, [seq], 0.0)
-    again.confirmed(OTHER_STORE, [seq], 0.0)
+    again.confirmed(STORE, [Confirm(seq)], 0.0)
+    again.confirmed(OTHER_STORE, [Confirm(seq)], 0.0)
     assert again.take_turn().settled == [Settled(seq, 0, confirmed=True)]
 
 
@@ -1678,7 +1675,7 @@ def test_unconfirmed_batches_fill_the_window() -> None:
     assert origin.room() == 0
     assert origin.low == 0
 
-    origin.confirmed(STORE, [0], 0.0)
+    origin.confirmed(STORE, [Confirm(0)], 0.0)
     assert origin.room() > 0
     assert origin.low == 1
 
@@ -1713,7 +1710,7 @@ def test_a_failed_input_is_over_when_its_retry_is_applied() -> None:
     stage(origin, 0, TaskIndex(3))
     assert origin.has_own_retries
 
-    origin.confirmed(TaskIndex(3), [0], 1.0)
+    origin.confirmed(TaskIndex(3), [Confirm(0)], 1.0)
 
     turn = origin.take_turn()
     assert turn.settled == [], "it is no batch of the stream"
@@ -1734,7 +1731,7 @@ def test_a_failed_input_that_fails_again_has_one_try_less() -> None:
         stage(origin, seq, TaskIndex(3))
 
         origin.fail_here(item, origin.retry_of(seq), now_s)
-        origin.confirmed(TaskIndex(3), [seq], now_s)
+        origin.confirmed(TaskIndex(3), [Confirm(seq)], now_s)
 
     (last,) = kept(origin.take_turn())
     assert [*attempts, last.attempts] == [1, 2, 3]

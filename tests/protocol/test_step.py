@@ -143,6 +143,18 @@ def test_the_whole_of_a_batch_hands_its_id_on_to_the_one_frame_that_it_becomes_a
     assert large_ack.produced_bytes == 30
 
 
+def test_the_whole_of_a_batch_takes_along_how_long_tasks_were_at_it_whether_they_have_said_so_or_not() -> None:
+    times_s = iter((1.0, 1.5, 2.0, 2.001, 3.0, 3.5))
+    step = make_step(clock=times_s.__next__)
+    arriving, following, part = (frame(3, frame_id=ident, whole=ident < 11) for ident in (9, 10, 11))
+    arriving.load_s = 0.25
+
+    sent, acks = zip(*(step.run(each) for each in (arriving, following, part)), strict=True)
+
+    assert [made.frame.load_s for (made,) in sent] == [0.75, pytest.approx(0.001), 0.0]
+    assert [ack and ack.load_s for ack in acks] == [0.5, None, 0.5], "each task says what it was at it itself"
+
+
 def test_the_whole_of_a_batch_that_took_long_is_acknowledged() -> None:
     times_s = iter((0.0, QUIET_LOAD_S, 2.0, 2.0 + QUIET_LOAD_S / 2))
     step = make_step(clock=times_s.__next__)

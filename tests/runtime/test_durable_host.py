@@ -146,7 +146,8 @@ def decide(host: DurableHost, batches: int, items: int) -> None:
 
 def confirmed(diary: Diary) -> list[list[int]]:
     """What each message confirms."""
-    return [message.seqs for _, message in diary.all("send") if isinstance(message, Confirms)]
+    sent = [message for _, message in diary.all("send") if isinstance(message, Confirms)]
+    return [[confirm.seq for confirm in message.confirms] for message in sent]
 
 
 def test_a_sink_is_closed_where_its_store_cannot_be_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from consecution.protocol.dispatch import Sent
 from consecution.protocol.durable import Application, Durable, DurableTurn, FrameStaged
 from consecution.protocol.origin import BatchForgotten, Decision, Head, Launch, Origin
 from consecution.protocol.step import Step
-from consecution.protocol.values import Ack, Acks, Confirms, FailedItem, Frame, Go, TaskIndex
+from consecution.protocol.values import Ack, Acks, Confirm, Confirms, FailedItem, Frame, Go, TaskIndex
 from consecution.runtime.appliers import TransactionApplier
 from consecution.runtime.durable_host import DurableHost
 from consecution.runtime.durable_store import CommittedOutside, EndRecorded
@@ -51,8 +51,8 @@ class StagesInMemoryOnly(DurableHost):
 class ConfirmsBeforeItCommits(DurableHost):
     def take_changes(self) -> list[Any]:
         changes = super().take_changes()
-        for origin, seq in self._answers.confirms:
-            self._outbox.send(origin, Confirms(self.task, [seq]))
+        for origin, confirm in self._answers.confirms:
+            self._outbox.send(origin, Confirms(self.task, [confirm]))
         self._answers.confirms = []
         return changes
 
@@ -155,11 +155,11 @@ class TellsGosOnce(Origin):
 
 
 class ForgetsAtTheFirstConfirm(Origin):
-    def confirmed(self, sender: TaskIndex, seqs: Iterable[int], now_s: float) -> None:
-        for seq in list(seqs):
-            decided = self._decided.get(seq)
+    def confirmed(self, sender: TaskIndex, confirms: Iterable[Confirm], now_s: float) -> None:
+        for confirm in confirms:
+            decided = self._decided.get(confirm.seq)
             for task in list(decided.waiting) if decided is not None else []:
-                super().confirmed(task, [seq], now_s)
+                super().confirmed(task, [confirm], now_s)
 
 
 class ForgetsInMemoryOnly(Origin):
@@ -374,18 +374,18 @@ class TakesALaterExecutionForTheFirst(OriginHost):
 
 
 class KeepsParticipantsOfLaterExecutions(Origin):
-    def _decided_below(self, batch: Any, now_s: float) -> None:
+    def _decided_below(self, batch: Any, load_s: float, now_s: float) -> None:
         participants, self._decide = batch.participants, lambda now_s: None  # type: ignore[method-assign]
-        super()._decided_below(batch, now_s)
+        super()._decided_below(batch, load_s, now_s)
         del self._decide
         batch.participants = participants
         self._decide(now_s)
 
 
 class LaunchesWhatIsDecidedBelow(Origin):
-    def _decided_below(self, batch: Any, now_s: float) -> None:
+    def _decided_below(self, batch: Any, load_s: float, now_s: float) -> None:
         batch.launched = True
-        super()._decided_below(batch, now_s)
+        super()._decided_below(batch, load_s, now_s)
 
 
 # -- stores elsewhere ----------------------------------------------------------------------------

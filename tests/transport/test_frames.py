@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -12,6 +13,8 @@ from consecution.protocol.values import (
     Ack,
     Acks,
     Action,
+    Confirm,
+    Confirms,
     CreditReturn,
     FailedItem,
     Frame,
@@ -42,6 +45,8 @@ frames = st.builds(
     st.binary(max_size=50),
     st.floats(0, allow_nan=False),
 )
+wholes = st.builds(replace, frames, whole=st.just(True), load_s=st.floats(0, allow_nan=False))
+confirms = st.builds(Confirm, numbers, st.floats(0, allow_nan=False))
 treatments = st.builds(
     Treatment, st.sampled_from(Action), st.none() | st.integers(0, 99), st.none() | st.floats(0, allow_nan=False)
 )
@@ -59,7 +64,11 @@ acks = st.builds(
     st.floats(0, allow_nan=False),
 )
 messages: st.SearchStrategy[Message] = st.one_of(
-    frames, st.builds(Acks, tasks, st.lists(acks, max_size=3)), st.builds(CreditReturn, tasks, numbers)
+    frames,
+    wholes,
+    st.builds(Acks, tasks, st.lists(acks, max_size=3)),
+    st.builds(CreditReturn, tasks, numbers),
+    st.builds(Confirms, tasks, st.lists(confirms, max_size=3)),
 )
 TARGET = TaskIndex(7)
 FRAME = Frame(TaskIndex(0), 1, 2, (3,), FrameId(4), 0, TaskIndex(5), Stage.PROCESS, False, b"items")
