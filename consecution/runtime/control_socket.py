@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from consecution.errors import NotRunningError, WorldError, text_of
+from consecution.errors import NotRunningError, WorldError, reason_of, text_of
 
 LONGEST_PATH_BYTES = 107
 """Of a Unix socket, on Linux; macOS allows 103."""
@@ -202,7 +202,8 @@ def ask(path: str, request: dict[str, Any], timeout_s: float = 10.0) -> dict[str
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NotRunningError(f"nobody listens at {path}: the run is over") from error
         except OSError as error:
-            raise WorldError(f"the control socket {path} cannot be used: {error}") from error
+            what = f"the control socket {path} cannot be used: {reason_of(error)}"
+            raise WorldError(f"{what}; be the user whose run it is, and name its state directory") from error
         answer = _exchange(connection, path, _line(request), time.monotonic() + timeout_s)
     if not answer.get("ok"):
         raise WorldError(f"the run refuses {request.get('command')!r}: {answer.get('error')}")

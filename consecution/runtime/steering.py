@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from consecution.errors import UsageError, text_of
+from consecution.errors import UsageError, reason_of, text_of
 from consecution.options import Options
 from consecution.report import Status
 from consecution.runtime.control_socket import LONGEST_PATH_BYTES, ControlServer
@@ -72,7 +72,8 @@ class Steering:
         try:
             self._record.write(state_dir)
         except OSError as error:  # a full disk: the journal says what to do about it, if it is in need of room, too
-            say(f"nobody can watch or steer this run from outside: {state_dir}/{RECORD} cannot be written: {error}")
+            what = f"{state_dir}/{RECORD} cannot be written: {reason_of(error)}"
+            say(f"nobody can watch or steer this run from outside: {what}")
         if options.fresh:
             self._forget_pause()
         elif pause_is_kept(state_dir):

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import DamagedStoreError, UsageError, WorldError
+from consecution.errors import DamagedStoreError, UsageError, WorldError, reason_of
 from consecution.own_descriptors import give_back, keep_from_children
 from consecution.protocol.values import BatchId
 from consecution.sink import AppendSink, refuse_unknown
@@ -468,9 +468,10 @@ class FileSink(AppendSink):
                 self._restore(end)
 
     def _cannot(self, what: str, error: OSError) -> WorldError:
+        what = f"{self.path} cannot be {what}: {reason_of(error)}"
         return WorldError(
-            f"{self}: {self.path} cannot be {what}: {error}; mend that (a full disk: make room) and run again: with "
-            "robustness='robust' and the same state directory nothing is lost"
+            f"{self}: {what}; mend that (a full disk: make room) and run again: with robustness='robust' and the same "
+            "state directory nothing is lost"
         )
 
     def committed(self) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consecution.errors import SourceError, UsageError
+from consecution.errors import SourceError, UsageError, reason_of
 from consecution.report import Failure
 from consecution.source import Note, Source
 from consecution.sources.http_server import HttpServer, import_http
@@ -172,7 +172,8 @@ class HttpSource(Source):
             try:
                 text = Path(self._token_file).read_text()
             except (OSError, UnicodeDecodeError) as error:
-                raise SourceError(f"http: {where}, which should hold the tokens, cannot be read: {error}") from error
+                what = f"{where}, which should hold the tokens, cannot be read: {reason_of(error)}"
+                raise SourceError(f"http: {what}; mend that, and run again") from error
         else:
             where = f"the variable {self._token_env}"
             text = os.environ.get(str(self._token_env), "")

@@ -11,7 +11,7 @@ import stat
 import time
 from pathlib import Path
 
-from consecution.errors import SourceError, UsageError
+from consecution.errors import SourceError, UsageError, reason_of
 from consecution.own_descriptors import give_back, keep_from_children
 
 IN_USE_WAIT_S = 5.0
@@ -62,7 +62,8 @@ def listen_tcp(kind: str, host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
-        raise SourceError(f"{kind}: the address {host}:{port} is none: {error}; mend host and port") from error
+        what = f"the address {host}:{port} is none: {reason_of(error)}"
+        raise SourceError(f"{kind}: {what}; mend host and port") from error
     # asyncio sends small answers at once only where it sees that this is TCP; else each waits 40 ms for the client.
     listener = _Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from consecution.errors import SourceError
+from consecution.errors import SourceError, reason_of
 from consecution.source import Source
 from consecution.sources.records import BLOCK_BYTES, MOST_LINE_BYTES, Place, RecordFormat, RecordStream
 
@@ -131,7 +131,10 @@ class PipeSource(Source):
         except BlockingIOError:
             return None
         except OSError as error:
-            raise SourceError(f"standard input (descriptor {self._fd}) cannot be read: {error}") from error
+            raise SourceError(
+                f"standard input (descriptor {self._fd}) cannot be read: {reason_of(error)}; give the run a file or a "
+                "pipe to read"
+            ) from error
 
     def position(self) -> Any:
         return self._stream.position()

@@ -20,7 +20,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from consecution.errors import SourceError, UsageError
+from consecution.errors import SourceError, UsageError, reason_of
 from consecution.source import Source
 from consecution.sources.listening import check_port, check_reach, listen_tcp, listen_unix
 from consecution.sources.records import BLOCK_BYTES, NOTHING, RECORDS, Place, RecordFormat, reject
@@ -202,7 +202,8 @@ class _Hall:
                 if error.errno not in NO_ROOM:
                     return  # Who came has gone already.
                 if not self._clients:
-                    raise SourceError(f"tcp: no client can be let in: {error}; raise the limits (ulimit -n)") from error
+                    what = f"no client can be let in: {reason_of(error)}; raise the limits (ulimit -n)"
+                    raise SourceError(f"tcp: {what}") from error
                 break
             self._greet(connection, address)
         self._listen(False)

@@ -11,6 +11,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,6 +194,13 @@ def test_a_socket_that_a_dead_run_has_left_says_so_and_is_replaced(path: str) ->
     assert ask(path, {"command": "status"})["ok"]
     served.close()
     assert not os.path.exists(path)
+
+
+def test_a_socket_that_cannot_be_reached_is_named_and_why(path: str) -> None:
+    Path(path).write_text("a file")
+
+    with pytest.raises(WorldError, match=f"the control socket {path}/it cannot be used: Not a directory; be the user"):
+        ask(f"{path}/it", {"command": "status"})
 
 
 def test_who_does_not_answer_in_time_is_named(path: str) -> None:

@@ -393,7 +393,7 @@ def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(
     ballast.write_bytes(bytes(40_000))
 
     with pytest.raises(
-        WorldError, match=r"sink.*out.*jsonl cannot be written: .*No space left.*make room.*nothing is lost"
+        WorldError, match=r"sink.*out.*jsonl cannot be written: No space left on device; mend .*room.*nothing is lost"
     ):
         run()
     assert os.system(f"mount -o remount,size=1m {small_disk}") == 0
