@@ -72,6 +72,11 @@ class TellBeats:
 
 
 @dataclass(frozen=True, slots=True)
+class EndBeats:
+    """Tell no more how far you are: your stack is about to be asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class WaitOn:
     """Wait on this core from now on; None: wherever the system likes."""
 

@@ -36,6 +36,9 @@ from consecution.runtime.readiness import Readiness
 LOOK_EVERY_S = 0.1
 ABORT_WAIT_S = 0.5
 """How long a hanging worker has to write its stack after SIGABRT."""
+STILL_WAIT_S = 0.05
+"""How long the thread has to end that tells how far it is. Where one runs while stacks are written, the interpreter may
+read what is just being changed, and die of that before it has written what everybody waits for."""
 QUIT_WAIT_S = 10.0
 LONG_STEPS = ("begin", "end", "close")
 LONG_STEP_STRETCH = 10
@@ -81,7 +84,10 @@ class _Watched:
     began: bool = False
     occupied_with: str = ""
     changed_s: float = 0.0
+    stilled_s: float | None = None
+    """When it was told to tell no more, for it hangs,"""
     aborted_s: float | None = None
+    """and when it was asked for its stack."""
     hung: str = ""
     """Why it was killed, to follow how it died."""
     failure: control.Failed | None = None
@@ -497,7 +503,7 @@ class Supervisor:
             seen.before = _sum_counts(seen)
             seen.beat = None if seen.beat is None else replace(seen.beat, **_NOTHING)
         watched.process, watched.greeted, watched.began = None, False, False
-        watched.aborted_s, watched.hung = None, ""
+        watched.stilled_s, watched.aborted_s, watched.hung = None, None, ""
 
     # -- poison ----------------------------------------------------------------------------------
 
@@ -596,6 +602,11 @@ class Supervisor:
                 if now_s - watched.aborted_s > ABORT_WAIT_S:
                     process.signal(signal.SIGKILL)
                 continue
+            if watched.stilled_s is not None:
+                if now_s - watched.stilled_s > STILL_WAIT_S:
+                    watched.aborted_s = now_s
+                    process.signal(signal.SIGABRT)
+                continue
             what = watched.occupied_with
             long = what in LONG_STEPS or not watched.began
             limit_s = self.plan.options.timeout_s * (LONG_STEP_STRETCH if long else 1)
@@ -606,9 +617,9 @@ class Supervisor:
                     f"{watched.plan.name} (pid {process.pid}) has made no progress in {what} for {limit_s:g} s: "
                     "killing it",
                 )
-                watched.aborted_s = now_s
+                watched.stilled_s = now_s
                 watched.hung = f" for hanging, no progress in {what} for {limit_s:g} s"
-                process.signal(signal.SIGABRT)
+                self._tell(WorkerIndex(watched.plan.index), control.EndBeats())
 
     def _tell_of_long_work(self) -> None:
         """Origins take for lost what they hear nothing of; dear items, or an outage, may take many times as long."""

@@ -548,6 +548,8 @@ class Worker:
                 order = self._pipe.recv()
                 if isinstance(order, control.TellBeats):
                     self._beat_now.set()
+                elif isinstance(order, control.EndBeats):
+                    self._end_beats()
                 else:
                     self._orders.append(order)
                     self._wake()

@@ -24,6 +24,7 @@ WORDS = [
     control.Pause(paused=True),
     control.AtWork(),
     control.TellBeats(),
+    control.EndBeats(),
     control.WaitOn(3),
     control.Quit(),
     control.Judged("parse", (Verdict(FrameKey(TASK, 7, (1, 2)), b"#3", "killed by SIGSEGV", "the stack"),)),

@@ -213,6 +213,7 @@ ORDINARY: dict[str, Reaction] = {
     "Judged": nothing,
     "AtWork": nothing,
     "TellBeats": nothing,
+    "EndBeats": nothing,
     "WaitOn": nothing,
     "Quit": close,
 }
@@ -875,6 +876,7 @@ def test_a_worker_without_progress_shows_its_stack_and_is_killed() -> None:
 
     first = next(w for w in world.workers if w.name == LAST)
     assert first.signals == [signal.SIGABRT, signal.SIGKILL]
+    assert world.orders(control.EndBeats) == [(LAST, 1)], "who tells just then how far it is has no stack"
     assert supervisor.restarts == 1
     assert "b.0 (pid 4001) has made no progress in process for 5 s: killing it" in world.said
 

@@ -769,6 +769,20 @@ def test_beats_come_often_enough_to_tell_progress_from_none(bench: Make, seldom:
         one.hear_beat()
 
 
+def test_it_tells_no_more_how_far_it_is_when_it_is_told_so_whatever_user_code_is_at(bench: Make) -> None:
+    node = Slow("node", step="process")
+    one = bench(node, timeout_s=1.0)
+    one.wire()
+    one.tell(control.Replay(after_death=False))
+    one.send([1])
+    assert node.entered.wait(WAIT_S)
+    assert any(thread.name == "consecution-beat" for thread in threading.enumerate())
+
+    one.tell(control.EndBeats())
+    wait_for(lambda: all(thread.name != "consecution-beat" for thread in threading.enumerate()))
+    node.leave.set()
+
+
 def test_without_a_supervisor_it_ends(bench: Make) -> None:
     one = bench(Copy("node"))
     path = one.hear(control.Hello).endpoint.removeprefix("ipc://")
